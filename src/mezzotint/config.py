@@ -1,0 +1,70 @@
+"""Every setting, in one frozen value: from the command line, the environment (MEZZOTINT_...), or its default.
+
+Must not read the disk or choose a device: it only says what was asked for.
+"""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from mezzotint.catalog import BUNDLED_MODEL
+from mezzotint.errors import SetupError
+from mezzotint.request import nearest
+
+PREFIX = "MEZZOTINT_"
+
+# Variables of ours that are not settings of the server.
+_OTHERS = frozenset({"MEZZOTINT_SERVER", "MEZZOTINT_TRAINING"})
+
+
+def _data_folder() -> Path:
+    base = os.environ.get("XDG_DATA_HOME") or str(Path.home() / ".local" / "share")
+    return Path(base) / "mezzotint"
+
+
+class Settings(BaseSettings):
+    """How this server runs. docs/settings.md is checked against it."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+
+    host: Annotated[str, Field(description="address to listen on; this version listens on loopback only")] = "127.0.0.1"
+    port: Annotated[int, Field(ge=0, le=65535, description="0 takes a free port")] = 7801
+    data: Annotated[Path, Field(description="folder of database, pictures, caches")] = Field(default_factory=_data_folder)
+    models: Annotated[tuple[Path, ...], NoDecode, Field(description="folders of models; the bundled one is always there")] = ()
+    default_model: Annotated[str, Field(description="model of requests that name none")] = BUNDLED_MODEL
+    devices: Annotated[
+        tuple[str, ...], NoDecode, Field(description="devices to use, such as cpu:0; default: every CUDA device, else cpu:0")
+    ] = ()
+    threads: Annotated[int | None, Field(ge=1, le=1024, description="CPU threads of a worker; default: all cores")] = None
+    queue_size: Annotated[int, Field(ge=1, le=1_000_000, description="sessions that may wait; more are refused")] = 10_000
+    max_pixels: Annotated[int, Field(ge=4096, le=67_108_864, description="largest picture, width x height")] = 4_194_304
+    drain_s: Annotated[float, Field(ge=0, le=3600, description="time that running sessions get at a stop")] = 30.0
+    log_level: Annotated[str, Field(pattern="^(debug|info|warning|error)$", description="least severe line to log")] = "info"
+
+    @property
+    def cache(self) -> Path:
+        """Learned and derived files; may be shared and deleted."""
+        base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+        return Path(base) / "mezzotint"
+
+
+def load_settings(**given: Any) -> Settings:
+    """Settings with what was given on top of the environment. Raises SetupError naming the setting and the way out."""
+    known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
+    for name in os.environ:
+        if name.startswith(PREFIX) and name not in known | _OTHERS:
+            near = nearest(name, known)
+            hint = f"; did you mean {near}?" if near else f"; settings: {', '.join(sorted(known))}"
+            raise SetupError(f"{name} is not a setting{hint}")
+    given = {name: value for name, value in given.items() if value is not None}
+    for name in ("models", "devices"):
+        if name not in given and (listed := os.environ.get(f"{PREFIX}{name.upper()}")):
+            given[name] = tuple(part for part in listed.split(os.pathsep if name == "models" else ",") if part)
+    try:
+        return Settings(**given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise SetupError(f"setting {'.'.join(map(str, first['loc']))}: {first['msg']}; got {first['input']!r}") from error

@@ -1,0 +1,35 @@
+"""Which trajectories share the next model call. Pure: no tensors are touched, nothing is remembered here."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from mezzotint.engine.trajectory import BatchKey, Trajectory
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batch:
+    key: BatchKey
+    trajectories: tuple[Trajectory, ...]
+
+
+def pick_batch(running: Sequence[Trajectory], served: Mapping[BatchKey, int], max_rows: int) -> Batch | None:
+    """The next call: the key served longest ago (`served`: key -> number of the call that served it last), and of its
+    trajectories those with the highest priority, then the least work left, less what they have waited.
+
+    Fills up to `max_rows` rows, at least one trajectory. None when nothing denoises.
+    """
+    waiting = [trajectory for trajectory in running if not trajectory.sampler.done]
+    if not waiting:
+        return None
+    keys = dict.fromkeys(trajectory.key for trajectory in waiting)  # in order of arrival
+    key = min(keys, key=lambda candidate: served.get(candidate, -1))
+    members = [trajectory for trajectory in waiting if trajectory.key == key]
+    members.sort(key=lambda trajectory: (-trajectory.priority, trajectory.remaining - trajectory.waited))
+    chosen: list[Trajectory] = []
+    rows = 0
+    for trajectory in members:
+        if chosen and rows + trajectory.rows > max_rows:
+            break
+        chosen.append(trajectory)
+        rows += trajectory.rows
+    return Batch(key=key, trajectories=tuple(chosen))

@@ -1,0 +1,279 @@
+"""The step loop: sessions in, events out, one batch and one step at a time.
+
+Owns no process, socket or file: it is handed a loader and an encoder, and returns wire messages. Each call of `step`
+is bounded: at most one load or encoding, one decoding and one model call.
+"""
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from mezzotint.engine.batching import Batch, pick_batch
+from mezzotint.engine.samplers import Sampler
+from mezzotint.engine.trajectory import BatchKey, Running, Trajectory
+from mezzotint.errors import ErrorInfo
+from mezzotint.families.base import Conditioning, Family, Prompt, Rows
+from mezzotint.session import Usage
+from mezzotint.workers import wire
+
+log = logging.getLogger(__name__)
+
+Event = tuple[wire.FromWorker, bytes]
+
+MAX_ROWS = 16  # of one model call, until caps are learned per model and shape
+MAX_MODELS = 2  # kept loaded, those in use not counted out
+MAX_CONDITIONINGS = 128
+
+
+class Engine:
+    """Denoises many sessions at once. Not thread-safe: one thread calls everything."""
+
+    def __init__(
+        self,
+        load: Callable[[wire.ModelRef], Family],
+        encode_image: Callable[[Tensor, wire.Submit, int], bytes],
+        clock: Callable[[], float],
+        *,
+        max_rows: int = MAX_ROWS,
+    ) -> None:
+        """`encode_image(pixels (H, W, 3) uint8, submit, index)` gives the file's bytes; `clock` is monotonic seconds."""
+        self._load, self._encode_image, self._clock = load, encode_image, clock
+        self._max_rows = max_rows
+        self._sessions: dict[str, Running] = {}
+        self._models: OrderedDict[wire.ModelRef, Family] = OrderedDict()  # least recently used first
+        self._conditionings: OrderedDict[tuple[wire.ModelRef, Prompt], Conditioning] = OrderedDict()
+        self._served: dict[BatchKey, int] = {}
+        self._calls = 0
+        self.phase: str | None = None  # what a blocking call is doing, for the heartbeat
+        self.batch_rows = 0  # of the last model call
+
+    @property
+    def idle(self) -> bool:
+        return not self._sessions
+
+    @property
+    def resident(self) -> tuple[str, ...]:
+        """Ids of the models that are loaded."""
+        return tuple(model.id for model in self._models)
+
+    def submit(self, submit: wire.Submit) -> None:
+        """Take a session. It joins the batch at a later step boundary."""
+        self._sessions[submit.session_id] = Running(submit=submit, stage="loading")
+
+    def cancel(self, session_id: str, attempt: int) -> None:
+        """Stop a session at the next boundary. Unknown ids and other attempts are ignored: they have ended."""
+        running = self._sessions.get(session_id)
+        if running is not None and running.submit.attempt == attempt:
+            running.cancelled = True
+
+    def step(self) -> list[Event]:
+        """Advance one batch by one denoising step. Returns what happened; never blocks on a caller."""
+        events = self._drop_cancelled() + self._admit_one() + self._decode_one()
+        batch = pick_batch(self._denoising(), self._served, self._max_rows)
+        if batch is None:
+            return events
+        self._denoise(batch)
+        return events + self._report(batch)
+
+    # ---- sessions in
+
+    def _drop_cancelled(self) -> list[Event]:
+        dropped = [running for running in self._sessions.values() if running.cancelled]
+        return [event for running in dropped for event in self._end(running, "cancelled")]
+
+    def _admit_one(self) -> list[Event]:
+        """Do the next thing for the first session that is not denoising yet: announce, load, or encode."""
+        running = next((one for one in self._sessions.values() if one.stage != "denoising"), None)
+        if running is None:
+            return []
+        if running.stage == "loading" and running.submit.model in self._models:
+            running.stage = "encoding"
+        if running.phase != running.stage:
+            return self._announce(running, running.stage)
+        self.phase = running.stage
+        try:
+            if running.stage == "loading":
+                self._load_model(running.submit.model)
+                running.stage = "encoding"
+                return self._announce(running, "encoding")
+            warnings = self._prepare(running)
+            running.stage = "denoising"
+            return warnings + self._announce(running, "denoising")
+        except (MemoryError, torch.OutOfMemoryError):
+            return self._fail(running, "out_of_memory", f"not enough memory for {running.stage}")
+        except Exception:  # noqa: BLE001  one session's fault must not end its neighbours; told as an error, logged whole
+            log.exception("session %s failed while %s", running.id, running.stage)
+            code = "model_invalid" if running.stage == "loading" else "internal"
+            return self._fail(running, code, f"{running.stage} failed; the server's log has the cause")
+        finally:
+            self.phase = None
+
+    def _load_model(self, model: wire.ModelRef) -> None:
+        in_use = {running.submit.model for running in self._sessions.values()}
+        for loaded in list(self._models):
+            if len(self._models) >= MAX_MODELS and loaded not in in_use:
+                del self._models[loaded]
+        self._models[model] = self._load(model)
+
+    def _prepare(self, running: Running) -> list[Event]:
+        """Encode the prompts and draw the first latents of every image."""
+        request, model = running.submit.request, running.submit.model
+        family = self._models[model]
+        self._models.move_to_end(model)
+        guided = request.guidance_scale > 1
+        texts = [request.prompt, request.negative_prompt] if guided else [request.prompt]
+        windows = max(family.windows(text) for text in texts)
+        encoded = [
+            self._conditioning(family, model, Prompt(text=text, clip_skip=skip, windows=windows))
+            # diffusers applies clip_skip to the prompt only
+            for text, skip in zip(texts, (request.clip_skip, None), strict=False)
+        ]
+        height, width = request.height // family.vae_factor, request.width // family.vae_factor
+        for index in range(request.num_images):
+            sampler = Sampler(request, family.scheduler_config, request.seed + index)
+            trajectory = Trajectory(
+                key=BatchKey(
+                    model=model.sha256,
+                    height=height,
+                    width=width,
+                    windows=windows,
+                    alone=f"{running.id}/{index}" if request.deterministic else "",
+                ),
+                family=family,
+                index=index,
+                seed=request.seed + index,
+                sampler=sampler,
+                latents=sampler.noise(family.latent_channels, height, width),
+                hidden=encoded[0].hidden,
+                negative=encoded[1].hidden if guided else None,
+                guidance_scale=request.guidance_scale,
+                priority=request.priority,
+            )
+            running.trajectories.append(trajectory)
+        if not any(conditioning.cut for conditioning in encoded):
+            return []
+        message = "the prompt is longer than the encoder's windows; the rest was left out"
+        ids = {"session_id": running.id, "attempt": running.submit.attempt}
+        return [(wire.Warned(**ids, code="prompt_cut", message=message, field="prompt"), b"")]
+
+    def _conditioning(self, family: Family, model: wire.ModelRef, prompt: Prompt) -> Conditioning:
+        key = (model, prompt)
+        if key not in self._conditionings:
+            self._conditionings[key] = family.encode([prompt])[0]
+            if len(self._conditionings) > MAX_CONDITIONINGS:
+                self._conditionings.popitem(last=False)
+        self._conditionings.move_to_end(key)
+        return self._conditionings[key]
+
+    # ---- the step
+
+    def _denoising(self) -> list[Trajectory]:
+        return [trajectory for running in self._sessions.values() for trajectory in running.trajectories]
+
+    def _denoise(self, batch: Batch) -> None:
+        members = batch.trajectories
+        self.phase = "denoising"
+        started = self._clock()
+        output = members[0].family.predict(_rows(members))
+        spent = self._clock() - started
+        self.phase = None
+        for trajectory, part in zip(members, output.split([one.rows for one in members]), strict=True):
+            trajectory.advance(part)
+        self._calls += 1
+        self._served[batch.key] = self._calls
+        self.batch_rows = len(output)
+        chosen = set(members)
+        for running in self._sessions.values():
+            own = sum(one.rows for one in running.trajectories if one in chosen)
+            running.device_s += spent * own / self.batch_rows
+            for trajectory in running.trajectories:
+                if trajectory.key == batch.key and trajectory not in chosen:
+                    trajectory.waited += 1
+
+    def _report(self, batch: Batch) -> list[Event]:
+        chosen = set(batch.trajectories)
+        events: list[Event] = []
+        for running in self._sessions.values():
+            if not chosen.intersection(running.trajectories):
+                continue
+            lowest = next((one for one in running.trajectories if not one.sampler.done), running.trajectories[-1])
+            request = running.submit.request
+            progress = wire.Progress(
+                session_id=running.id,
+                attempt=running.submit.attempt,
+                image_index=lowest.index,
+                step=lowest.sampler.step,
+                steps=request.num_inference_steps,
+                done=running.steps_run,
+                total=request.num_inference_steps * request.num_images,
+            )
+            events.append((progress, b""))
+            if all(one.sampler.done for one in running.trajectories):
+                events += self._announce(running, "decoding")
+        return events
+
+    # ---- pictures out
+
+    def _decode_one(self) -> list[Event]:
+        for running in self._sessions.values():
+            for trajectory in running.trajectories:
+                if trajectory.sampler.done:
+                    return self._decode(running, trajectory)
+        return []
+
+    def _decode(self, running: Running, trajectory: Trajectory) -> list[Event]:
+        submit = running.submit
+        self.phase = "decoding"
+        try:
+            pixels = trajectory.family.decode(trajectory.latents)[0]
+        except (MemoryError, torch.OutOfMemoryError):
+            return self._fail(running, "out_of_memory", "not enough memory for decoding")
+        finally:
+            self.phase = None
+        blob = self._encode_image(pixels, submit, trajectory.index)
+        running.trajectories.remove(trajectory)
+        running.images_done += 1
+        running.steps_done += trajectory.sampler.steps
+        image = wire.ImageDone(
+            session_id=running.id,
+            attempt=submit.attempt,
+            index=trajectory.index,
+            seed=trajectory.seed,
+            width=pixels.shape[1],
+            height=pixels.shape[0],
+            format=submit.request.output.format,
+        )
+        events: list[Event] = [(image, blob)]
+        if not running.trajectories:
+            events += self._announce(running, "storing") + self._end(running, "succeeded")
+        return events
+
+    def _fail(self, running: Running, code: str, message: str) -> list[Event]:
+        error = ErrorInfo(code=code, message=message, phase=running.phase, retryable=False)
+        return self._end(running, "failed", error)
+
+    def _end(self, running: Running, outcome: str, error: ErrorInfo | None = None) -> list[Event]:
+        del self._sessions[running.id]
+        unknown = {"peak_memory_bytes": "not measured per session by this version"}
+        usage = Usage(device_s=running.device_s, steps_run=running.steps_run, unknown=unknown)
+        attempt = running.submit.attempt
+        ended = wire.Ended(session_id=running.id, attempt=attempt, outcome=outcome, usage=usage, error=error)
+        return [(ended, b"")]
+
+    def _announce(self, running: Running, phase: str) -> list[Event]:
+        running.phase = phase
+        return [(wire.Phase(session_id=running.id, attempt=running.submit.attempt, phase=phase), b"")]
+
+
+def _rows(members: tuple[Trajectory, ...]) -> Rows:
+    latents, timesteps, hidden = [], [], []
+    for one in members:
+        scaled = one.sampler.scaled(one.latents)
+        texts = [one.hidden] if one.negative is None else [one.negative, one.hidden]
+        latents += [scaled] * len(texts)
+        timesteps += [one.sampler.timestep.to(torch.float32)] * len(texts)
+        hidden += texts
+    return Rows(latents=torch.cat(latents), timesteps=torch.stack(timesteps), hidden=torch.stack(hidden))

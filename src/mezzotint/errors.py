@@ -1,0 +1,134 @@
+"""Every error a caller or operator can meet, with its stable code. Must not import anything of ours.
+
+    MezzotintError
+    ├── CallerError            the caller can mend it
+    │   ├── InvalidRequest     one or more faults of a request, all at once
+    │   ├── NotFound           an id in a path names nothing (session, model, device, image)
+    │   └── Conflict           the session is not in a state that allows it (session_ended, illegal_state)
+    ├── TryLater               waiting mends it (queue_full, not_ready, storage_full)
+    ├── RunFailure             an accepted session could not be finished (worker_lost, out_of_memory, model_invalid, ...)
+    └── SetupError             the operator can mend it (data folder in use, newer schema, bad setting)
+
+Branch by what the reader can do, not by module. `code` never changes once released; `message` names the value, the rule
+and the way out. Exceptions do not cross a process boundary: `ErrorInfo` does.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+# code -> HTTP status on the native routes. The one table of faults and statuses.
+STATUS: dict[str, int] = {
+    # faults of a request body
+    "invalid_request": 422,
+    "invalid_json": 400,
+    "unknown_field": 422,
+    "duplicate_field": 422,
+    "invalid_value": 422,
+    "unsupported_field": 422,
+    "unsupported_size": 422,
+    "unsupported_type": 422,
+    "model_not_found": 422,
+    "model_invalid": 422,
+    "device_not_found": 422,
+    "seed_overflow": 422,
+    "body_too_large": 413,
+    "unsupported_media_type": 415,
+    "bad_host": 421,
+    "cross_site": 403,
+    # ids in paths
+    "session_not_found": 404,
+    "image_not_found": 404,
+    "unknown_url": 404,
+    "method_not_allowed": 405,
+    # states
+    "session_ended": 409,
+    "session_active": 409,
+    "illegal_state": 409,
+    # wait
+    "queue_full": 429,
+    "not_ready": 503,
+    "storage_full": 507,
+    # how an accepted session can end without its pictures
+    "worker_lost": 500,
+    "out_of_memory": 422,
+    "timeout": 422,
+    "expired": 422,
+    "cancelled": 422,
+    "internal": 500,
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ErrorInfo:
+    """An error as a value: what is stored with a session and what crosses process boundaries."""
+
+    code: str
+    message: str
+    field: str | None = None
+    phase: str | None = None
+    retryable: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fault:
+    """One thing wrong with a request. `field` is the snake_case path, such as `output.format`."""
+
+    field: str | None
+    code: str
+    message: str
+
+
+class MezzotintError(Exception):
+    """Anything that a caller or operator is told. Bugs are other exceptions and are told as `internal`."""
+
+    def __init__(self, message: str, *, code: str, field: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.code = code
+        self.field = field
+
+
+class CallerError(MezzotintError):
+    """The caller can mend it."""
+
+
+class InvalidRequest(CallerError):
+    """A request with faults. Carries all that were found, never only the first."""
+
+    def __init__(self, faults: Sequence[Fault]) -> None:
+        assert faults, "an invalid request has a fault"  # noqa: S101  invariant of our own
+        self.faults = tuple(faults)
+        first = faults[0]
+        code = first.code if len(faults) == 1 else "invalid_request"
+        super().__init__("; ".join(fault.message for fault in faults), code=code, field=first.field)
+
+
+class NotFound(CallerError):
+    """An id in a path names nothing. Not raised for ids inside a body: those are faults of the request."""
+
+
+class Conflict(CallerError):
+    """The session's state does not allow it: it has ended, or it is still active."""
+
+
+class TryLater(MezzotintError):
+    """Nothing is wrong with the request; the server cannot take it now."""
+
+    def __init__(self, message: str, *, code: str, retry_after_s: int) -> None:
+        super().__init__(message, code=code)
+        self.retry_after_s = retry_after_s
+
+
+class RunFailure(MezzotintError):
+    """An accepted session could not be finished."""
+
+    def __init__(self, info: ErrorInfo) -> None:
+        super().__init__(info.message, code=info.code, field=info.field)
+        self.info = info
+
+
+class SetupError(MezzotintError):
+    """The operator can mend it. Raised at start only."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, code="setup")

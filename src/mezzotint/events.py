@@ -1,0 +1,87 @@
+"""What happened to each session, told to whoever listens. Must not block a teller: a listener that is too slow is dropped."""
+
+import asyncio
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+KEPT = 1000  # events of a session that can be replayed
+KEPT_ENDED = 2000  # ended sessions whose events are still in memory
+BACKLOG = 256  # events that a listener may be behind
+
+# Replayed to who comes later. Progress and previews are not: the next one says more.
+STORED = frozenset({"state", "image", "warning", "end"})
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Event:
+    """`kind` is state, progress, image, warning or end; `id` rises by one within a session."""
+
+    id: int
+    kind: str
+    data: Any
+
+
+@dataclass(kw_only=True, slots=True)
+class _Log:
+    last_id: int = 0
+    stored: deque[Event] = field(default_factory=lambda: deque(maxlen=KEPT))
+    listeners: set[asyncio.Queue[Event | None]] = field(default_factory=set)
+    ended: bool = False
+
+
+class Events:
+    """The events of all sessions, in memory."""
+
+    def __init__(self) -> None:
+        self._logs: OrderedDict[str, _Log] = OrderedDict()
+
+    def tell(self, session_id: str, kind: str, data: Any) -> None:
+        log = self._logs.setdefault(session_id, _Log())
+        log.last_id += 1
+        event = Event(id=log.last_id, kind=kind, data=data)
+        if kind in STORED:
+            log.stored.append(event)
+        for listener in list(log.listeners):
+            if not listener.full():
+                listener.put_nowait(event)
+            elif kind in STORED:
+                log.listeners.discard(listener)
+                listener.get_nowait()
+                listener.put_nowait(None)  # too slow: the stream ends, and the listener may come back and replay
+        if kind == "end":
+            log.ended = True
+            self._forget_old()
+
+    def knows(self, session_id: str) -> bool:
+        return session_id in self._logs
+
+    async def follow(self, session_id: str, after: int = 0) -> AsyncIterator[Event]:
+        """Stored events above `after`, then each as it comes; ends after `end`. Ends early for a listener too slow."""
+        log = self._logs[session_id]
+        for event in [event for event in log.stored if event.id > after]:
+            yield event
+            after = event.id
+        if log.ended:
+            return
+        listener: asyncio.Queue[Event | None] = asyncio.Queue(maxsize=BACKLOG)
+        for event in log.stored:  # what came while the caller took the replay
+            if event.id > after:
+                listener.put_nowait(event)
+        log.listeners.add(listener)
+        try:
+            while (next_event := await listener.get()) is not None:
+                yield next_event
+                if next_event.kind == "end":
+                    return
+        finally:
+            log.listeners.discard(listener)
+
+    def forget(self, session_id: str) -> None:
+        self._logs.pop(session_id, None)
+
+    def _forget_old(self) -> None:
+        ended = [session_id for session_id, log in self._logs.items() if log.ended]
+        for session_id in ended[: max(0, len(ended) - KEPT_ENDED)]:
+            del self._logs[session_id]

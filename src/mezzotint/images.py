@@ -1,0 +1,110 @@
+"""Pictures out: pixels to PNG, JPEG or WebP, with the parameters that made them. Runs in a worker, never in the API process.
+
+What is written holds only what determines the picture, so that equal pixels give equal files: no ids, no times, no paths.
+"""
+
+import io
+import json
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from mezzotint.request import Request
+
+MAX_METADATA_BYTES = 64 * 1024
+_MAX_EXIF_BYTES = 60 * 1024
+
+# Fields that say who asked or how to run it, not what is drawn.
+_NOT_THE_PICTURE = frozenset({"metadata", "priority", "timeout_s", "expires_s", "device", "output", "num_images", "seed"})
+
+_A1111_SAMPLERS = {
+    "ddim": "DDIM",
+    "ddpm": "DDPM",
+    "dpm_multistep": "DPM++ 2M",
+    "dpm_singlestep": "DPM++ 2S a",
+    "dpm_sde": "DPM++ SDE",
+    "euler": "Euler",
+    "euler_ancestral": "Euler a",
+    "heun": "Heun",
+    "lms": "LMS",
+    "kdpm2": "DPM2",
+    "kdpm2_ancestral": "DPM2 a",
+    "pndm": "PLMS",
+    "unipc": "UniPC",
+    "lcm": "LCM",
+}
+
+
+def encode(pixels: "np.ndarray[Any, np.dtype[np.uint8]]", request: Request, seed: int, made_with: dict[str, Any]) -> bytes:
+    """(H, W, 3) uint8 to a file of `request.output.format`. `made_with` holds model, versions, device_kind, dtype, executor."""
+    output, image, file = request.output, Image.fromarray(pixels, "RGB"), io.BytesIO()
+    text = parameters_text(request, seed, made_with) if output.embed_metadata else ""
+    record = json.dumps(metadata(request, seed, made_with), separators=(",", ":")) if output.embed_metadata else ""
+    if len(record) > MAX_METADATA_BYTES:
+        record = ""
+    if output.format == "png":
+        image.save(file, "PNG", pnginfo=_png_text(text, record), compress_level=6)
+    else:
+        exif = _exif(text, record)
+        image.save(file, output.format.upper(), quality=output.quality, **({"exif": exif} if exif else {}))
+    return file.getvalue()
+
+
+def metadata(request: Request, seed: int, made_with: dict[str, Any]) -> dict[str, Any]:
+    """The `mezzotint` chunk: enough to draw the same picture again."""
+    fields = {
+        name: getattr(request, name) for name in Request.__dataclass_fields__ if name not in _NOT_THE_PICTURE
+    }
+    return {"v": 1, "seed": seed, "request": fields, **made_with}
+
+
+def parameters_text(request: Request, seed: int, made_with: dict[str, Any]) -> str:
+    """The text that AUTOMATIC1111 and its readers put into `parameters`."""
+    lines = [request.prompt]
+    if request.negative_prompt:
+        lines.append(f"Negative prompt: {request.negative_prompt}")
+    pairs = {
+        "Steps": request.num_inference_steps,
+        "Sampler": _A1111_SAMPLERS[request.scheduler],
+        "CFG scale": f"{request.guidance_scale:g}",
+        "Seed": seed,
+        "Size": f"{request.width}x{request.height}",
+        "Model hash": made_with["model"]["sha256"][:10],
+        "Model": request.model,
+        **({"Clip skip": request.clip_skip + 1} if request.clip_skip else {}),
+        "RNG": "CPU",
+        "Version": f"mezzotint {made_with['versions']['mezzotint']}",
+    }
+    lines.append(", ".join(f"{key}: {_quoted(str(value))}" for key, value in pairs.items()))
+    return "\n".join(lines)
+
+
+def _quoted(value: str) -> str:
+    return json.dumps(value, ensure_ascii=False) if any(mark in value for mark in ",:\n") else value
+
+
+def _png_text(text: str, record: str) -> PngInfo | None:
+    if not text:
+        return None
+    info = PngInfo()
+    try:
+        text.encode("latin-1")
+        info.add_text("parameters", text)
+    except UnicodeEncodeError:
+        info.add_itxt("parameters", text)
+    if record:
+        info.add_itxt("mezzotint", record)
+    return info
+
+
+def _exif(text: str, record: str) -> bytes:
+    if not text:
+        return b""
+    exif = Image.Exif()
+    comment = b"UNICODE\0" + text.encode("utf-16-be")
+    if record and len(comment) + len(record) <= _MAX_EXIF_BYTES:
+        exif[0x010E] = "mezzotint:" + record
+    exif.get_ifd(0x8769)[0x9286] = comment
+    return exif.tobytes()

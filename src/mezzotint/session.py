@@ -1,0 +1,113 @@
+"""A session's life as pure values: states, the table of legal changes, progress and timing. Must not do I/O or read a clock."""
+
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Any
+
+from mezzotint.errors import ErrorInfo
+from mezzotint.request import Request
+
+
+class State(StrEnum):
+    QUEUED = "queued"
+    RUNNING = "running"
+    PAUSED = "paused"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+
+class Phase(StrEnum):
+    """What a running session is doing. A change of phase is progress, not a change of state."""
+
+    LOADING = "loading"
+    ENCODING = "encoding"
+    DENOISING = "denoising"
+    DECODING = "decoding"
+    STORING = "storing"
+
+
+FINAL = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED, State.EXPIRED})
+
+# The law. The database repeats it in a trigger (store/migrations); a test compares the two.
+NEXT: dict[State, frozenset[State]] = {
+    State.QUEUED: frozenset({State.RUNNING, State.CANCELLED, State.EXPIRED, State.FAILED}),
+    State.RUNNING: frozenset(
+        # QUEUED again: its worker was lost, or the server restarted
+        {State.QUEUED, State.PAUSED, State.SUCCEEDED, State.FAILED, State.CANCELLED}
+    ),
+    State.PAUSED: frozenset({State.QUEUED, State.CANCELLED}),
+    State.SUCCEEDED: frozenset(),
+    State.FAILED: frozenset(),
+    State.CANCELLED: frozenset(),
+    State.EXPIRED: frozenset(),
+}
+
+SPANS = ("queued", "loading", "encoding", "denoising", "decoding", "storing", "paused")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """How far a session is. `step` and `image_index` are those of its lowest unfinished image."""
+
+    phase: Phase | None = None
+    step: int = 0
+    steps: int = 0
+    fraction: float = 0.0  # all steps done over all steps of all images; 1.0 only when succeeded
+    eta_s: float | None = None
+    image_index: int = 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Usage:
+    peak_memory_bytes: int | None = None
+    device_s: float | None = None  # time of the model calls, each shared by rows
+    steps_run: int = 0
+    steps_resumed: int = 0
+    unknown: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ImageRecord:
+    """A stored picture of a session. It exists on disk, fsynced, before this record does."""
+
+    index: int
+    seed: int
+    width: int
+    height: int
+    format: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Session:
+    """One accepted request's life. A change returns a new value; the store decides whether it happens."""
+
+    id: str
+    state: State
+    request: Request
+    device: str | None
+    attempt: int
+    losses: int  # consecutive workers lost under it with no progress kept
+    created_at: float  # Unix seconds, for display
+    started_at: float | None
+    ended_at: float | None
+    spans: dict[str, float]  # seconds by name of SPANS, up to the last stored change
+    usage: Usage
+    images: tuple[ImageRecord, ...]
+    error: ErrorInfo | None
+    warnings: tuple[dict[str, Any], ...]
+    cancel_requested: bool
+    pause_requested: bool
+    progress: Progress
+    queue_position: int | None = None
+    batch_id: str | None = None
+
+    @property
+    def ended(self) -> bool:
+        return self.state in FINAL
+
+    def having(self, **changes: Any) -> "Session":
+        return replace(self, **changes)

@@ -1,0 +1,126 @@
+"""Keeps one live worker per device: starts, watches, kills what hangs, starts again. Knows nothing of sessions."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+import structlog
+
+from mezzotint.workers import wire
+from mezzotint.workers.local import LocalWorker
+
+log = structlog.get_logger(__name__)
+
+HELLO_S = 180.0  # imports from a cold disk
+SILENT_S = 10.0  # heartbeats come each second from a thread of their own
+PHASE_S = 15 * 60.0  # one load, encoding, model call or decoding; until times are learned
+WATCH_S = 1.0
+STOP_S = 0.5  # a worker in a model call cannot hear Stop; it is killed
+BACKOFF_S = (0.0, 0.5, 1.0, 2.0, 5.0, 15.0, 30.0)
+
+
+@dataclass(kw_only=True, slots=True)
+class Seat:
+    """A device's place: who sits there now and what came before."""
+
+    device: str
+    worker: LocalWorker | None = None
+    restarts: int = 0
+    failed_starts: int = 0  # in a row, without a Hello between
+    last_exit: str | None = None
+    facts: wire.DeviceFacts | None = None  # as last told
+
+
+class Supervisor:
+    """One worker per device. Calls `on_ready`, `on_message`, `on_lost`; for one worker never two at a time."""
+
+    def __init__(self, devices: tuple[str, ...], threads: int) -> None:
+        self.seats = {device: Seat(device=device) for device in devices}
+        self._threads = threads
+        self._count = 0
+        self._stopping = False
+        self._keeping: list[asyncio.Task[None]] = []
+        self.on_ready: Callable[[LocalWorker], Awaitable[None]]
+        self.on_message: Callable[[LocalWorker, wire.FromWorker, bytes], Awaitable[None]]
+        self.on_lost: Callable[[LocalWorker, str], Awaitable[None]]
+
+    def start(self) -> None:
+        for seat in self.seats.values():
+            self._keeping.append(asyncio.create_task(self._keep(seat), name=f"keep {seat.device}"))
+
+    async def stop(self) -> None:
+        """End every worker at once; returns when none is left."""
+        self._stopping = True
+        workers = [seat.worker for seat in self.seats.values() if seat.worker is not None]
+        for worker in workers:
+            worker.send(wire.Stop())
+        try:
+            async with asyncio.timeout(STOP_S):
+                await asyncio.gather(*(worker.wait() for worker in workers))
+        except TimeoutError:
+            for worker in workers:
+                worker.kill()
+        for task in self._keeping:
+            task.cancel()
+        await asyncio.gather(*self._keeping, return_exceptions=True)
+        await asyncio.gather(*(worker.wait() for worker in workers))
+
+    def ready(self) -> list[LocalWorker]:
+        workers = [seat.worker for seat in self.seats.values()]
+        return [worker for worker in workers if worker is not None and worker.hello is not None]
+
+    async def _keep(self, seat: Seat) -> None:
+        while not self._stopping:
+            await asyncio.sleep(BACKOFF_S[min(seat.failed_starts, len(BACKOFF_S) - 1)])
+            self._count += 1
+            worker_id = f"wrk_{self._count}"
+            worker = await LocalWorker.start(worker_id, seat.device, self._threads, self._heard, self._ended)
+            seat.worker = worker
+            seat.failed_starts += 1  # taken back by Hello
+            watching = asyncio.create_task(self._watch(worker), name=f"watch {worker_id}")
+            try:
+                await asyncio.shield(worker.wait())
+            finally:
+                watching.cancel()
+            seat.worker = None
+            seat.restarts += 1
+
+    async def _heard(self, worker: LocalWorker, message: wire.FromWorker, blob: bytes) -> None:
+        match message:
+            case wire.Hello():
+                if message.version != wire.VERSION:
+                    raise wire.WireError(f"it speaks version {message.version}, not {wire.VERSION}")
+                seat = self.seats[worker.device]
+                seat.failed_starts, seat.facts, worker.hello = 0, message.device, message
+                await self.on_ready(worker)
+            case wire.Heartbeat():
+                worker.heartbeat = message
+            case wire.DeviceFailed():
+                log.error("worker failed", worker=worker.id, device=worker.device, reason=message.message)
+            case _:
+                await self.on_message(worker, message, blob)
+
+    async def _ended(self, worker: LocalWorker, why: str) -> None:
+        seat = self.seats[worker.device]
+        seat.last_exit = why
+        if not self._stopping:
+            log.warning("worker lost", worker=worker.id, device=worker.device, pid=worker.pid, why=why)
+        await self.on_lost(worker, why)
+
+    async def _watch(self, worker: LocalWorker) -> None:
+        while True:
+            await asyncio.sleep(WATCH_S)
+            now = time.monotonic()
+            beat = worker.heartbeat
+            if worker.hello is None and now - worker.started > HELLO_S:
+                why = f"not ready after {HELLO_S:g} s"
+            elif worker.hello is not None and now - worker.last_heard > SILENT_S:
+                why = f"silent for {SILENT_S:g} s"
+            elif beat is not None and beat.phase not in (None, "starting") and beat.since_s > PHASE_S:
+                why = f"{beat.phase} took over {PHASE_S:g} s"
+            else:
+                continue
+            log.error("worker hangs", worker=worker.id, device=worker.device, why=why)
+            worker.kill()
+            return

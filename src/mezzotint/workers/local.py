@@ -1,0 +1,143 @@
+"""A worker as a child process of this one, on a socketpair. Must not interpret what a worker says about sessions."""
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+
+import structlog
+
+from mezzotint.workers import wire
+
+log = structlog.get_logger(__name__)
+
+# What a worker's environment may hold of ours. Secrets are not on this list.
+_KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "CUDA_HOME", "PYTHONPATH")
+_SET = {
+    "HF_HUB_OFFLINE": "1",
+    "TRANSFORMERS_OFFLINE": "1",
+    "DIFFUSERS_DISABLE_REMOTE_CODE": "1",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+    "DIFFUSERS_VERBOSITY": "error",
+    "TOKENIZERS_PARALLELISM": "false",
+    # Keep freed pages: glibc gives them back after every layer otherwise, and faults them in again.
+    "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
+    "MALLOC_TRIM_THRESHOLD_": str(16 << 30),
+}
+
+STDERR_LINES = 20
+
+
+class LocalWorker:
+    """One child process that owns one device. Made by `start`; ends once, by `on_end`."""
+
+    def __init__(self, worker_id: str, device: str, process: asyncio.subprocess.Process) -> None:
+        self.id = worker_id
+        self.device = device
+        self.started = time.monotonic()
+        self.last_heard = time.monotonic()
+        self.hello: wire.Hello | None = None
+        self.heartbeat: wire.Heartbeat | None = None
+        self.stderr: deque[str] = deque(maxlen=STDERR_LINES)
+        self._process = process
+        self._writer: asyncio.StreamWriter | None = None
+        self._listening: asyncio.Task[None]
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @classmethod
+    async def start(
+        cls,
+        worker_id: str,
+        device: str,
+        threads: int,
+        on_message: Callable[["LocalWorker", wire.FromWorker, bytes], Awaitable[None]],
+        on_end: Callable[["LocalWorker", str], Awaitable[None]],
+    ) -> "LocalWorker":
+        """Spawn it and begin to listen. Messages arrive in order, one at a time; `on_end(worker, why)` is the last call."""
+        ours, theirs = socket.socketpair()
+        try:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                "-P",  # never import from the current folder
+                "-m",
+                "mezzotint.workers.main",
+                *("--fd", str(theirs.fileno()), "--device", device, "--threads", str(threads)),
+                pass_fds=(theirs.fileno(),),
+                env={name: os.environ[name] for name in _KEPT if name in os.environ} | _SET,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=asyncio.subprocess.DEVNULL,
+                stderr=asyncio.subprocess.PIPE,
+                start_new_session=True,  # a terminal's Ctrl-C is ours to handle
+            )
+        except BaseException:
+            ours.close()
+            raise
+        finally:
+            theirs.close()
+        worker = cls(worker_id, device, process)
+        reader, worker._writer = await asyncio.open_connection(sock=ours, limit=1 << 20)
+        worker._listening = asyncio.create_task(worker._listen(reader, on_message, on_end), name=f"{worker_id} listen")
+        return worker
+
+    def send(self, message: wire.ToWorker) -> None:
+        """Queue a message. Lost without an error when the worker is dying: `on_end` follows."""
+        if self._writer is not None and not self._writer.is_closing():
+            self._writer.write(wire.frame(message))
+
+    def kill(self) -> None:
+        """SIGKILL. `on_end` follows."""
+        if self._process.returncode is None:
+            self._process.send_signal(signal.SIGKILL)
+
+    async def wait(self) -> None:
+        """Until it has ended and `on_end` has returned."""
+        await asyncio.gather(self._listening, return_exceptions=True)
+
+    async def _listen(
+        self,
+        reader: asyncio.StreamReader,
+        on_message: Callable[["LocalWorker", wire.FromWorker, bytes], Awaitable[None]],
+        on_end: Callable[["LocalWorker", str], Awaitable[None]],
+    ) -> None:
+        stderr = asyncio.create_task(self._read_stderr(), name=f"{self.id} stderr")
+        why = ""
+        try:
+            while True:
+                lengths = wire.lengths(await reader.readexactly(wire.HEAD_BYTES))
+                body = await reader.readexactly(lengths[0])
+                blob = await reader.readexactly(lengths[1])
+                self.last_heard = time.monotonic()
+                await on_message(self, wire.decode_from_worker(body), blob)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass  # EOF is how a worker's death looks
+        except wire.WireError as error:
+            why = f"it sent what cannot be read: {error}"
+        finally:
+            self.kill()
+            if self._writer is not None:
+                self._writer.close()
+            code = await self._process.wait()
+            await stderr
+            await on_end(self, why or _exit_text(code))
+
+    async def _read_stderr(self) -> None:
+        assert self._process.stderr is not None  # noqa: S101  invariant: we asked for the pipe
+        async for line in self._process.stderr:
+            text = line.decode(errors="replace").rstrip()
+            self.stderr.append(text)
+            log.info("worker said", worker=self.id, line=text)
+
+
+def _exit_text(code: int) -> str:
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    return f"exited with {code}"

@@ -1,0 +1,218 @@
+"""What a worker process runs: it limits itself, imports torch, then feeds the engine until the socket closes.
+
+Must not open a network connection, write a file, or outlive the API process.
+"""
+
+import argparse
+import ctypes
+import logging
+import os
+import platform
+import queue
+import resource
+import signal
+import socket
+import sys
+import threading
+import time
+from typing import TYPE_CHECKING, Any
+
+from mezzotint.workers import wire
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from mezzotint.engine.engine import Engine
+    from mezzotint.families.base import Family
+
+log = logging.getLogger("mezzotint.worker")
+
+HEARTBEAT_S = 1.0
+_PR_SET_PDEATHSIG = 1
+_PR_SET_NO_NEW_PRIVS = 38
+
+
+def main() -> None:
+    args = _arguments()
+    _limit_myself()
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    worker = Worker(socket.socket(fileno=args.fd), args.device, args.threads)
+    try:
+        worker.run()
+    except Exception:  # noqa: BLE001  the last handler of the process: the API process reads why it ends
+        log.exception("the worker cannot go on")
+        worker.send(wire.DeviceFailed(message=f"{type(sys.exc_info()[1]).__name__} in the step loop"))
+        os._exit(1)
+
+
+class Worker:
+    """Couples the engine to the socket. The main thread steps; one thread reads, one tells that we live."""
+
+    def __init__(self, connection: socket.socket, device: str, threads: int) -> None:
+        self._connection = connection
+        self._device_id = device
+        self._threads = threads
+        self._sending = threading.Lock()
+        self._inbox: queue.SimpleQueue[wire.ToWorker | None] = queue.SimpleQueue()
+        self._engine: Engine | None = None
+        self._moved = time.monotonic()
+
+    def run(self) -> None:
+        threading.Thread(target=self._read, name="read", daemon=True).start()
+        threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
+        engine = self._engine = self._start_engine()
+        while True:
+            while engine.idle or not self._inbox.empty():
+                self._take(engine, self._inbox.get())
+            for message, blob in engine.step():
+                self.send(message, blob)
+            self._moved = time.monotonic()
+
+    def send(self, message: wire.FromWorker, blob: bytes = b"") -> None:
+        with self._sending:
+            try:
+                self._connection.sendall(wire.frame(message, blob))
+            except OSError:
+                os._exit(0)  # the API process is gone; nobody is left to tell
+
+    def _take(self, engine: "Engine", message: wire.ToWorker | None) -> None:
+        match message:
+            case wire.Submit():
+                engine.submit(message)
+            case wire.Cancel():
+                engine.cancel(message.session_id, message.attempt)
+            case wire.Stop() | None:
+                os._exit(0)  # interpreter teardown with torch takes a second and frees nothing that exit does not
+
+    def _read(self) -> None:
+        while True:
+            try:
+                message = wire.receive_to_worker(self._connection)
+            except (OSError, wire.WireError):
+                log.exception("the API process cannot be understood")
+                message = None
+            if message is None and self._engine is None:
+                os._exit(0)
+            self._inbox.put(message)
+            if message is None:
+                # A model call can take long, and nobody waits for its result any more.
+                time.sleep(0.2)
+                os._exit(0)
+
+    def _beat(self) -> None:
+        import psutil
+
+        me = psutil.Process()
+        while True:
+            engine = self._engine
+            phase = "starting" if engine is None else engine.phase
+            resident = () if engine is None else engine.resident
+            since = time.monotonic() - self._moved
+            memory = me.memory_info().rss
+            self.send(wire.Heartbeat(phase=phase, since_s=since, memory_bytes=memory, resident=resident))
+            time.sleep(HEARTBEAT_S)
+
+    def _start_engine(self) -> "Engine":
+        from mezzotint.workers.imports import import_quickly
+
+        import_quickly()
+        import torch
+
+        from mezzotint.engine.engine import Engine
+
+        torch.set_num_threads(self._threads)
+        torch.set_grad_enabled(False)
+        if self._device_id.startswith("cpu"):
+            torch.set_float32_matmul_precision("medium")  # oneDNN instead of MKL; as accurate, measured
+        device = torch.device(self._device_id.partition(":")[0] if self._device_id.startswith("cpu") else self._device_id)
+        dtype = torch.float32
+        made_with = {
+            "versions": _versions(),
+            "device_kind": device.type,
+            "dtype": str(dtype).removeprefix("torch."),
+            "executor": "torch",
+        }
+
+        def load(model: wire.ModelRef) -> "Family":
+            return _load(model, device, dtype)
+
+        def encode(pixels: "Tensor", submit: wire.Submit, index: int) -> bytes:
+            from mezzotint import images
+
+            made = {"model": {key: getattr(submit.model, key) for key in ("id", "family", "sha256")}, **made_with}
+            return images.encode(pixels.numpy(), submit.request, submit.request.seed + index, made)
+
+        engine = Engine(load, encode, time.monotonic)
+        facts = _device_facts(self._device_id, device, self._threads)
+        self.send(wire.Hello(version=wire.VERSION, pid=os.getpid(), device=facts))
+        return engine
+
+
+def _load(model: wire.ModelRef, device: "torch.device", dtype: "torch.dtype") -> "Family":
+    from importlib import import_module
+    from pathlib import Path
+
+    from mezzotint.families.table import FAMILIES
+
+    module, _, name = FAMILIES[model.family].implementation.partition(":")
+    family: Family = getattr(import_module(module), name)(Path(model.path), device, dtype)
+    return family
+
+
+def _versions() -> dict[str, str]:
+    import diffusers
+    import torch
+
+    import mezzotint
+
+    return {"mezzotint": mezzotint.__version__, "diffusers": diffusers.__version__, "torch": torch.__version__}
+
+
+def _device_facts(device_id: str, device: "torch.device", threads: int) -> wire.DeviceFacts:
+    import psutil
+    import torch
+
+    common: dict[str, Any] = {"id": device_id, "kind": device.type, "threads": threads}
+    if device.type == "cuda":
+        properties = torch.cuda.get_device_properties(device)
+        return wire.DeviceFacts(
+            name=properties.name,
+            memory_total_bytes=properties.total_memory,
+            dtypes=("float32", "bfloat16", "float16"),
+            driver=torch.version.cuda,
+            **common,
+        )
+    total = psutil.virtual_memory().total
+    return wire.DeviceFacts(
+        name=_cpu_name(), memory_total_bytes=total, dtypes=("float32", "bfloat16"), driver=None, **common
+    )
+
+
+def _cpu_name() -> str:
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            return next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _limit_myself() -> None:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the API process to turn into a clean stop
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="mezzotint-worker")
+    parser.add_argument("--fd", type=int, required=True)
+    parser.add_argument("--device", required=True)
+    parser.add_argument("--threads", type=int, required=True)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

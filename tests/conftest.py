@@ -1,0 +1,18 @@
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+@pytest.fixture(scope="session")
+def random_sd(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of models with one random-weight Stable Diffusion, `tiny`."""
+    from tests.models import build_sd
+
+    root = tmp_path_factory.mktemp("models")
+    build_sd(root / "tiny")
+    return root
