@@ -26,6 +26,8 @@ MAX_TENSORS = 20_000
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]{0,127}")
 _COMPONENT_SUFFIXES = frozenset({".json", ".txt", ".model", ".safetensors"})
 _CODE_SUFFIXES = frozenset({".py", ".pyc", ".so", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".h5", ".msgpack"})
+_PLAIN_WEIGHTS = re.compile(r"(diffusion_pytorch_)?model(-\d+-of-\d+)?\.safetensors")
+_HALF_WEIGHTS = re.compile(r"(diffusion_pytorch_)?model\.fp16(-\d+-of-\d+)?\.safetensors")
 _REFUSED_CONFIG_KEYS = re.compile(r"auto_map|trust_remote_code|custom_pipelines?|_attn_implementation.*")
 _SCHEDULER_NAMES = {class_name: name for name, class_name in SCHEDULERS.items()}
 
@@ -103,6 +105,15 @@ class Catalog:
         draft.write_text(found)
         draft.replace(note)
         return found
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files that make up a component: the whole precision when there are several, all its shards."""
+    files = sorted(folder.glob("*.safetensors"))
+    for pattern in (_PLAIN_WEIGHTS, _HALF_WEIGHTS):
+        if found := [file for file in files if pattern.fullmatch(file.name)]:
+            return found
+    return []
 
 
 def _candidates(root: Path) -> list[Path]:
@@ -197,9 +208,9 @@ def _check_components(path: Path, index: dict[str, Any], family: FamilyFacts) ->
 
 def _check_weights(folder: Path) -> int:
     """Bytes of the folder's weights, each file's header checked against its length before any parser sees it."""
-    files = sorted(folder.glob("*.safetensors"))
+    files = weight_files(folder)
     if not files:
-        raise _Unusable(f"{folder.name} has no .safetensors file")
+        raise _Unusable(f"{folder.name} has no weights in a .safetensors file of the usual name")
     for file in files:
         size = file.stat().st_size
         with file.open("rb") as opened:

@@ -74,6 +74,7 @@ class Dispatcher:
         self._queue: dict[str, _Waiting] = {}  # in order of acceptance
         self._live: dict[str, _Live] = {}
         self._refs: dict[str, wire.ModelRef] = {}
+        self._cancelled_early: set[str] = set()  # cancelled between the claim's commit and its Submit
         self._wake = asyncio.Event()
         self._loop: asyncio.Task[None] | None = None
         self._closing = False
@@ -112,14 +113,18 @@ class Dispatcher:
 
     async def accept(self, session_id: str, resolved: Resolved) -> Session:
         """Store a new session and put it in the queue. It is durable when this returns. Raises TryLater."""
-        if self._closing:
-            raise TryLater("the server is stopping; try another or come back", code="not_ready", retry_after_s=10)
+        self.check_accepting()
         session = await self._store.add(session_id, resolved.request, warnings=resolved.warnings, now=time.time())
         self._enqueue(session, {})
         self._tell_state(session)
         for warning in resolved.warnings:
             self._events.tell(session_id, "warning", warning)
         return self.view(session)
+
+    def check_accepting(self) -> None:
+        """Raises TryLater while the server stops."""
+        if self._closing:
+            raise TryLater("the server is stopping; try another or come back", code="not_ready", retry_after_s=10)
 
     async def cancel(self, session_id: str) -> Session:
         """Raises NotFound, or Conflict when it had ended. What this returns, ends cancelled."""
@@ -137,6 +142,8 @@ class Dispatcher:
         if (live := self._live.get(session_id)) is not None:
             live.session = live.session.having(cancel_requested=True)
             live.worker.send(wire.Cancel(session_id=session_id, attempt=live.session.attempt))
+        else:
+            self._cancelled_early.add(session_id)
         return self.view(session)
 
     def view(self, session: Session) -> Session:
@@ -246,6 +253,9 @@ class Dispatcher:
             await self._lose(self._live[session_id], alone=False)
             return
         worker.send(submit)
+        if session_id in self._cancelled_early:
+            self._cancelled_early.discard(session_id)
+            worker.send(wire.Cancel(session_id=session_id, attempt=session.attempt))
 
     async def _model(self, model_id: str) -> wire.ModelRef | None:
         model = self._catalog.models.get(model_id)

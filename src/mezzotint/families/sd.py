@@ -9,10 +9,10 @@ import torch
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
-from transformers.models.clip.modeling_clip import CLIPTextModel
-from transformers.models.clip.tokenization_clip import CLIPTokenizer
 
 from mezzotint.families.base import MAX_WINDOWS, Conditioning, Prompt, Rows
+from mezzotint.families.clip import ClipTextEncoder, ClipTokenizer
+from mezzotint.families.weights import load_module
 
 
 class StableDiffusion:
@@ -20,22 +20,17 @@ class StableDiffusion:
 
     def __init__(self, path: Path, device: torch.device, dtype: torch.dtype) -> None:
         """Loads from disk; never from a network. Raises OSError or ValueError when files do not fit together."""
-        own: dict[str, Any] = {"local_files_only": True, "use_safetensors": True}
-        self.unet = UNet2DConditionModel.from_pretrained(path / "unet", dtype=dtype, **own).to(device).eval()
-        self.vae = AutoencoderKL.from_pretrained(path / "vae", dtype=dtype, **own).to(device).eval()
-        text = CLIPTextModel.from_pretrained(path / "text_encoder", dtype=dtype, **own)
-        self.text_encoder = text.to(device).eval()
-        self.tokenizer = CLIPTokenizer.from_pretrained(path / "tokenizer", local_files_only=True)
+        self.unet = load_module(UNet2DConditionModel, path / "unet", device, dtype)
+        self.vae = load_module(AutoencoderKL, path / "vae", device, dtype)
+        self.text_encoder = ClipTextEncoder.load(path / "text_encoder", device, dtype)
+        self.tokenizer = ClipTokenizer(path / "tokenizer")
         self.scheduler_config = _scheduler_config(path)
         self.device, self.dtype = device, dtype
         self.latent_channels = int(self.vae.config.latent_channels)
         self.vae_factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
-        for module in (self.unet, self.vae, self.text_encoder):
-            module.requires_grad_(False)
 
     def windows(self, text: str) -> int:
-        inside = self.tokenizer.model_max_length - 2
-        return max(1, min(MAX_WINDOWS, -(-len(self._tokens(text)) // inside)))
+        return max(1, min(MAX_WINDOWS, -(-len(self.tokenizer.ids(text)) // (self.tokenizer.window - 2))))
 
     def encode(self, prompts: Sequence[Prompt]) -> list[Conditioning]:
         return [self._encode(prompt) for prompt in prompts]
@@ -59,31 +54,14 @@ class StableDiffusion:
 
     def _encode(self, prompt: Prompt) -> Conditioning:
         """Chunks as diffusers pads a single one: start, text, end, padding; then one after another along the tokens."""
-        inside = self.tokenizer.model_max_length - 2
-        tokens = self._tokens(prompt.text)
-        kept = tokens[: inside * MAX_WINDOWS]
+        frame, inside = self.tokenizer, self.tokenizer.window - 2
+        ids = frame.ids(prompt.text)
         count = max(prompt.windows, self.windows(prompt.text))
-        chunks = [kept[i * inside : (i + 1) * inside] for i in range(count)]
-        start, end, pad = self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id
-        ids = torch.tensor([[start, *chunk, end, *[pad] * (inside - len(chunk))] for chunk in chunks])
-        mask = None
-        if getattr(self.text_encoder.config, "use_attention_mask", False):
-            mask = torch.tensor([[1] * (len(chunk) + 2) + [0] * (inside - len(chunk)) for chunk in chunks])
+        chunks = [ids[i * inside : (i + 1) * inside] for i in range(count)]
+        rows = [[frame.start, *chunk, frame.end, *[frame.pad] * (inside - len(chunk))] for chunk in chunks]
         with torch.inference_mode():
-            output = self.text_encoder(
-                ids.to(self.device), attention_mask=mask, output_hidden_states=prompt.clip_skip is not None
-            )
-            if prompt.clip_skip is None:
-                hidden = output.last_hidden_state
-            else:
-                hidden = output.hidden_states[-(prompt.clip_skip + 1)]
-                hidden = self.text_encoder.final_layer_norm(hidden)
-        return Conditioning(
-            hidden=hidden.reshape(-1, hidden.shape[-1]), windows=count, cut=len(tokens) > len(kept)
-        )
-
-    def _tokens(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False, truncation=False, verbose=False).input_ids)
+            hidden = self.text_encoder(torch.tensor(rows, device=self.device), skip=prompt.clip_skip or 0)
+        return Conditioning(hidden=hidden.flatten(0, 1), windows=count, cut=len(ids) > inside * MAX_WINDOWS)
 
 
 def _scheduler_config(path: Path) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from mezzotint.errors import SetupError
 from mezzotint.workers import wire
 from mezzotint.workers.local import LocalWorker
 
@@ -17,6 +18,7 @@ SILENT_S = 10.0  # heartbeats come each second from a thread of their own
 PHASE_S = 15 * 60.0  # one load, encoding, model call or decoding; until times are learned
 WATCH_S = 1.0
 STOP_S = 0.5  # a worker in a model call cannot hear Stop; it is killed
+HOPELESS_STARTS = 3
 BACKOFF_S = (0.0, 0.5, 1.0, 2.0, 5.0, 15.0, 30.0)
 
 
@@ -69,6 +71,23 @@ class Supervisor:
     def ready(self) -> list[LocalWorker]:
         workers = [seat.worker for seat in self.seats.values()]
         return [worker for worker in workers if worker is not None and worker.hello is not None]
+
+    async def until_ready(self) -> None:
+        """Until every seat has a worker that said Hello. Raises SetupError when one cannot start."""
+        hopeless = asyncio.ensure_future(self.until_hopeless())
+        try:
+            while any(seat.worker is None or seat.worker.hello is None for seat in self.seats.values()):
+                if hopeless.done():
+                    raise SetupError(f"no worker can start: {hopeless.result()}")
+                await asyncio.sleep(0.02)
+        finally:
+            hopeless.cancel()
+
+    async def until_hopeless(self) -> str:
+        """Until no seat has a worker and each failed to start several times in a row; returns the last reason."""
+        while not all(seat.failed_starts > HOPELESS_STARTS for seat in self.seats.values()):
+            await asyncio.sleep(0.1)
+        return next(seat.last_exit or "unknown" for seat in self.seats.values())
 
     async def _keep(self, seat: Seat) -> None:
         while not self._stopping:

@@ -1,6 +1,7 @@
 """A worker as a child process of this one, on a socketpair. Must not interpret what a worker says about sessions."""
 
 import asyncio
+import contextlib
 import os
 import signal
 import socket
@@ -53,6 +54,10 @@ class LocalWorker:
     def pid(self) -> int:
         return self._process.pid
 
+    @property
+    def uptime_s(self) -> float:
+        return time.monotonic() - self.started
+
     @classmethod
     async def start(
         cls,
@@ -96,7 +101,8 @@ class LocalWorker:
     def kill(self) -> None:
         """SIGKILL. `on_end` follows."""
         if self._process.returncode is None:
-            self._process.send_signal(signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._process.pid, signal.SIGKILL)  # Popen's own would reap it behind the loop's back
 
     async def wait(self) -> None:
         """Until it has ended and `on_end` has returned."""

@@ -1,0 +1,103 @@
+"""Builds the ASGI application: routes, one shape of error, request ids. Must not hold a rule of inference."""
+
+import uuid
+
+import structlog
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from mezzotint import __version__, bodies
+from mezzotint.api import inference, models
+from mezzotint.api.security import SameSite
+from mezzotint.errors import STATUS, Fault, InvalidRequest, MezzotintError, TryLater
+from mezzotint.operations import Operations
+
+log = structlog.get_logger(__name__)
+
+MAX_BODY_BYTES = 1 << 20
+
+
+def build(operations: Operations) -> FastAPI:
+    app = FastAPI(title="Mezzotint", version=__version__, max_body_size=MAX_BODY_BYTES, redirect_slashes=False)
+    app.state.operations = operations
+    app.include_router(inference.router)
+    app.include_router(models.router)
+    app.add_exception_handler(MezzotintError, _told)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(RequestValidationError, _validation)
+    app.add_middleware(SameSite)
+    app.add_middleware(RequestIds)
+    return app
+
+
+class RequestIds:
+    """Gives every request an id, on its answer and its log lines; turns what nobody caught into one opaque 500."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        request_id = f"req_{uuid.uuid4().hex}"
+        scope.setdefault("state", {})["request_id"] = request_id
+        started = False
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+            await send(message)
+
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            try:
+                await self._app(scope, receive, send_with_id)
+            except Exception:  # noqa: BLE001  the outermost layer: the caller gets an id, the log gets the cause
+                log.exception("unhandled error", path=scope["path"])
+                if not started:
+                    error = MezzotintError("something went wrong; the server's log has it under this id", code="internal")
+                    await problem(error, request_id)(scope, receive, send_with_id)
+
+
+def problem(error: MezzotintError, request_id: str, status: int | None = None) -> Response:
+    status = STATUS[error.code] if status is None else status
+    headers = {"Cache-Control": "no-store"}
+    if isinstance(error, TryLater):
+        headers["Retry-After"] = str(error.retry_after_s)
+    body = bodies.problem(error, status, request_id)
+    return JSONResponse(body, status, headers, media_type="application/problem+json")
+
+
+async def _told(request: Request, error: Exception) -> Response:
+    assert isinstance(error, MezzotintError)  # noqa: S101  invariant: registered for this class only
+    status = 404 if error.code == "model_not_found" and not isinstance(error, InvalidRequest) else None
+    status = 404 if error.code == "device_not_found" and not isinstance(error, InvalidRequest) else status
+    return problem(error, request.state.request_id, status)
+
+
+_HTTP_CODES = {404: "unknown_url", 405: "method_not_allowed", 413: "body_too_large", 415: "unsupported_media_type"}
+
+
+async def _http(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # noqa: S101  invariant: registered for this class only
+    code = _HTTP_CODES.get(error.status_code, "invalid_request")
+    messages = {
+        404: f"{request.method} {request.url.path[:200]} is not a route here; /docs lists them",
+        405: f"{request.method} is not for {request.url.path[:200]}",
+        413: f"the body is over {MAX_BODY_BYTES} bytes",
+    }
+    message = messages.get(error.status_code, str(error.detail))
+    return problem(MezzotintError(message, code=code), request.state.request_id, error.status_code)
+
+
+async def _validation(request: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)  # noqa: S101  invariant: registered for this class only
+    faults = [
+        Fault(field=str(one["loc"][-1]), code="invalid_value", message=f"{one['loc'][-1]}: {one['msg']}")
+        for one in error.errors()
+    ]
+    return problem(InvalidRequest(faults), request.state.request_id)

@@ -1,0 +1,21 @@
+"""The only writer of server-sent events: a session's events as a stream. Must not decide which events there are."""
+
+from collections.abc import AsyncIterator
+
+import msgspec
+from fastapi.responses import StreamingResponse
+
+from mezzotint import bodies
+from mezzotint.events import Event
+
+_HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+
+
+def stream(session_id: str, events: AsyncIterator[Event]) -> StreamingResponse:
+    return StreamingResponse(_lines(session_id, events), media_type="text/event-stream", headers=_HEADERS)
+
+
+async def _lines(session_id: str, events: AsyncIterator[Event]) -> AsyncIterator[bytes]:
+    async for event in events:
+        data = msgspec.json.encode(bodies.event(session_id, event))
+        yield b"id: %d\nevent: %b\ndata: %b\n\n" % (event.id, event.kind.encode(), data)

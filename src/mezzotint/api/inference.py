@@ -1,0 +1,124 @@
+"""Native routes of sessions. Turns HTTP into `Operations` and back; must not hold a rule of its own."""
+
+from typing import Annotated, Any
+
+import msgspec
+from fastapi import APIRouter, Depends, Header, Query, Request, Response
+from fastapi.responses import FileResponse, JSONResponse
+
+from mezzotint import bodies
+from mezzotint.api import events
+from mezzotint.errors import CallerError, Fault, InvalidRequest
+from mezzotint.operations import Operations
+from mezzotint.request import RequestInput
+
+router = APIRouter(prefix="/api/inference/sessions", tags=["sessions"])
+
+MAX_WAIT_S = 600
+_BODY = {
+    "requestBody": {"required": True, "content": {"application/json": {"schema": RequestInput.model_json_schema()}}}
+}
+
+
+def operations(request: Request) -> Operations:
+    found: Operations = request.app.state.operations
+    return found
+
+
+Ops = Annotated[Operations, Depends(operations)]
+
+
+@router.post("", status_code=202, openapi_extra=_BODY)
+async def create(
+    request: Request,
+    ops: Ops,
+    prefer: Annotated[str | None, Header(max_length=256)] = None,
+    idempotency_key: Annotated[str | None, Header(max_length=255)] = None,
+) -> Response:
+    """Accept a request. It is on disk before this answers. `Prefer: wait=N` waits up to N seconds for the end."""
+    if idempotency_key is not None:
+        message = "Idempotency-Key is not supported by this version; leave it out"
+        raise InvalidRequest([Fault(field="Idempotency-Key", code="unsupported_field", message=message)])
+    wait_s = _wait(prefer)
+    session = await ops.create(_json(await request.body()))
+    if wait_s is not None:
+        session = await ops.wait(session.id, wait_s)
+    headers = {"Location": f"{bodies.SESSIONS}/{session.id}", "Cache-Control": "no-store"}
+    return JSONResponse(bodies.session(session), 200 if session.ended else 202, headers)
+
+
+@router.get("")
+async def listed(
+    ops: Ops,
+    active: bool | None = None,
+    state: Annotated[str | None, Query(max_length=64)] = None,
+    type: Annotated[str | None, Query(max_length=64)] = None,  # noqa: A002  the contract's word
+    model: Annotated[str | None, Query(max_length=256)] = None,
+    device: Annotated[str | None, Query(max_length=64)] = None,
+    batch: Annotated[str | None, Query(max_length=64)] = None,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    cursor: Annotated[str | None, Query(max_length=256)] = None,
+) -> dict[str, Any]:
+    """Sessions, newest first."""
+    sessions, next_cursor = await ops.list(
+        active=active, state=state, type=type, model=model, device=device, batch=batch, limit=limit, cursor=cursor
+    )
+    return {"sessions": [bodies.session(session) for session in sessions], "next_cursor": next_cursor}
+
+
+@router.get("/{session_id}")
+async def get(session_id: str, ops: Ops) -> dict[str, Any]:
+    return bodies.session(await ops.get(session_id))
+
+
+@router.post("/{session_id}/cancel")
+async def cancel(session_id: str, ops: Ops) -> dict[str, Any]:
+    """Stop it within one denoising step. Answers at once; the session ends cancelled."""
+    return bodies.session(await ops.cancel(session_id))
+
+
+@router.delete("/{session_id}", status_code=204)
+async def delete(session_id: str, ops: Ops) -> None:
+    """Remove an ended session and its pictures."""
+    await ops.delete(session_id)
+
+
+@router.get("/{session_id}/events")
+async def follow(
+    session_id: str, ops: Ops, last_event_id: Annotated[int, Header(ge=0, le=2**62)] = 0
+) -> Response:
+    """Server-sent events until the session ends: state, progress, image, warning, end."""
+    return events.stream(session_id, await ops.events(session_id, last_event_id))
+
+
+@router.get("/{session_id}/images/{index}")
+async def image(session_id: str, index: int, request: Request, ops: Ops) -> Response:
+    """A finished picture."""
+    record, path = await ops.image(session_id, index)
+    headers = {
+        "ETag": f'"{record.sha256}"',
+        "Cache-Control": "private, max-age=31536000, immutable",
+        "X-Content-Type-Options": "nosniff",
+    }
+    if request.headers.get("if-none-match") == headers["ETag"]:
+        return Response(status_code=304, headers=headers)
+    return FileResponse(path, media_type=f"image/{record.format}", headers=headers)
+
+
+def _wait(prefer: str | None) -> int | None:
+    """Seconds of `Prefer: wait=N`; other preferences are ignored, as RFC 7240 has it."""
+    for part in (prefer or "").split(","):
+        name, _, value = part.partition("=")
+        if name.strip().lower() == "wait":
+            if value.strip().isdigit() and 1 <= int(value) <= MAX_WAIT_S:
+                return int(value)
+            message = f"Prefer: wait must be a whole number from 1 to {MAX_WAIT_S}; got {value.strip()[:32]!r}"
+            raise InvalidRequest([Fault(field="Prefer", code="invalid_value", message=message)])
+    return None
+
+
+def _json(body: bytes) -> Any:
+    try:
+        return msgspec.json.decode(body)
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise CallerError(f"the body is not JSON: {str(error)[:200]}", code="invalid_json") from error

@@ -1,0 +1,49 @@
+"""Keeps other sites' pages from driving a server on loopback. Fails closed; must not look at bodies.
+
+A browser tells where a request comes from (Origin, Sec-Fetch-Site) and which name it used (Host). A page of another site
+can send requests here, and DNS can point its name at 127.0.0.1; neither passes.
+"""
+
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from mezzotint.errors import CallerError
+
+HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
+_JSON = "application/json"
+
+
+class SameSite:
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        error = _refusal(scope) if scope["type"] == "http" else None
+        if error is None:
+            return await self._app(scope, receive, send)
+        from mezzotint.api.app import problem
+
+        await problem(error, Request(scope).state.request_id)(scope, receive, send)
+
+
+def _refusal(scope: Scope) -> CallerError | None:
+    headers = Headers(scope=scope)
+    hosts = headers.getlist("host")
+    if len(hosts) != 1 or _name(hosts[0]) not in HOSTS:
+        return CallerError(f"this server answers as {', '.join(sorted(HOSTS))} only", code="bad_host")
+    origin, site = headers.get("origin"), headers.get("sec-fetch-site")
+    if origin is not None and origin.partition("://")[2] != hosts[0]:
+        return CallerError("pages of other origins may not use this server", code="cross_site")
+    if site not in (None, "same-origin", "none"):
+        return CallerError("pages of other sites may not use this server", code="cross_site")
+    if scope["method"] in ("POST", "PUT", "PATCH") and headers.get("content-length", "0") != "0":
+        media = headers.get("content-type", "").partition(";")[0].strip().lower()
+        if media != _JSON:
+            return CallerError(f"send {_JSON}; got {media[:64] or 'no Content-Type'!r}", code="unsupported_media_type")
+    return None
+
+
+def _name(host: str) -> str:
+    name, colon, port = host.rpartition(":")
+    return name.lower() if colon and port.isdigit() else host.lower()

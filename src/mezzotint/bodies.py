@@ -1,0 +1,116 @@
+"""Our values as the JSON bodies of the public contract. Must not fetch anything: what is not handed in is null, with a reason."""
+
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from mezzotint.catalog import Model
+from mezzotint.errors import Fault, InvalidRequest, MezzotintError
+from mezzotint.events import Event
+from mezzotint.session import SPANS, ImageRecord, Session
+
+SESSIONS = "/api/inference/sessions"
+
+
+def session(value: Session) -> dict[str, Any]:
+    request = msgspec.to_builtins(value.request)
+    metadata = request.pop("metadata")
+    path = f"{SESSIONS}/{value.id}"
+    return {
+        "id": value.id,
+        "state": str(value.state),
+        "type": value.request.type,
+        "model": value.request.model,
+        "device": value.device,
+        "attempt": value.attempt,
+        "priority": value.request.priority,
+        "queue_position": value.queue_position,
+        "batch_id": value.batch_id,
+        "request": request,
+        "progress": msgspec.to_builtins(value.progress),
+        "timing": {
+            "created_at": time(value.created_at),
+            "started_at": time(value.started_at),
+            "ended_at": time(value.ended_at),
+            **{f"{name}_s": round(value.spans.get(name, 0.0), 6) for name in SPANS},
+            "total_s": round(sum(value.spans.values()), 6),
+        },
+        "usage": msgspec.to_builtins(value.usage),
+        "images": [image(value.id, one) for one in value.images],
+        "error": msgspec.to_builtins(value.error) if value.error else None,
+        "warnings": list(value.warnings),
+        "cancel_requested": value.cancel_requested,
+        "pause_requested": value.pause_requested,
+        "metadata": metadata,
+        "links": {"self": path, "events": f"{path}/events", "cancel": f"{path}/cancel"},
+    }
+
+
+def image(session_id: str, value: ImageRecord) -> dict[str, Any]:
+    return msgspec.to_builtins(value) | {"url": f"{SESSIONS}/{session_id}/images/{value.index}"}
+
+
+def event(session_id: str, value: Event) -> dict[str, Any]:
+    if isinstance(value.data, Session):
+        return session(value.data)
+    if isinstance(value.data, ImageRecord):
+        return image(session_id, value.data)
+    body: dict[str, Any] = msgspec.to_builtins(value.data)
+    return body
+
+
+def model(value: Model, resident_on: list[str]) -> dict[str, Any]:
+    if value.state == "invalid":
+        return {"id": value.id, "kind": value.kind, "state": value.state, "reason": value.reason}
+    return {
+        "id": value.id,
+        "kind": value.kind,
+        "state": value.state,
+        "reason": None,
+        "family": value.family,
+        "types": list(value.types),
+        "bytes": value.bytes,
+        "resident_on": resident_on,
+        "width": value.width,
+        "height": value.height,
+        "size_multiple": value.size_multiple,
+        "min_size": value.min_size,
+        "prediction_type": value.prediction_type,
+        "defaults": {
+            "num_inference_steps": value.num_inference_steps,
+            "guidance_scale": value.guidance_scale,
+            "scheduler": value.scheduler,
+        },
+    }
+
+
+# error.type of OpenAI's clients, which read the same body, by status
+_OPENAI_TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
+
+
+def problem(error: MezzotintError, status: int, request_id: str) -> dict[str, Any]:
+    """One body for every error: RFC 9457, and `error` for clients of OpenAI's API."""
+    body: dict[str, Any] = {
+        "type": f"urn:mezzotint:error:{error.code}",
+        "title": error.code.replace("_", " "),
+        "status": status,
+        "detail": error.message,
+        "code": error.code,
+        "field": error.field,
+        "request_id": request_id,
+    }
+    if isinstance(error, InvalidRequest):
+        body["errors"] = [fault(one) for one in error.faults]
+    kind = _OPENAI_TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
+    body["error"] = {"message": error.message, "type": kind, "param": error.field, "code": error.code}
+    return body
+
+
+def fault(value: Fault) -> dict[str, Any]:
+    return {"field": value.field, "code": value.code, "message": value.message}
+
+
+def time(seconds: float | None) -> str | None:
+    """RFC 3339, UTC."""
+    return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")

@@ -1,0 +1,82 @@
+"""Looks at what a server needs from this machine. Must not change anything, or start a worker."""
+
+import os
+import shutil
+import sqlite3
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+import psutil
+
+from mezzotint import devices
+from mezzotint.catalog import Catalog
+from mezzotint.config import Settings
+
+MIN_DISK_BYTES = 1 << 30
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Finding:
+    check: str
+    ok: bool
+    found: str
+
+
+def examine(settings: Settings) -> list[Finding]:
+    return [_python(), *_packages(), _sqlite(), _data(settings.data), _disk(settings.data), _memory(), _devices(), *_models(settings)]
+
+
+def _python() -> Finding:
+    version = ".".join(map(str, sys.version_info[:3]))
+    return Finding(check="python", ok=sys.version_info >= (3, 11), found=f"{version}; 3.11 or newer is needed")
+
+
+def _packages() -> list[Finding]:
+    found = []
+    for name in ("torch", "diffusers", "safetensors"):
+        try:
+            found.append(Finding(check=name, ok=True, found=metadata.version(name)))
+        except metadata.PackageNotFoundError:
+            found.append(Finding(check=name, ok=False, found="missing; install mezzotint again"))
+    return found
+
+
+def _sqlite() -> Finding:
+    version = sqlite3.sqlite_version
+    safe = sqlite3.sqlite_version_info >= (3, 51, 3)
+    advice = "" if safe else "; before 3.51.3 two processes must not checkpoint one database at once (one server a folder)"
+    return Finding(check="sqlite", ok=True, found=version + advice)
+
+
+def _data(folder: Path) -> Finding:
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    writable = existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
+    found = f"{folder}" if writable else f"{existing} cannot be written; choose another with --data"
+    return Finding(check="data folder", ok=writable, found=found)
+
+
+def _disk(folder: Path) -> Finding:
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    return Finding(check="disk", ok=free >= MIN_DISK_BYTES, found=f"{free / 2**30:.1f} GiB free; 1 GiB or more is needed")
+
+
+def _memory() -> Finding:
+    memory = psutil.virtual_memory()
+    found = f"{memory.available / 2**30:.1f} GiB available of {memory.total / 2**30:.1f} GiB"
+    return Finding(check="memory", ok=memory.available >= 1 << 30, found=found)
+
+
+def _devices() -> Finding:
+    return Finding(check="devices", ok=True, found=", ".join(devices.find()))
+
+
+def _models(settings: Settings) -> list[Finding]:
+    catalog = Catalog(settings.models, settings.cache)
+    catalog.scan()
+    return [
+        Finding(check=f"model {model.id}", ok=model.state != "invalid", found=model.reason or model.family)
+        for model in catalog.models.values()
+    ]

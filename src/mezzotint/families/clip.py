@@ -1,0 +1,141 @@
+"""CLIP's text encoder and tokenizer, read from a diffusers folder. Must not depend on transformers.
+
+Radford et al. 2021, arXiv:2103.00020. The same parameter names and numbers as transformers' CLIPTextModel, which is the
+oracle in tests/parity; importing that one takes a worker longer than all else together (docs/decisions/001).
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
+from torch import Tensor, nn
+from torch.nn import functional
+
+from mezzotint.families.weights import read_state
+
+_SPLIT = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+
+
+class ClipTokenizer:
+    """Text to token ids, without the start, end and padding that frame a window."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises OSError or ValueError when the folder holds no CLIP vocabulary."""
+        whole = folder / "tokenizer.json"
+        self._tokenizer = Tokenizer.from_file(str(whole)) if whole.exists() else _from_vocabulary(folder)
+        config = _json(folder / "tokenizer_config.json")
+        special = config | (_json(folder / "special_tokens_map.json"))
+        self.start = self._id(special.get("bos_token", "<|startoftext|>"))
+        self.end = self._id(special.get("eos_token", "<|endoftext|>"))
+        self.pad = self._id(special.get("pad_token", "<|endoftext|>"))
+        self.window = int(config.get("model_max_length", 77))
+
+    def ids(self, text: str) -> list[int]:
+        found: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return found
+
+    def _id(self, token: str | dict[str, Any]) -> int:
+        name = token["content"] if isinstance(token, dict) else token
+        found = self._tokenizer.token_to_id(name)
+        if found is None:
+            raise ValueError(f"token {name!r} is not in the vocabulary")
+        return int(found)
+
+
+class ClipTextEncoder(nn.Module):
+    """Token ids (n, tokens) to hidden states (n, tokens, channels)."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__()
+        width = int(config["hidden_size"])
+        self.embeddings = nn.ModuleDict(
+            {
+                "token_embedding": _embedding(int(config["vocab_size"]), width),
+                "position_embedding": _embedding(int(config["max_position_embeddings"]), width),
+            }
+        )
+        layers = nn.ModuleList(_Layer(config) for _ in range(int(config["num_hidden_layers"])))
+        self.encoder = nn.ModuleDict({"layers": layers})
+        self.final_layer_norm = nn.LayerNorm(width, eps=float(config["layer_norm_eps"]))
+
+    @classmethod
+    def load(cls, folder: Path, device: torch.device, dtype: torch.dtype) -> "ClipTextEncoder":
+        """Raises OSError, KeyError or RuntimeError when the files do not fit together."""
+        with torch.device("meta"):
+            module = cls(_json(folder / "config.json"))
+        named = {name.removeprefix("text_model."): tensor for name, tensor in read_state(folder, dtype).items()}
+        named.pop("embeddings.position_ids", None)
+        module.load_state_dict(named, assign=True)
+        return module.to(device).eval().requires_grad_(False)
+
+    def forward(self, ids: Tensor, skip: int = 0) -> Tensor:
+        """The last `skip` layers are left out; the final norm always comes (diffusers' `clip_skip`)."""
+        positions = self.embeddings["position_embedding"].weight[: ids.shape[1]]
+        hidden: Tensor = self.embeddings["token_embedding"](ids) + positions
+        layers = self.encoder["layers"]
+        for layer in list(layers)[: len(layers) - skip]:  # type: ignore[arg-type]
+            hidden = layer(hidden)
+        normed: Tensor = self.final_layer_norm(hidden)
+        return normed
+
+
+def _embedding(count: int, width: int) -> nn.Embedding:
+    """Not initialised: drawing normal numbers for what is about to be loaded would import torch's compiler."""
+    return nn.Embedding(count, width, _weight=torch.empty(count, width))
+
+
+class _Layer(nn.Module):
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__()
+        width, eps = int(config["hidden_size"]), float(config["layer_norm_eps"])
+        self._heads = int(config["num_attention_heads"])
+        self._activation = _ACTIVATIONS[config["hidden_act"]]
+        self.layer_norm1 = nn.LayerNorm(width, eps=eps)
+        self.self_attn = nn.ModuleDict({name: nn.Linear(width, width) for name in _PROJECTIONS})
+        self.layer_norm2 = nn.LayerNorm(width, eps=eps)
+        inner = int(config["intermediate_size"])
+        self.mlp = nn.ModuleDict({"fc1": nn.Linear(width, inner), "fc2": nn.Linear(inner, width)})
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        normed = self.layer_norm1(hidden)
+        query, key, value = (self._split(self.self_attn[name](normed)) for name in _PROJECTIONS[:3])
+        attended = functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+        hidden = hidden + self.self_attn["out_proj"](attended.transpose(1, 2).flatten(2))
+        out: Tensor = hidden + self.mlp["fc2"](self._activation(self.mlp["fc1"](self.layer_norm2(hidden))))
+        return out
+
+    def _split(self, flat: Tensor) -> Tensor:
+        return flat.unflatten(-1, (self._heads, -1)).transpose(1, 2)
+
+
+_PROJECTIONS = ("q_proj", "k_proj", "v_proj", "out_proj")
+_ACTIVATIONS = {"quick_gelu": lambda x: x * torch.sigmoid(1.702 * x), "gelu": functional.gelu}
+
+
+def _from_vocabulary(folder: Path) -> Any:
+    """The older layout, vocab.json and merges.txt, as transformers' CLIPTokenizer reads it."""
+    lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
+    merges = [tuple(line.split()) for line in lines if line and not line.startswith("#version")]
+    vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+    tokenizer = Tokenizer(
+        models.BPE(vocabulary, merges, end_of_word_suffix="</w>", unk_token="<|endoftext|>", continuing_subword_prefix="")
+    )
+    steps = [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    tokenizer.normalizer = normalizers.Sequence(steps)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(_SPLIT), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    tokenizer.add_special_tokens(["<|startoftext|>", "<|endoftext|>"])
+    return tokenizer
+
+
+def _json(path: Path) -> dict[str, Any]:
+    if not path.exists():
+        return {}
+    read: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return read

@@ -1,0 +1,34 @@
+"""Loads a module's weights from a diffusers folder: mapped, assigned without a copy, checked. Must not run code from it."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from mezzotint.catalog import weight_files
+
+# Attention blocks of older autoencoders, as diffusers renames them.
+_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+_OLD_NAME = re.compile(r"(attentions\.\d+)\.(query|key|value|proj_attn)\.")
+
+
+def load_module(module_class: Any, folder: Path, device: torch.device, dtype: torch.dtype) -> Any:
+    """Raises OSError, TypeError or RuntimeError when config and weights do not fit together."""
+    with torch.device("meta"):  # no memory until the file says how much
+        module = module_class.from_config(module_class.load_config(folder))
+    module.load_state_dict(read_state(folder, dtype), assign=True)
+    return module.to(device).eval().requires_grad_(False)
+
+
+def read_state(folder: Path, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Tensors by name; those already of `dtype` stay mapped to the file."""
+    state: dict[str, Tensor] = {}
+    for file in weight_files(folder):
+        state |= load_file(file)
+    return {
+        _OLD_NAME.sub(lambda m: f"{m[1]}.{_OLD_ATTENTION[m[2]]}.", name): tensor.to(dtype)
+        for name, tensor in state.items()
+    }

@@ -1,0 +1,197 @@
+"""What a caller may ask of Mezzotint, as plain async methods: the one door from the dialects to catalog, store, dispatcher.
+
+Must not know of HTTP. Bodies in, values or bodies out; errors are those of errors.py.
+"""
+
+import asyncio
+import secrets
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+from ulid import ULID
+
+from mezzotint import bodies, devices
+from mezzotint.catalog import Catalog
+from mezzotint.config import Settings
+from mezzotint.dispatcher import Dispatcher
+from mezzotint.errors import Conflict, Fault, InvalidRequest, NotFound
+from mezzotint.events import Event, Events
+from mezzotint.request import World, nearest, resolve
+from mezzotint.session import FINAL, ImageRecord, Session, State
+from mezzotint.store.blobs import Blobs
+from mezzotint.store.sql import Store
+from mezzotint.workers.base import Supervisor
+
+ACTIVE = frozenset(State) - FINAL
+
+
+class Operations:
+    """Every verb of the contract. Safe to call from any number of coroutines of one loop."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        catalog: Catalog,
+        store: Store,
+        blobs: Blobs,
+        supervisor: Supervisor,
+        dispatcher: Dispatcher,
+        events: Events,
+    ) -> None:
+        self._settings, self._catalog, self._store, self._blobs = settings, catalog, store, blobs
+        self._supervisor, self._dispatcher, self._events = supervisor, dispatcher, events
+
+    # ---- sessions
+
+    async def create(self, body: Any) -> Session:
+        """Accept a request. Durable when it returns. Raises InvalidRequest with every fault, TryLater when full."""
+        resolved = resolve(body, self._world(), lambda: secrets.randbelow(2**32))
+        return await self._dispatcher.accept(f"ses_{ULID()}", resolved)
+
+    async def get(self, session_id: str) -> Session:
+        session = await self._store.get(session_id)
+        if session is None:
+            raise NotFound(f"session {session_id[:64]!r} is not here", code="session_not_found")
+        return self._dispatcher.view(session)
+
+    async def list(
+        self,
+        *,
+        active: bool | None = None,
+        state: str | None = None,
+        type: str | None = None,  # noqa: A002  the contract's word
+        model: str | None = None,
+        device: str | None = None,
+        batch: str | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
+    ) -> tuple[list[Session], str | None]:
+        """Newest first. Raises InvalidRequest for a state that does not exist."""
+        states = frozenset(State)
+        if active is not None:
+            states &= ACTIVE if active else FINAL
+        if state is not None:
+            if state not in set(State):
+                near = nearest(state, State)
+                message = f"state {state[:64]!r} does not exist; {f'did you mean {near}?' if near else ', '.join(State)}"
+                raise InvalidRequest([Fault(field="state", code="invalid_value", message=message)])
+            states &= {State(state)}
+        if not states:
+            return [], None
+        found, next_cursor = await self._store.list(
+            states=states, type=type, model=model, device=device, batch_id=batch, limit=limit, cursor=cursor
+        )
+        return [self._dispatcher.view(session) for session in found], next_cursor
+
+    async def cancel(self, session_id: str) -> Session:
+        return await self._dispatcher.cancel(session_id)
+
+    async def delete(self, session_id: str) -> None:
+        """Remove an ended session and its pictures. Raises NotFound, or Conflict while it is active."""
+        session = await self.get(session_id)
+        if not session.ended or not await self._store.delete(session_id):
+            message = f"session {session_id!r} is {session.state}; cancel it first"
+            raise Conflict(message, code="session_active")
+        await self._blobs.delete(session_id)
+        self._events.forget(session_id)
+
+    async def image(self, session_id: str, index: int) -> tuple[ImageRecord, Path]:
+        session = await self.get(session_id)
+        found = next((image for image in session.images if image.index == index), None)
+        if found is None:
+            message = f"session {session_id!r} has no image {index}; it has {len(session.images)}"
+            raise NotFound(message, code="image_not_found")
+        return found, self._blobs.path(session_id, found.sha256)
+
+    async def events(self, session_id: str, after: int = 0) -> AsyncIterator[Event]:
+        """Events above `after`, ending after `end`. Raises NotFound before the first."""
+        session = await self.get(session_id)
+        if self._events.knows(session_id):
+            return self._events.follow(session_id, after)
+        return _retold(session, after)
+
+    async def wait(self, session_id: str, limit_s: float | None = None) -> Session:
+        """Until the session has ended or the time is over; returns it as it is then."""
+        try:
+            async with asyncio.timeout(limit_s):
+                while not (await self.get(session_id)).ended:
+                    async for _ in await self.events(session_id):
+                        pass
+        except TimeoutError:
+            pass
+        return await self.get(session_id)
+
+    # ---- what there is
+
+    def check_ready(self) -> None:
+        """Raises TryLater when no session would be accepted."""
+        self._dispatcher.check_accepting()
+
+    def devices(self) -> "list[dict[str, Any]]":
+        return [
+            devices.body(seat, self._dispatcher.sessions_on(name), self._dispatcher.queued)
+            for name, seat in self._supervisor.seats.items()
+        ]
+
+    def device(self, device_id: str) -> dict[str, Any]:
+        found = next((one for one in self.devices() if one["id"] == device_id), None)
+        if found is None:
+            known = ", ".join(self._supervisor.seats)
+            raise NotFound(f"device {device_id[:64]!r} is not here; devices: {known}", code="device_not_found")
+        return found
+
+    def models(self) -> "list[dict[str, Any]]":
+        return [bodies.model(model, self._resident_on(model.id)) for model in self._catalog.models.values()]
+
+    def model(self, model_id: str) -> dict[str, Any]:
+        found = self._catalog.models.get(model_id)
+        if found is None:
+            near = nearest(model_id, self._catalog.models)
+            hint = f"; did you mean {near!r}?" if near else ""
+            raise NotFound(f"model {model_id[:64]!r} is not here{hint}", code="model_not_found")
+        return bodies.model(found, self._resident_on(model_id))
+
+    def workers(self) -> "list[dict[str, Any]]":
+        return [self._worker(name) for name in self._supervisor.seats]
+
+    def _worker(self, device: str) -> dict[str, Any]:
+        seat = self._supervisor.seats[device]
+        worker = seat.worker
+        beat = worker.heartbeat if worker else None
+        return {
+            "id": worker.id if worker else None,
+            "pid": worker.pid if worker else None,
+            "device": device,
+            "state": "ready" if worker and worker.hello else "starting",
+            "resident_models": list(beat.resident) if beat else [],
+            "sessions": self._dispatcher.sessions_on(device),
+            "restarts": seat.restarts,
+            "uptime_s": worker.uptime_s if worker else None,
+            "last_exit": seat.last_exit,
+        }
+
+    def _resident_on(self, model_id: str) -> "list[str]":
+        return [worker["device"] for worker in self.workers() if model_id in worker["resident_models"]]
+
+    def _world(self) -> World:
+        return World(
+            models=self._catalog.models,
+            default_model=self._settings.default_model,
+            devices=frozenset(self._supervisor.seats),
+            max_pixels=self._settings.max_pixels,
+        )
+
+
+def offline_models(settings: Settings) -> list[dict[str, Any]]:
+    """The models that a server with these settings would have, without one."""
+    catalog = Catalog(settings.models, settings.cache)
+    catalog.scan()
+    return [bodies.model(model, []) for model in catalog.models.values()]
+
+
+async def _retold(session: Session, after: int) -> AsyncIterator[Event]:
+    """A session that ended before this process knew it: its state, then the end."""
+    yield Event(id=after + 1, kind="state", data=session)
+    if session.ended:
+        yield Event(id=after + 2, kind="end", data=session)

@@ -1,0 +1,189 @@
+"""Composition root: builds the whole from Settings, opens and closes it in order. Must not hold logic of its own."""
+
+import asyncio
+import fcntl
+import os
+import socket
+from collections.abc import AsyncIterator, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import structlog
+
+from mezzotint import devices
+from mezzotint.catalog import Catalog
+from mezzotint.config import Settings, load_settings
+from mezzotint.dispatcher import Dispatcher
+from mezzotint.errors import ErrorInfo, RunFailure, SetupError
+from mezzotint.events import Event, Events
+from mezzotint.operations import Operations
+from mezzotint.session import ImageRecord, Session, State
+from mezzotint.store.blobs import Blobs
+from mezzotint.store.sql import Store
+from mezzotint.workers.base import Supervisor
+
+log = structlog.get_logger(__name__)
+
+
+class Mezzotint:
+    """The whole engine inside a program. `async with Mezzotint() as m:` opens the data folder and starts the workers.
+
+    Raises SetupError when the folder is in use or its database is from a newer version.
+    """
+
+    def __init__(
+        self, *, models: Iterable[str | Path] = (), data: str | Path | None = None, settings: Settings | None = None
+    ) -> None:
+        given = {"models": tuple(map(Path, models)) or None, "data": Path(data) if data is not None else None}
+        self.settings = settings or load_settings(**given)
+        self._lock: int | None = None
+
+    async def __aenter__(self) -> "Mezzotint":
+        settings = self.settings
+        self._lock = _own(settings.data)
+        try:
+            self._store = await Store.open(
+                f"sqlite+aiosqlite:///{settings.data / 'mezzotint.db'}", queue_size=settings.queue_size
+            )
+        except BaseException:
+            self._release()
+            raise
+        catalog = Catalog(settings.models, settings.cache)
+        await asyncio.to_thread(catalog.scan)
+        blobs = Blobs(settings.data / "sessions")
+        blobs.sweep()
+        found = settings.devices or devices.find()
+        events = Events()
+        self.supervisor = Supervisor(found, settings.threads or devices.default_threads())
+        self._dispatcher = Dispatcher(self._store, blobs, catalog, self.supervisor, events)
+        await self._dispatcher.start()
+        self.supervisor.start()
+        self.operations = Operations(
+            settings, catalog, self._store, blobs, self.supervisor, self._dispatcher, events
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Running sessions get `drain_s` to end, else go back to the queue; then workers end and files close."""
+        await self._dispatcher.drain(self.settings.drain_s if kind is None else 0.0)
+        await self.supervisor.stop()
+        await self._store.close()
+        self._release()
+
+    async def submit(self, **request: Any) -> "Submitted":
+        """Accept a request; fields as in the HTTP contract. Raises InvalidRequest with every fault."""
+        return Submitted(await self.operations.create(request), self.operations)
+
+    async def get_session_status(self, session_id: str) -> Session:
+        return await self.operations.get(session_id)
+
+    async def cancel_session(self, session_id: str) -> Session:
+        return await self.operations.cancel(session_id)
+
+    async def get_active_sessions(self) -> list[Session]:
+        sessions, cursor = await self.operations.list(active=True, limit=200)
+        while cursor is not None:
+            more, cursor = await self.operations.list(active=True, limit=200, cursor=cursor)
+            sessions += more
+        return sessions
+
+    def _release(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    record: ImageRecord
+    path: Path
+
+    def save(self, path: str | Path) -> None:
+        Path(path).write_bytes(self.path.read_bytes())
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    session: Session
+    images: tuple[Picture, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """A session that was accepted."""
+
+    accepted: Session
+    _operations: Operations
+
+    @property
+    def id(self) -> str:
+        return self.accepted.id
+
+    async def events(self) -> AsyncIterator[Event]:
+        async for event in await self._operations.events(self.id):
+            yield event
+
+    async def cancel(self) -> Session:
+        return await self._operations.cancel(self.id)
+
+    async def result(self) -> Result:
+        """Wait for the end. Raises RunFailure when it did not succeed."""
+        session = await self._operations.wait(self.id)
+        if session.state is not State.SUCCEEDED:
+            raise RunFailure(session.error or ErrorInfo(code="cancelled", message=f"session {self.id} was cancelled"))
+        pictures = [await self._operations.image(self.id, image.index) for image in session.images]
+        return Result(session, tuple(Picture(record, path) for record, path in pictures))
+
+
+async def serve(settings: Settings) -> None:
+    """Run the HTTP server until SIGTERM or SIGINT. Raises SetupError when it cannot start."""
+    import uvicorn
+
+    from mezzotint.api.app import build
+
+    if settings.host not in ("127.0.0.1", "localhost", "::1"):
+        message = f"host {settings.host!r} is not loopback, and this version has no API keys yet; put a proxy with a login in front"
+        raise SetupError(message)
+    listener = _listen(settings.host, settings.port)
+    async with Mezzotint(settings=settings) as mezzotint:
+        address = listener.getsockname()
+        log.info("listening", url=f"http://{settings.host}:{address[1]}", data=str(settings.data))
+        config = uvicorn.Config(
+            build(mezzotint.operations),
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            timeout_graceful_shutdown=2,
+        )
+        await uvicorn.Server(config).serve(sockets=[listener])
+        log.info("stopping", drain_s=settings.drain_s)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise SetupError(f"cannot listen on {host}:{port}: {error.strerror}; choose another with --port") from error
+    return listener
+
+
+def _own(data: Path) -> int:
+    """Take the data folder for this process. Raises SetupError when another has it."""
+    try:
+        data.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = os.open(data / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise SetupError(f"the data folder {data} cannot be used: {error.strerror}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(lock)
+        raise SetupError(f"the data folder {data} is in use by another server; stop it or choose another --data") from error
+    return lock

@@ -1,0 +1,92 @@
+"""Keeps the bytes of pictures, each under its SHA-256 in its session's folder. Must not decode or judge them."""
+
+import asyncio
+import contextlib
+import errno
+import hashlib
+import os
+import re
+import secrets
+import shutil
+from pathlib import Path
+
+from mezzotint.errors import TryLater
+
+_ID = re.compile(r"[A-Za-z0-9_]{1,64}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+class Blobs:
+    """Files below `root`. An id or a digest that is not one is a ValueError before any path is made of it."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    async def put(self, session_id: str, data: bytes) -> str:
+        """Keep `data` and return its SHA-256 once it would survive a power cut. Repeating it is harmless.
+
+        Raises TryLater `storage_full`; then nothing new is left behind.
+        """
+        return await asyncio.to_thread(self._put, self._folder(session_id), data)
+
+    def path(self, session_id: str, sha256: str) -> Path:
+        """Where the bytes are, if they were put. Does not look."""
+        if not _SHA256.fullmatch(sha256):
+            raise ValueError(f"{sha256[:80]!r} is not a SHA-256 in lower-case hex")
+        return self._folder(session_id) / sha256
+
+    async def delete(self, session_id: str) -> None:
+        """Remove the session's folder. Not an error when there is none."""
+        await asyncio.to_thread(_remove, self._folder(session_id))
+
+    def sweep(self) -> int:
+        """Remove what puts that were cut off left behind, and count it. Blocks. Not while a put may be under way."""
+        strays = list(self._root.glob("*/.*.tmp"))
+        for stray in strays:
+            stray.unlink()
+        return len(strays)
+
+    def _folder(self, session_id: str) -> Path:
+        if not _ID.fullmatch(session_id):
+            raise ValueError(f"{session_id[:80]!r} is not a session id")
+        return self._root / session_id
+
+    def _put(self, folder: Path, data: bytes) -> str:
+        sha256 = hashlib.sha256(data).hexdigest()
+        temporary = folder / f".{secrets.token_hex(8)}.tmp"
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            _sync_folder(self._root)
+            _write(temporary, data)
+            temporary.rename(folder / sha256)
+            _sync_folder(folder)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            if error.errno not in _FULL:
+                raise
+            message = "the disk that holds the pictures is full; free some space"
+            raise TryLater(message, code="storage_full", retry_after_s=10) from error
+        return sha256
+
+
+def _write(path: Path, data: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with open(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the folder's own entries survive a power cut; fsync of a file does not promise its name."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(folder: Path) -> None:
+    with contextlib.suppress(FileNotFoundError):  # none, or another call is removing it
+        shutil.rmtree(folder)

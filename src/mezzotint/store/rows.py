@@ -1,0 +1,104 @@
+"""Turns rows into the values of session.py and back. Must not run a statement."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from sqlalchemy import Row
+
+from mezzotint.request import Request
+from mezzotint.session import ImageRecord, Progress, Session, State, Usage
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Transition:
+    """One change of state as it was committed. `attempt` is the one after the change."""
+
+    session_id: str
+    seq: int  # from 1, without gaps
+    from_state: State | None  # None: accepted
+    to_state: State
+    attempt: int
+    cause: str
+    at: float
+
+
+def of_request(
+    session_id: str, request: Request, *, warnings: tuple[dict[str, Any], ...], now: float, batch_id: str | None
+) -> dict[str, Any]:
+    """The row of a session just accepted. Raises ValueError for text that is not Unicode, which no row can hold."""
+    msgspec.json.encode((request, warnings))  # here it fails alone; in a shared commit it would fail its neighbours
+    return {
+        "id": session_id,
+        "state": State.QUEUED,
+        "type": request.type,
+        "model": request.model,
+        "priority": request.priority,
+        "batch_id": batch_id,
+        "created_at": now,
+        "expires_at": None if request.expires_s is None else now + request.expires_s,
+        "request": request,
+        "spans": {},
+        "usage": Usage(),
+        "warnings": warnings,
+    }
+
+
+def of_acceptance(row: dict[str, Any]) -> dict[str, Any]:
+    """The first line of a session's history."""
+    first = {"seq": 1, "from_state": None, "to_state": State.QUEUED, "attempt": 0, "cause": "accepted"}
+    return {"session_id": row["id"], "at": row["created_at"]} | first
+
+
+def session(row: Row[Any], pictures: tuple[ImageRecord, ...]) -> Session:
+    state = State(row.state)
+    return Session(
+        id=row.id,
+        state=state,
+        request=row.request,
+        device=row.device,
+        attempt=row.attempt,
+        losses=row.losses,
+        created_at=row.created_at,
+        started_at=row.started_at,
+        ended_at=row.ended_at,
+        spans=row.spans,
+        usage=row.usage,
+        images=pictures,
+        error=row.error,
+        warnings=row.warnings,
+        cancel_requested=row.cancel_requested,
+        pause_requested=row.pause_requested,
+        progress=Progress(steps=row.request.num_inference_steps, fraction=float(state is State.SUCCEEDED)),
+        batch_id=row.batch_id,
+    )
+
+
+def image(row: Row[Any]) -> ImageRecord:
+    return ImageRecord(
+        index=row.idx,
+        seed=row.seed,
+        width=row.width,
+        height=row.height,
+        format=row.format,
+        bytes=row.bytes,
+        sha256=row.sha256,
+    )
+
+
+def of_image(session_id: str, record: ImageRecord) -> dict[str, Any]:
+    columns = ("seed", "width", "height", "format", "bytes", "sha256")
+    return {"session_id": session_id, "idx": record.index} | {name: getattr(record, name) for name in columns}
+
+
+def transition(row: Row[Any]) -> Transition:
+    before = None if row.from_state is None else State(row.from_state)
+    return Transition(
+        session_id=row.session_id,
+        seq=row.seq,
+        from_state=before,
+        to_state=State(row.to_state),
+        attempt=row.attempt,
+        cause=row.cause,
+        at=row.at,
+    )

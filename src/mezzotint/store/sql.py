@@ -1,0 +1,381 @@
+"""The durable life of every session, in SQL. Must not read a clock, hold progress or decide who runs next."""
+
+import asyncio
+import functools
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
+
+from sqlalchemy import ColumnElement, Select, delete, false, func, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from mezzotint.errors import ErrorInfo, TryLater
+from mezzotint.request import Request
+from mezzotint.session import FINAL, ImageRecord, Session, State, Usage
+from mezzotint.store import engines, rows
+from mezzotint.store.rows import Transition
+from mezzotint.store.tables import images, sessions, transitions
+
+SHARED_COMMIT = 64
+
+P = ParamSpec("P")
+T = TypeVar("T")
+# inside Store, `list` is the method
+Sessions = list[Session]
+Transitions = list[Transition]
+_Line = list["_Place"]
+
+
+def _unbroken(
+    method: Callable[Concatenate["Store", P], Coroutine[Any, Any, T]],
+) -> Callable[Concatenate["Store", P], Awaitable[T]]:
+    """Let the call run to its end even when its caller is cancelled: a transaction cut in two costs the connection."""
+
+    @functools.wraps(method)
+    async def run(self: "Store", /, *args: P.args, **kwargs: P.kwargs) -> T:
+        if self._closed:
+            raise RuntimeError("the store is closed")
+        call = asyncio.ensure_future(method(self, *args, **kwargs))
+        self._calls.add(call)
+        call.add_done_callback(self._calls.discard)
+        return await asyncio.shield(call)
+
+    return run
+
+
+class Store:
+    """Rows that outlive the process. What a method returns is committed and fsynced.
+
+    A method that changes a session returns it as it is afterwards, or None when the change came too late or from an
+    attempt that no longer owns the session; then nothing changed, and the caller drops its result. Any method raises
+    TryLater: `storage_full` when the disk is full, `not_ready` when another process holds the database for 5 s.
+    A caller that is cancelled while it waits leaves the change to happen.
+    """
+
+    def __init__(self, opened: engines.Engines, queue_size: int) -> None:
+        self._engines = opened
+        self._queue_size = queue_size
+        self._writing = asyncio.Lock()  # first come, first served, however long the line
+        self._line: _Line = []  # accepts that wait for a commit
+        self._calls: set[asyncio.Future[Any]] = set()
+        self._closed = False
+
+    @classmethod
+    async def open(cls, url: str, *, queue_size: int = 10_000) -> "Store":
+        """Open the database and bring its schema up. Raises SetupError; a database it refuses is left untouched."""
+        return cls(await engines.connect(url), queue_size)
+
+    async def close(self) -> None:
+        """Let calls under way end, empty the log into the database, release every connection and thread."""
+        if self._closed:
+            return
+        self._closed = True
+        await asyncio.gather(*self._calls, return_exceptions=True)
+        await engines.checkpoint(self._engines.writer)
+        await self._engines.release()
+
+    @_unbroken
+    async def add(
+        self,
+        session_id: str,
+        request: Request,
+        *,
+        warnings: Sequence[dict[str, Any]],
+        now: float,
+        batch_id: str | None = None,
+    ) -> Session:
+        """Accept a request. Raises TryLater `queue_full`; then nothing is stored. A requeue is never refused.
+
+        Calls made at the same time share a commit, since a disk may manage no more than a hundred a second.
+        """
+        row = rows.of_request(session_id, request, warnings=tuple(warnings), now=now, batch_id=batch_id)
+        place = _Place(row)
+        self._line.append(place)
+        try:
+            async with self._writing:
+                if place.answer is None:  # else one ahead in the line took this one along
+                    await self._accept(self._line[:SHARED_COMMIT])
+        finally:
+            if place.answer is None:  # it failed; those behind must not meet it again
+                self._line.remove(place)
+        if isinstance(place.answer, Session):
+            return place.answer
+        message = f"{self._queue_size} sessions are queued, the most this server keeps; send it again later"
+        raise TryLater(message, code="queue_full", retry_after_s=10)
+
+    @_unbroken
+    async def get(self, session_id: str) -> Session | None:
+        async with self._read() as connection:
+            return await _find(connection, session_id)
+
+    @_unbroken
+    async def queued(self) -> Sessions:
+        """All that wait, high priority first, then the oldest."""
+        query = select(sessions).where(sessions.c.state == State.QUEUED)
+        async with self._read() as connection:
+            return await _load(connection, query.order_by(sessions.c.priority.desc(), sessions.c.id))
+
+    @_unbroken
+    async def count(self, states: Collection[State]) -> int:
+        async with self._read() as connection:
+            return await _count(connection, states)
+
+    @_unbroken
+    async def transitions(self, session_id: str) -> Transitions:
+        """The session's history in order; empty for an unknown one."""
+        query = select(transitions).where(transitions.c.session_id == session_id).order_by(transitions.c.seq)
+        async with self._read() as connection:
+            return [rows.transition(row) for row in await connection.execute(query)]
+
+    @_unbroken
+    async def claim(self, session_id: str, *, worker: str, device: str, now: float) -> Session | None:
+        """Queued to running, as a new attempt."""
+        change = _Change(session_id, State.QUEUED, State.RUNNING, "claimed", now)
+        started_at = func.coalesce(sessions.c.started_at, now)
+        values = {"attempt": sessions.c.attempt + 1, "worker": worker, "device": device, "started_at": started_at}
+        async with self._write() as connection:
+            return await _change(connection, change, **values)
+
+    @_unbroken
+    async def requeue(
+        self, session_id: str, *, attempt: int, cause: str, losses: int, spans: Mapping[str, float], now: float
+    ) -> Session | None:
+        """Running back to queued, in its old place; or to where a pending cancel or pause wants it."""
+        async with self._write() as connection:
+            after = await _after_running(connection, session_id)
+            change = _Change(session_id, State.RUNNING, after, cause, now)
+            return await _change(connection, change, _owned(attempt), losses=losses, spans=dict(spans))
+
+    @_unbroken
+    async def finish(
+        self,
+        session_id: str,
+        *,
+        attempt: int,
+        state: State,
+        now: float,
+        spans: Mapping[str, float],
+        usage: Usage,
+        error: ErrorInfo | None = None,
+        cause: str = "",
+    ) -> Session | None:
+        """Running to its end. A pending cancel wins over success and failure: they come too late."""
+        if state not in (State.SUCCEEDED, State.FAILED, State.CANCELLED):
+            raise ValueError(f"a running session cannot finish as {state}")
+        guards = [_owned(attempt)]
+        if state is not State.CANCELLED:
+            guards.append(sessions.c.cancel_requested == false())
+        change = _Change(session_id, State.RUNNING, state, cause, now)
+        async with self._write() as connection:
+            return await _change(connection, change, *guards, spans=dict(spans), usage=usage, error=error)
+
+    @_unbroken
+    async def end_queued(
+        self, session_id: str, *, state: State, now: float, spans: Mapping[str, float], error: ErrorInfo | None
+    ) -> Session | None:
+        """Queued to expired, which only happens to what has never started, or to failed."""
+        if state not in (State.EXPIRED, State.FAILED):
+            raise ValueError(f"a queued session cannot end as {state} here")
+        guards = [sessions.c.attempt == 0] if state is State.EXPIRED else []
+        change = _Change(session_id, State.QUEUED, state, error.code if error else state.value, now)
+        async with self._write() as connection:
+            return await _change(connection, change, *guards, spans=dict(spans), error=error)
+
+    @_unbroken
+    async def request_cancel(
+        self, session_id: str, *, now: float, spans: Mapping[str, float] | None = None
+    ) -> Session | None:
+        """Queued or paused: cancelled at once. Running: flagged, and asking again is fine. Ended: left as it is.
+
+        Returns the session as it is afterwards, None only when unknown. `spans` are stored if it is cancelled at once.
+        """
+        async with self._write() as connection:
+            state = await connection.scalar(
+                select(sessions.c.state).where(sessions.c.id == session_id).with_for_update()
+            )
+            if state == State.RUNNING:
+                flagged = update(sessions).where(sessions.c.id == session_id).values(cancel_requested=True)
+                await connection.execute(flagged)
+            elif state in (State.QUEUED, State.PAUSED):
+                values = {} if spans is None else {"spans": dict(spans)}
+                await _change(connection, _Change(session_id, State(state), State.CANCELLED, "cancel", now), **values)
+            return await _find(connection, session_id)
+
+    @_unbroken
+    async def add_image(self, session_id: str, *, attempt: int, image: ImageRecord) -> bool:
+        """Record a picture of the running attempt. Repeating one is fine; another picture at its index is refused.
+
+        False, too, once a cancel is pending: nothing appears after its answer.
+        """
+        async with self._write() as connection:
+            guards = (sessions.c.state == State.RUNNING, sessions.c.cancel_requested == false(), _owned(attempt))
+            query = select(sessions.c.id).where(sessions.c.id == session_id, *guards)
+            if await connection.scalar(query.with_for_update()) is None:
+                return False
+            there = select(images.c.sha256).where(images.c.session_id == session_id, images.c.idx == image.index)
+            sha256 = await connection.scalar(there)
+            if sha256 is not None:
+                return bool(sha256 == image.sha256)
+            await connection.execute(insert(images).values(rows.of_image(session_id, image)))
+            return True
+
+    @_unbroken
+    async def delete(self, session_id: str) -> bool:
+        """Forget an ended session, its pictures' records and its history. False when unknown or not ended."""
+        forget = delete(sessions).where(sessions.c.id == session_id, sessions.c.state.in_(FINAL))
+        async with self._write() as connection:
+            return await connection.scalar(forget.returning(sessions.c.id)) is not None
+
+    @_unbroken
+    async def recover(self, *, now: float) -> dict[State, int]:
+        """The restart rule: what was running goes where its flags send it. Counts by new state. No worker may be up."""
+        moved: dict[State, int] = {}
+        async with self._write() as connection:
+            running = await connection.scalars(select(sessions.c.id).where(sessions.c.state == State.RUNNING))
+            for session_id in running.all():
+                after = await _after_running(connection, session_id)
+                await _change(connection, _Change(session_id, State.RUNNING, after, "restart", now))
+                moved[after] = moved.get(after, 0) + 1
+        return moved
+
+    @_unbroken
+    async def list(
+        self,
+        *,
+        states: Collection[State] = (),
+        type: str | None = None,  # noqa: A002  the contract's word
+        model: str | None = None,
+        device: str | None = None,
+        batch_id: str | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
+    ) -> tuple[Sessions, str | None]:
+        """One page, newest first, and the cursor of the next, None at the end. Sessions that come or go between two
+        pages neither repeat nor hide others. A cursor that could not be an id ends the walk."""
+        if cursor is not None and not (cursor.isascii() and cursor.isprintable()):
+            return [], None
+        wanted = {"type": type, "model": model, "device": device, "batch_id": batch_id}
+        query = select(sessions).where(
+            *(sessions.c[name] == value for name, value in wanted.items() if value is not None)
+        )
+        if states:
+            query = query.where(sessions.c.state.in_(states))
+        if cursor is not None:
+            query = query.where(sessions.c.id < cursor)
+        async with self._read() as connection:
+            page = await _load(connection, query.order_by(sessions.c.id.desc()).limit(limit + 1))
+        return page[:limit], page[limit - 1].id if len(page) > limit else None
+
+    async def _accept(self, places: Sequence["_Place"]) -> None:
+        """Commit as many of these as the queue has room for. Raising, it answers none: each then tries for itself."""
+        async with self._transaction() as connection:
+            room = self._queue_size - await _count(connection, (State.QUEUED,))
+            accepted = places[: max(0, room)]
+            if accepted:
+                await connection.execute(insert(sessions), [place.row for place in accepted])
+                await connection.execute(insert(transitions), [rows.of_acceptance(place.row) for place in accepted])
+            ids = [place.row["id"] for place in accepted]
+            stored = {kept.id: kept for kept in await _load(connection, select(sessions).where(sessions.c.id.in_(ids)))}
+        for place in places:
+            place.answer = stored.get(place.row["id"], "full")
+        self._line = [place for place in self._line if place.answer is None]
+
+    @asynccontextmanager
+    async def _write(self) -> AsyncIterator[AsyncConnection]:
+        async with self._writing, self._transaction() as connection:
+            yield connection
+
+    @asynccontextmanager
+    async def _transaction(self) -> AsyncIterator[AsyncConnection]:
+        """Owns the database from its first statement; commits unless the body raises. Only inside `_writing`."""
+        with engines.translated():
+            async with self._engines.writer.begin() as connection:
+                yield connection
+
+    @asynccontextmanager
+    async def _read(self) -> AsyncIterator[AsyncConnection]:
+        """One snapshot: all that the body reads is of the same instant."""
+        with engines.translated():
+            async with self._engines.readers.connect() as connection:
+                yield connection
+
+
+@dataclass(eq=False, slots=True)
+class _Place:
+    """One accept in the line: its row, and what became of it."""
+
+    row: dict[str, Any]
+    answer: Session | Literal["full"] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Change:
+    session_id: str
+    before: State
+    after: State
+    cause: str
+    now: float
+
+
+async def _change(
+    connection: AsyncConnection, change: _Change, *guards: ColumnElement[bool], **values: Any
+) -> Session | None:
+    """The only function that changes a state. Returns None, with nothing changed, when the row is not as expected."""
+    if change.after in FINAL:
+        values["ended_at"] = change.now
+    if change.before is State.RUNNING:
+        values["worker"] = None
+    if change.after is State.PAUSED:
+        values["pause_requested"] = False  # it has what it asked for, and must not pause again when resumed
+    row = sessions.c.id == change.session_id, sessions.c.state == change.before
+    statement = update(sessions).where(*row, *guards).values(state=change.after, **values)
+    attempt = await connection.scalar(statement.returning(sessions.c.attempt))
+    if attempt is None:
+        return None
+    seen = select(func.coalesce(func.max(transitions.c.seq), 0)).where(transitions.c.session_id == change.session_id)
+    note = {
+        "session_id": change.session_id,
+        "seq": seen.scalar_subquery() + 1,
+        "from_state": change.before,
+        "to_state": change.after,
+        "attempt": attempt,
+        "cause": change.cause,
+        "at": change.now,
+    }
+    await connection.execute(insert(transitions).values(note))
+    return await _find(connection, change.session_id)
+
+
+def _owned(attempt: int) -> ColumnElement[bool]:
+    return sessions.c.attempt == attempt
+
+
+async def _after_running(connection: AsyncConnection, session_id: str) -> State:
+    """Where a session whose attempt ends unfinished belongs. Cancel beats pause."""
+    flags = select(sessions.c.cancel_requested, sessions.c.pause_requested).where(sessions.c.id == session_id)
+    row = (await connection.execute(flags.with_for_update())).one_or_none()
+    if row is None or not any(row):
+        return State.QUEUED
+    return State.CANCELLED if row.cancel_requested else State.PAUSED
+
+
+async def _count(connection: AsyncConnection, states: Collection[State]) -> int:
+    query = select(func.count()).select_from(sessions).where(sessions.c.state.in_(states))
+    return await connection.scalar(query) or 0
+
+
+async def _find(connection: AsyncConnection, session_id: str) -> Session | None:
+    found = await _load(connection, select(sessions).where(sessions.c.id == session_id))
+    return found[0] if found else None
+
+
+async def _load(connection: AsyncConnection, query: Select[Any]) -> Sessions:
+    """The sessions of a query over whole rows, with their pictures, in the query's order."""
+    found = (await connection.execute(query)).all()
+    ids = query.with_only_columns(sessions.c.id).subquery()
+    pictures: dict[str, list[ImageRecord]] = {row.id: [] for row in found}
+    of_these = select(images).where(images.c.session_id.in_(select(ids.c.id)))
+    for row in await connection.execute(of_these.order_by(images.c.session_id, images.c.idx)):
+        pictures[row.session_id].append(rows.image(row))
+    return [rows.session(row, tuple(pictures[row.id])) for row in found]

@@ -1,0 +1,83 @@
+"""The tables as today's code sees them, and how values become columns. Must not create a table: migrations do."""
+
+from typing import Any
+
+import msgspec
+from sqlalchemy import BigInteger, Boolean, Column, Dialect, Double, ForeignKey, Integer, MetaData, Table, Text
+from sqlalchemy.types import TypeDecorator
+
+from mezzotint.errors import ErrorInfo
+from mezzotint.request import Request
+from mezzotint.session import Usage
+
+
+class Json(TypeDecorator[Any]):
+    """A value of one type as JSON text. None is NULL. Fields that a stored value lacks take their defaults."""
+
+    impl = Text
+    cache_ok = True
+
+    def __init__(self, of: Any) -> None:
+        super().__init__()
+        self.of = of
+        self._decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(of)
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
+        return None if value is None else msgspec.json.encode(value).decode()
+
+    def process_result_value(self, value: str | None, dialect: Dialect) -> Any:
+        return None if value is None else self._decoder.decode(value)
+
+
+metadata = MetaData()
+
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("state", Text, nullable=False),
+    Column("type", Text, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("device", Text),  # where it runs or last ran; NULL until first claimed
+    Column("priority", Integer, nullable=False),
+    Column("batch_id", Text),
+    Column("attempt", Integer, nullable=False, default=0),  # the fence: one more with every claim
+    Column("losses", Integer, nullable=False, default=0),
+    Column("worker", Text),  # NULL unless running
+    Column("created_at", Double, nullable=False),
+    Column("started_at", Double),
+    Column("ended_at", Double),
+    Column("expires_at", Double),
+    Column("cancel_requested", Boolean, nullable=False, default=False),
+    Column("pause_requested", Boolean, nullable=False, default=False),
+    Column("request", Json(Request), nullable=False),
+    Column("spans", Json(dict[str, float]), nullable=False),
+    Column("usage", Json(Usage), nullable=False),
+    Column("error", Json(ErrorInfo)),
+    Column("warnings", Json(tuple[dict[str, Any], ...]), nullable=False),
+)
+
+images = Table(
+    "images",
+    metadata,
+    Column("session_id", Text, ForeignKey("sessions.id", ondelete="CASCADE"), primary_key=True),
+    Column("idx", Integer, primary_key=True),
+    Column("seed", BigInteger, nullable=False),
+    Column("width", Integer, nullable=False),
+    Column("height", Integer, nullable=False),
+    Column("format", Text, nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("sha256", Text, nullable=False),
+)
+
+transitions = Table(
+    "transitions",
+    metadata,
+    Column("session_id", Text, ForeignKey("sessions.id", ondelete="CASCADE"), primary_key=True),
+    Column("seq", Integer, primary_key=True),  # from 1
+    Column("from_state", Text),  # NULL for the first
+    Column("to_state", Text, nullable=False),
+    Column("attempt", Integer, nullable=False),
+    Column("cause", Text, nullable=False),
+    Column("at", Double, nullable=False),
+)
