@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 failed, 2 bad use or invalid request, 3 server not reachab
 
 import asyncio
 import contextlib
+import difflib
 import json
 import sys
 import tempfile
@@ -13,7 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.exceptions import TyperException
 
+from mezzotint import __version__
 from mezzotint.errors import CallerError, InvalidRequest, MezzotintError, SetupError
 
 if TYPE_CHECKING:
@@ -40,7 +43,13 @@ Models = Annotated[list[Path] | None, typer.Option(help="folder of models; may b
 def main() -> None:
     """The entry point: every error of ours becomes one line and an exit code."""
     try:
-        app(standalone_mode=True)
+        code = app(standalone_mode=False)
+        raise SystemExit(code if isinstance(code, int) else DONE)
+    except TyperException as error:
+        _complain(_usage(error))
+        raise SystemExit(BAD_USE) from None
+    except typer.Abort:
+        raise SystemExit(INTERRUPTED) from None
     except InvalidRequest as error:
         for fault in error.faults:
             _complain(fault.message)
@@ -50,6 +59,19 @@ def main() -> None:
         raise SystemExit(_exit_code(error)) from None
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"mezzotint {__version__}")
+        raise typer.Exit(DONE)
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="print it")] = False,
+) -> None:
+    pass
 
 
 @app.command()
@@ -357,6 +379,14 @@ def _size(count: int | None) -> str:
     if count is None:
         return "unknown"
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"
+
+
+def _usage(error: TyperException) -> str:
+    """One line; an unknown flag gets the nearest known one."""
+    if (name := getattr(error, "option_name", None)) is None:
+        return error.format_message()
+    near = difflib.get_close_matches(name, getattr(error, "possibilities", None) or [], n=1, cutoff=0.5)
+    return f"{name} is not a flag; {f'did you mean {near[0]}?' if near else 'see --help'}"
 
 
 def _complain(message: str) -> None:

@@ -77,7 +77,7 @@ class Dispatcher:
         self._cancelled_early: set[str] = set()  # cancelled between the claim's commit and its Submit
         self._wake = asyncio.Event()
         self._loop: asyncio.Task[None] | None = None
-        self._closing = False
+        self._closing = self._hurry = False
         self.stale_messages = 0
 
     # ---- life
@@ -97,7 +97,7 @@ class Dispatcher:
         """Claim no more and let running sessions end; after `limit_s` what still runs goes back to the queue."""
         self._closing = True
         deadline = time.monotonic() + limit_s
-        while self._live and time.monotonic() < deadline:
+        while self._live and time.monotonic() < deadline and not self._hurry:
             await asyncio.sleep(0.02)
         if self._loop is not None:
             self._loop.cancel()
@@ -108,6 +108,9 @@ class Dispatcher:
             await self._store.requeue(
                 session.id, attempt=session.attempt, cause="stop", losses=session.losses, spans=spans, now=time.time()
             )
+
+    def stop_draining(self) -> None:
+        self._hurry = True
 
     # ---- what callers ask
 
@@ -249,8 +252,8 @@ class Dispatcher:
         )
         self._tell_state(session)
         submit = wire.Submit(session_id=session_id, attempt=session.attempt, request=session.request, model=model)
-        if worker not in self._supervisor.ready():  # lost while the row was written
-            await self._lose(self._live[session_id], alone=False)
+        if not worker.alive:  # lost while the row was written: it never had the session
+            await self._requeue(self._live[session_id], session.losses)
             return
         worker.send(submit)
         if session_id in self._cancelled_early:
@@ -360,7 +363,10 @@ class Dispatcher:
             error = ErrorInfo(code="worker_lost", message=message, phase=live.phase)
             await self._finish(live, State.FAILED, Usage(), error)
             return
-        spans = live.spans_now()
+        await self._requeue(live, losses)
+
+    async def _requeue(self, live: _Live, losses: int) -> None:
+        session, spans = live.session, live.spans_now()
         after = await self._store.requeue(
             session.id, attempt=session.attempt, cause="worker_lost", losses=losses, spans=spans, now=time.time()
         )

@@ -1,16 +1,19 @@
 """Composition root: builds the whole from Settings, opens and closes it in order. Must not hold logic of its own."""
 
 import asyncio
+import contextlib
 import fcntl
 import os
+import signal
 import socket
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import structlog
+import uvicorn
 
 from mezzotint import devices
 from mezzotint.catalog import Catalog
@@ -73,6 +76,10 @@ class Mezzotint:
         await self.supervisor.stop()
         await self._store.close()
         self._release()
+
+    def stop_draining(self) -> None:
+        """Whatever still runs goes back to the queue now."""
+        self._dispatcher.stop_draining()
 
     async def submit(self, **request: Any) -> "Submitted":
         """Accept a request; fields as in the HTTP contract. Raises InvalidRequest with every fault."""
@@ -140,27 +147,44 @@ class Submitted:
 
 
 async def serve(settings: Settings) -> None:
-    """Run the HTTP server until SIGTERM or SIGINT. Raises SetupError when it cannot start."""
-    import uvicorn
-
+    """Run the HTTP server until SIGTERM or SIGINT; a second signal skips the draining. Raises SetupError."""
     from mezzotint.api.app import build
 
     if settings.host not in ("127.0.0.1", "localhost", "::1"):
-        message = f"host {settings.host!r} is not loopback, and this version has no API keys yet; put a proxy with a login in front"
-        raise SetupError(message)
-    listener = _listen(settings.host, settings.port)
-    async with Mezzotint(settings=settings) as mezzotint:
-        address = listener.getsockname()
-        log.info("listening", url=f"http://{settings.host}:{address[1]}", data=str(settings.data))
-        config = uvicorn.Config(
-            build(mezzotint.operations),
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_graceful_shutdown=2,
+        message = (
+            f"host {settings.host!r} is not loopback, and this version has no API keys; "
+            "listen on 127.0.0.1 and put a proxy with a login in front"
         )
-        await uvicorn.Server(config).serve(sockets=[listener])
-        log.info("stopping", drain_s=settings.drain_s)
+        raise SetupError(message)
+    with _listen(settings.host, settings.port) as listener:
+        async with Mezzotint(settings=settings) as mezzotint:
+            url = f"http://{settings.host}:{listener.getsockname()[1]}"
+            config = uvicorn.Config(
+                build(mezzotint.operations),
+                log_config=None,
+                access_log=False,
+                server_header=False,
+                timeout_graceful_shutdown=2,
+            )
+            server = _Server(config)
+            loop, drain = asyncio.get_running_loop(), mezzotint.stop_draining
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, lambda: drain() if server.should_exit else server.stop())
+            log.info("listening", url=url, data=str(settings.data))
+            await server.serve(sockets=[listener])
+            log.info("stopping", drain_s=settings.drain_s)
+    log.info("stopped")
+
+
+class _Server(uvicorn.Server):
+    """Leaves signals to us: uvicorn's own handling ends the process before workers and store are closed."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    def stop(self) -> None:
+        self.should_exit = True
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -57,6 +57,19 @@ async def test_two_stores_on_one_database_cannot_both_claim(store: Store, backen
         await other.close()
 
 
+async def test_two_stores_on_one_database_wait_for_each_other(store: Store, backend: Backend) -> None:
+    """A transaction that only took the lock at its first write would be refused, its snapshot being stale."""
+    ids = [f"ses_{i}" for i in range(20)]
+    other = await Store.open(backend.url)
+    try:
+        for session_id in ids:
+            await running(store, session_id)
+        cancels = [each.request_cancel(session_id, now=250.0) for session_id in ids for each in (store, other)]
+        assert all(session and session.cancel_requested for session in await asyncio.gather(*cancels))
+    finally:
+        await other.close()
+
+
 async def test_started_at_is_that_of_the_first_attempt(store: Store) -> None:
     await running(store)
     await requeue(store)

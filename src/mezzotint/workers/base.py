@@ -69,8 +69,9 @@ class Supervisor:
         await asyncio.gather(*(worker.wait() for worker in workers))
 
     def ready(self) -> list[LocalWorker]:
+        """Workers that can take a session now. One that is dying is not among them."""
         workers = [seat.worker for seat in self.seats.values()]
-        return [worker for worker in workers if worker is not None and worker.hello is not None]
+        return [worker for worker in workers if worker is not None and worker.alive and worker.hello is not None]
 
     async def until_ready(self) -> None:
         """Until every seat has a worker that said Hello. Raises SetupError when one cannot start."""

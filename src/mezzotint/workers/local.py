@@ -43,6 +43,7 @@ class LocalWorker:
         self.device = device
         self.started = time.monotonic()
         self.last_heard = time.monotonic()
+        self.alive = True  # until its socket closes or we kill it
         self.hello: wire.Hello | None = None
         self.heartbeat: wire.Heartbeat | None = None
         self.stderr: deque[str] = deque(maxlen=STDERR_LINES)
@@ -100,6 +101,7 @@ class LocalWorker:
 
     def kill(self) -> None:
         """SIGKILL. `on_end` follows."""
+        self.alive = False
         if self._process.returncode is None:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._process.pid, signal.SIGKILL)  # Popen's own would reap it behind the loop's back
