@@ -3,7 +3,7 @@
 import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -66,7 +66,8 @@ async def checkpoint(writer: AsyncEngine) -> None:
     async with writer.connect() as connection:
         raw = await connection.get_raw_connection()  # below SQLAlchemy: a checkpoint must stand outside a transaction
         driver: Any = raw.driver_connection
-        await driver.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)")
+        with suppress(sqlite3.OperationalError):  # a full disk: the log stays, as durable as the database
+            await driver.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 @contextmanager

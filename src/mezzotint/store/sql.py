@@ -72,8 +72,10 @@ class Store:
             return
         self._closed = True
         await asyncio.gather(*self._calls, return_exceptions=True)
-        await engines.checkpoint(self._engines.writer)
-        await self._engines.release()
+        try:
+            await engines.checkpoint(self._engines.writer)
+        finally:
+            await self._engines.release()
 
     @_unbroken
     async def add(

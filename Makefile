@@ -1,0 +1,42 @@
+# Everything a newcomer runs. `make demo` draws a picture, `make test` checks the whole.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: setup demo test check lint format serve bench train evaluate-model clean
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON=..."; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+demo: setup
+	@mkdir -p out
+	@$(BIN)/mezzotint generate "a slice of pizza" --seed 7 -o out/pizza.png
+	@echo "the picture is $(CURDIR)/out/pizza.png"
+
+test: setup
+	$(BIN)/python -m pytest
+
+check: lint test
+
+lint: setup
+	$(BIN)/ruff format --check src tests training benchmarks
+	$(BIN)/ruff check src tests training benchmarks
+	$(BIN)/mypy
+
+format: setup
+	$(BIN)/ruff format src tests training benchmarks
+	$(BIN)/ruff check --fix src tests training benchmarks
+
+serve: setup
+	$(BIN)/mezzotint serve
+
+bench: setup
+	$(BIN)/python -m benchmarks.first_picture
+
+clean:
+	rm -rf .venv out dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

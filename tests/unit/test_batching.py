@@ -1,0 +1,56 @@
+from types import SimpleNamespace
+from typing import Any
+
+from mezzotint.engine.batching import pick_batch
+from mezzotint.engine.trajectory import BatchKey
+
+WIDE = BatchKey(model="a", height=8, width=16, windows=1, alone="")
+TALL = BatchKey(model="a", height=16, width=8, windows=1, alone="")
+
+
+def trajectory(key: BatchKey = WIDE, *, rows: int = 2, remaining: int = 10, waited: int = 0, priority: int = 5) -> Any:
+    sampler = SimpleNamespace(done=remaining == 0)
+    return SimpleNamespace(
+        key=key, rows=rows, remaining=remaining, waited=waited, priority=priority, sampler=sampler
+    )
+
+
+def picked(running: list[Any], served: dict[BatchKey, int] | None = None, max_rows: int = 8) -> list[int]:
+    batch = pick_batch(running, served or {}, max_rows)
+    return [] if batch is None else [running.index(one) for one in batch.trajectories]
+
+
+def test_nothing_denoises_nothing_is_picked() -> None:
+    assert picked([]) == []
+    assert picked([trajectory(remaining=0)]) == []
+
+
+def test_equal_keys_share_up_to_the_cap_of_rows() -> None:
+    assert picked([trajectory() for _ in range(6)]) == [0, 1, 2, 3]
+    assert picked([trajectory(rows=1) for _ in range(9)]) == list(range(8))
+
+
+def test_one_trajectory_is_picked_even_over_the_cap() -> None:
+    assert picked([trajectory(rows=2)], max_rows=1) == [0]
+
+
+def test_different_keys_never_share_and_take_turns() -> None:
+    running = [trajectory(WIDE), trajectory(TALL), trajectory(WIDE)]
+    assert picked(running) == [0, 2]
+    assert picked(running, {WIDE: 1}) == [1]
+    assert picked(running, {WIDE: 1, TALL: 2}) == [0, 2]
+
+
+def test_the_shortest_goes_first_when_not_all_fit() -> None:
+    running = [trajectory(remaining=50), trajectory(remaining=5), trajectory(remaining=20)]
+    assert picked(running, max_rows=4) == [1, 2]
+
+
+def test_waiting_makes_a_long_one_short() -> None:
+    running = [trajectory(remaining=50, waited=46), trajectory(remaining=5)]
+    assert picked(running, max_rows=2) == [0]
+
+
+def test_priority_goes_before_length() -> None:
+    running = [trajectory(remaining=5), trajectory(remaining=50, priority=9)]
+    assert picked(running, max_rows=2) == [1]

@@ -1,0 +1,64 @@
+import asyncio
+
+import pytest
+
+from mezzotint.events import BACKLOG, Event, Events
+
+pytestmark = pytest.mark.anyio
+
+
+async def told(events: Events, after: int = 0) -> list[tuple[int, str]]:
+    return [(event.id, event.kind) async for event in events.follow("s", after)]
+
+
+async def test_a_late_listener_gets_what_is_stored_and_not_old_progress() -> None:
+    events = Events()
+    for kind in ("state", "progress", "progress", "image", "end"):
+        events.tell("s", kind, {})
+    assert await told(events) == [(1, "state"), (4, "image"), (5, "end")]
+    assert await told(events, after=4) == [(5, "end")]
+
+
+async def test_a_listener_sees_everything_from_when_it_came_until_the_end() -> None:
+    events = Events()
+    events.tell("s", "state", {})
+    listening = asyncio.create_task(told(events))
+    await asyncio.sleep(0)
+    for kind in ("progress", "image", "end"):
+        events.tell("s", kind, {})
+    assert await listening == [(1, "state"), (2, "progress"), (3, "image"), (4, "end")]
+
+
+async def test_a_slow_listener_loses_progress_but_no_stored_event() -> None:
+    events = Events()
+    events.tell("s", "state", {})
+    stream = events.follow("s")
+    assert (await anext(stream)).kind == "state"
+    pending = asyncio.ensure_future(_rest(stream))
+    await asyncio.sleep(0)
+    for _ in range(BACKLOG * 2):
+        events.tell("s", "progress", {})
+    await asyncio.sleep(0)
+    events.tell("s", "end", {})
+    assert (await pending)[-1].kind == "end"
+
+
+async def test_a_listener_that_never_reads_is_dropped_and_can_replay() -> None:
+    events = Events()
+    events.tell("s", "state", {})
+    stream = events.follow("s")
+    await anext(stream)
+    first = asyncio.ensure_future(anext(stream))
+    await asyncio.sleep(0)
+    for _ in range(BACKLOG + 5):
+        events.tell("s", "image", {})
+    await first
+    seen = [event async for event in stream]
+    assert seen[-1].kind == "image"
+    assert len(seen) < BACKLOG + 5
+    events.tell("s", "end", {})
+    assert [kind for _, kind in await told(events, after=seen[-1].id)][-1] == "end"
+
+
+async def _rest(stream: object) -> list[Event]:
+    return [event async for event in stream]  # type: ignore[attr-defined]

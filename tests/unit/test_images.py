@@ -1,0 +1,69 @@
+import io
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mezzotint import images
+from mezzotint.request import Output, Request
+from tests.requests import request
+
+MADE_WITH: dict[str, Any] = {
+    "model": {"id": "tiny", "family": "sd", "sha256": "ab" * 32},
+    "versions": {"mezzotint": "0.1.0", "diffusers": "0", "torch": "0"},
+    "device_kind": "cpu",
+    "dtype": "float32",
+    "executor": "torch",
+}
+PIXELS = np.random.default_rng(1).integers(0, 256, (16, 24, 3), dtype=np.uint8)
+
+
+def encoded(asked: Request, seed: int = 7) -> Image.Image:
+    return Image.open(io.BytesIO(images.encode(PIXELS, asked, seed, MADE_WITH)))
+
+
+def output(**changes: Any) -> Output:
+    return Output(**({"format": "png", "quality": 90, "embed_metadata": True} | changes))
+
+
+def test_png_keeps_every_pixel_and_tells_how_it_was_made() -> None:
+    picture = encoded(request(prompt="a, b: c", negative_prompt="dark", clip_skip=1))
+    assert np.array_equal(np.asarray(picture), PIXELS)
+    lines = picture.info["parameters"].split("\n")
+    assert lines[:2] == ["a, b: c", "Negative prompt: dark"]
+    assert lines[2].startswith("Steps: 6, Sampler: DDIM, CFG scale: 5, Seed: 7, Size: 16x16, Model hash: ababababab")
+    assert "Clip skip: 2" in lines[2]
+    record = json.loads(picture.info["mezzotint"])
+    assert record["seed"] == 7
+    assert record["request"]["prompt"] == "a, b: c"
+    assert record["model"]["sha256"] == "ab" * 32
+
+
+def test_what_does_not_change_the_picture_does_not_change_the_file() -> None:
+    first = images.encode(PIXELS, request(), 7, MADE_WITH)
+    other = request(metadata={"user": 1}, priority=9, timeout_s=3.0, device="cpu:0")
+    assert images.encode(PIXELS, other, 7, MADE_WITH) == first
+    assert images.encode(PIXELS, request(prompt="other"), 7, MADE_WITH) != first
+
+
+def test_text_outside_latin_1_survives() -> None:
+    assert encoded(request(prompt="дом 家 🏠")).info["parameters"].startswith("дом 家 🏠")
+
+
+@pytest.mark.parametrize("name", ["jpeg", "webp"])
+def test_jpeg_and_webp_carry_it_in_exif(name: str) -> None:
+    picture = encoded(request(prompt="дом", output=output(format=name)))
+    assert picture.format == name.upper()
+    exif = picture.getexif()
+    comment = exif.get_ifd(0x8769)[0x9286]
+    assert comment[8:].decode("utf-16-be").startswith("дом\nSteps: 6")
+    assert json.loads(exif[0x010E].removeprefix("mezzotint:"))["seed"] == 7
+
+
+@pytest.mark.parametrize("name", ["png", "jpeg", "webp"])
+def test_metadata_can_be_left_out(name: str) -> None:
+    picture = encoded(request(output=output(format=name, embed_metadata=False)))
+    assert "parameters" not in picture.info
+    assert not picture.getexif()
