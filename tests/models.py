@@ -1,4 +1,4 @@
-"""Stable Diffusion folders with random weights, built from configs: no download, the real layout, small enough to run fast."""
+"""Stable Diffusion folders with random weights, built from configs: the real layout, small enough to run fast."""
 
 from pathlib import Path
 from typing import Any

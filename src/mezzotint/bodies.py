@@ -1,4 +1,4 @@
-"""Our values as the JSON bodies of the public contract. Must not fetch anything: what is not handed in is null, with a reason."""
+"""Our values as the JSON bodies of the public contract. Must not fetch anything: it shapes what it is handed."""
 
 from datetime import UTC, datetime
 from typing import Any
@@ -48,7 +48,8 @@ def session(value: Session) -> dict[str, Any]:
 
 
 def image(session_id: str, value: ImageRecord) -> dict[str, Any]:
-    return msgspec.to_builtins(value) | {"url": f"{SESSIONS}/{session_id}/images/{value.index}"}
+    body: dict[str, Any] = msgspec.to_builtins(value)
+    return body | {"url": f"{SESSIONS}/{session_id}/images/{value.index}"}
 
 
 def event(session_id: str, value: Event) -> dict[str, Any]:

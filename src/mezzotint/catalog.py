@@ -133,7 +133,9 @@ def _read(path: Path, root: Path) -> Model:
     name = path.stem if path.is_file() else path.name
     try:
         if path.is_file():
-            raise _Unusable("single-file checkpoints are not supported by this version; convert it to a diffusers folder")
+            raise _Unusable(
+                "single-file checkpoints are not supported by this version; convert it to a diffusers folder"
+            )
         return _read_folder(path, root, name)
     except _Unusable as why:
         return Model(id=name, kind="checkpoint", path=str(path), state="invalid", reason=str(why))
@@ -196,7 +198,9 @@ def _check_components(path: Path, index: dict[str, Any], family: FamilyFacts) ->
         if name.startswith("_") or not isinstance(value, list) or value == [None, None]:
             continue
         if tuple(value) not in family.components.get(name, frozenset()):
-            raise _Unusable(f"its {name} is {'.'.join(map(str, value))[:96]}, which is not on the list for {family.name}")
+            raise _Unusable(
+                f"its {name} is {'.'.join(map(str, value))[:96]}, which is not on the list for {family.name}"
+            )
     for name in family.components:
         if not isinstance(index.get(name), list):
             raise _Unusable(f"model_index.json names no {name}")

@@ -21,7 +21,6 @@ from mezzotint.errors import CallerError, InvalidRequest, MezzotintError, SetupE
 
 if TYPE_CHECKING:
     from mezzotint.client import Client
-    from mezzotint.server import Mezzotint
 
 DONE, FAILED, BAD_USE, UNREACHABLE, INTERRUPTED = 0, 1, 2, 3, 130
 

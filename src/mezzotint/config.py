@@ -32,17 +32,29 @@ class Settings(BaseSettings):
 
     host: Annotated[str, Field(description="address to listen on; this version listens on loopback only")] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535, description="0 takes a free port")] = 7801
-    data: Annotated[Path, Field(description="folder of database, pictures, caches")] = Field(default_factory=_data_folder)
-    models: Annotated[tuple[Path, ...], NoDecode, Field(description="folders of models; the bundled one is always there")] = ()
+    data: Annotated[Path, Field(description="folder of database, pictures, caches")] = Field(
+        default_factory=_data_folder
+    )
+    models: Annotated[
+        tuple[Path, ...], NoDecode, Field(description="folders of models; the bundled one is always there")
+    ] = ()
     default_model: Annotated[str, Field(description="model of requests that name none")] = BUNDLED_MODEL
     devices: Annotated[
-        tuple[str, ...], NoDecode, Field(description="devices to use, such as cpu:0; default: every CUDA device, else cpu:0")
+        tuple[str, ...],
+        NoDecode,
+        Field(description="devices to use, such as cpu:0; default: every CUDA device, else cpu:0"),
     ] = ()
-    threads: Annotated[int | None, Field(ge=1, le=1024, description="CPU threads of a worker; default: all cores")] = None
-    queue_size: Annotated[int, Field(ge=1, le=1_000_000, description="sessions that may wait; more are refused")] = 10_000
+    threads: Annotated[int | None, Field(ge=1, le=1024, description="CPU threads of a worker; default: all cores")] = (
+        None
+    )
+    queue_size: Annotated[int, Field(ge=1, le=1_000_000, description="sessions that may wait; more are refused")] = (
+        10_000
+    )
     max_pixels: Annotated[int, Field(ge=4096, le=67_108_864, description="largest picture, width x height")] = 4_194_304
     drain_s: Annotated[float, Field(ge=0, le=3600, description="time that running sessions get at a stop")] = 30.0
-    log_level: Annotated[str, Field(pattern="^(debug|info|warning|error)$", description="least severe line to log")] = "info"
+    log_level: Annotated[str, Field(pattern="^(debug|info|warning|error)$", description="least severe line to log")] = (
+        "info"
+    )
 
     @property
     def cache(self) -> Path:
@@ -67,4 +79,6 @@ def load_settings(**given: Any) -> Settings:
         return Settings(**given)
     except ValidationError as error:
         first = error.errors()[0]
-        raise SetupError(f"setting {'.'.join(map(str, first['loc']))}: {first['msg']}; got {first['input']!r}") from error
+        raise SetupError(
+            f"setting {'.'.join(map(str, first['loc']))}: {first['msg']}; got {first['input']!r}"
+        ) from error

@@ -13,7 +13,7 @@ from mezzotint.catalog import Catalog
 from mezzotint.errors import Conflict, ErrorInfo, NotFound, TryLater
 from mezzotint.events import Events
 from mezzotint.request import Resolved
-from mezzotint.session import ImageRecord, Progress, Session, State, Usage
+from mezzotint.session import ImageRecord, Phase, Progress, Session, State, Usage
 from mezzotint.store.blobs import Blobs
 from mezzotint.store.sql import Store
 from mezzotint.workers import wire
@@ -152,7 +152,7 @@ class Dispatcher:
     def view(self, session: Session) -> Session:
         """A stored session with what only memory knows: progress, timing up to now, its place in the queue."""
         if (live := self._live.get(session.id)) is not None and session.state is State.RUNNING:
-            return session.having(progress=live.progress, spans=live.spans_now())
+            return session.having(progress=live.progress, spans=live.spans_now(), warnings=live.session.warnings)
         if (waiting := self._queue.get(session.id)) is not None and session.state is State.QUEUED:
             position = next(i for i, one in enumerate(self._order()) if one.session.id == session.id)
             return session.having(queue_position=position, spans=waiting.spans_now())
@@ -185,7 +185,9 @@ class Dispatcher:
             self._wake.clear()
             try:
                 await self._fill()
-            except TryLater as error:  # the database is busy or full: the queue stands as it is, the next tick tries again
+            except (
+                TryLater
+            ) as error:  # the database is busy or full: the queue stands as it is, the next tick tries again
                 log.warning("cannot claim", code=error.code)
                 await asyncio.sleep(TICK_S)
 
@@ -293,7 +295,7 @@ class Dispatcher:
         match message:
             case wire.Phase():
                 live.enter(message.phase)
-                live.progress = replace(live.progress, phase=message.phase)
+                live.progress = replace(live.progress, phase=Phase(message.phase))
                 self._events.tell(session_id, "progress", live.progress)
             case wire.Progress():
                 live.progress = _progress(live, message)
@@ -339,7 +341,14 @@ class Dispatcher:
         session_id, attempt, spans = live.session.id, live.session.attempt, live.spans_now()
         now = time.time()
         ended = await self._store.finish(
-            session_id, attempt=attempt, state=state, now=now, spans=spans, usage=usage, error=error
+            session_id,
+            attempt=attempt,
+            state=state,
+            now=now,
+            spans=spans,
+            usage=usage,
+            warnings=live.session.warnings,
+            error=error,
         )
         if ended is None and state is not State.CANCELLED:  # a cancel came first: it was promised
             ended = await self._store.finish(
@@ -357,7 +366,7 @@ class Dispatcher:
 
     async def _lose(self, live: _Live, *, alone: bool) -> None:
         """Its worker is gone: back to the queue, or ended when it is the one that kills workers."""
-        session, losses = live.session, live.session.losses + 1
+        losses = live.session.losses + 1
         if (losses >= 2 and alone) or losses >= MAX_LOSSES:
             message = f"{losses} workers were lost while they ran it"
             error = ErrorInfo(code="worker_lost", message=message, phase=live.phase)

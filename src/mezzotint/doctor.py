@@ -25,7 +25,16 @@ class Finding:
 
 
 def examine(settings: Settings) -> list[Finding]:
-    return [_python(), *_packages(), _sqlite(), _data(settings.data), _disk(settings.data), _memory(), _devices(), *_models(settings)]
+    return [
+        _python(),
+        *_packages(),
+        _sqlite(),
+        _data(settings.data),
+        _disk(settings.data),
+        _memory(),
+        _devices(),
+        *_models(settings),
+    ]
 
 
 def _python() -> Finding:
@@ -46,7 +55,9 @@ def _packages() -> list[Finding]:
 def _sqlite() -> Finding:
     version = sqlite3.sqlite_version
     safe = sqlite3.sqlite_version_info >= (3, 51, 3)
-    advice = "" if safe else "; before 3.51.3 two processes must not checkpoint one database at once (one server a folder)"
+    advice = (
+        "" if safe else "; before 3.51.3 two processes must not checkpoint one database at once (one server a folder)"
+    )
     return Finding(check="sqlite", ok=True, found=version + advice)
 
 
@@ -60,7 +71,9 @@ def _data(folder: Path) -> Finding:
 def _disk(folder: Path) -> Finding:
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     free = shutil.disk_usage(existing).free
-    return Finding(check="disk", ok=free >= MIN_DISK_BYTES, found=f"{free / 2**30:.1f} GiB free; 1 GiB or more is needed")
+    return Finding(
+        check="disk", ok=free >= MIN_DISK_BYTES, found=f"{free / 2**30:.1f} GiB free; 1 GiB or more is needed"
+    )
 
 
 def _memory() -> Finding:

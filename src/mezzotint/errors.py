@@ -4,9 +4,9 @@
     ├── CallerError            the caller can mend it
     │   ├── InvalidRequest     one or more faults of a request, all at once
     │   ├── NotFound           an id in a path names nothing (session, model, device, image)
-    │   └── Conflict           the session is not in a state that allows it (session_ended, illegal_state)
+    │   └── Conflict           the session's state does not allow it (session_ended, illegal_state)
     ├── TryLater               waiting mends it (queue_full, not_ready, storage_full)
-    ├── RunFailure             an accepted session could not be finished (worker_lost, out_of_memory, model_invalid, ...)
+    ├── RunFailure             an accepted session could not be finished (worker_lost, out_of_memory, ...)
     └── SetupError             the operator can mend it (data folder in use, newer schema, bad setting)
 
 Branch by what the reader can do, not by module. `code` never changes once released; `message` names the value, the rule

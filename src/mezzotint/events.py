@@ -1,4 +1,4 @@
-"""What happened to each session, told to whoever listens. Must not block a teller: a listener that is too slow is dropped."""
+"""What happened to each session, told to whoever listens. Must not block a teller: who is too slow is dropped."""
 
 import asyncio
 from collections import OrderedDict, deque

@@ -1,6 +1,6 @@
-"""Pictures out: pixels to PNG, JPEG or WebP, with the parameters that made them. Runs in a worker, never in the API process.
+"""Pictures out: pixels to PNG, JPEG or WebP, with the parameters that made them. Must not run in the API process.
 
-What is written holds only what determines the picture, so that equal pixels give equal files: no ids, no times, no paths.
+What is written holds only what determines the picture, so that equal pixels give equal files: no ids, times, paths.
 """
 
 import io
@@ -17,7 +17,9 @@ MAX_METADATA_BYTES = 64 * 1024
 _MAX_EXIF_BYTES = 60 * 1024
 
 # Fields that say who asked or how to run it, not what is drawn.
-_NOT_THE_PICTURE = frozenset({"metadata", "priority", "timeout_s", "expires_s", "device", "output", "num_images", "seed"})
+_NOT_THE_PICTURE = frozenset(
+    {"metadata", "priority", "timeout_s", "expires_s", "device", "output", "num_images", "seed"}
+)
 
 _A1111_SAMPLERS = {
     "ddim": "DDIM",
@@ -37,8 +39,13 @@ _A1111_SAMPLERS = {
 }
 
 
-def encode(pixels: "np.ndarray[Any, np.dtype[np.uint8]]", request: Request, seed: int, made_with: dict[str, Any]) -> bytes:
-    """(H, W, 3) uint8 to a file of `request.output.format`. `made_with` holds model, versions, device_kind, dtype, executor."""
+def encode(
+    pixels: "np.ndarray[Any, np.dtype[np.uint8]]", request: Request, seed: int, made_with: dict[str, Any]
+) -> bytes:
+    """(H, W, 3) uint8 to a file of `request.output.format`.
+
+    `made_with` holds model, versions, device_kind, dtype and executor.
+    """
     output, image, file = request.output, Image.fromarray(pixels, "RGB"), io.BytesIO()
     text = parameters_text(request, seed, made_with) if output.embed_metadata else ""
     record = json.dumps(metadata(request, seed, made_with), separators=(",", ":")) if output.embed_metadata else ""
@@ -54,9 +61,7 @@ def encode(pixels: "np.ndarray[Any, np.dtype[np.uint8]]", request: Request, seed
 
 def metadata(request: Request, seed: int, made_with: dict[str, Any]) -> dict[str, Any]:
     """The `mezzotint` chunk: enough to draw the same picture again."""
-    fields = {
-        name: getattr(request, name) for name in Request.__dataclass_fields__ if name not in _NOT_THE_PICTURE
-    }
+    fields = {name: getattr(request, name) for name in Request.__dataclass_fields__ if name not in _NOT_THE_PICTURE}
     return {"v": 1, "seed": seed, "request": fields, **made_with}
 
 

@@ -1,4 +1,4 @@
-"""What a caller may ask of Mezzotint, as plain async methods: the one door from the dialects to catalog, store, dispatcher.
+"""What a caller may ask of Mezzotint, as plain async methods: the one door from the dialects to all below.
 
 Must not know of HTTP. Bodies in, values or bodies out; errors are those of errors.py.
 """
@@ -24,6 +24,10 @@ from mezzotint.store.sql import Store
 from mezzotint.workers.base import Supervisor
 
 ACTIVE = frozenset(State) - FINAL
+
+# inside Operations, `list` is the method
+Bodies = list[dict[str, Any]]
+Names = list[str]
 
 
 class Operations:
@@ -74,7 +78,9 @@ class Operations:
         if state is not None:
             if state not in set(State):
                 near = nearest(state, State)
-                message = f"state {state[:64]!r} does not exist; {f'did you mean {near}?' if near else ', '.join(State)}"
+                message = (
+                    f"state {state[:64]!r} does not exist; {f'did you mean {near}?' if near else ', '.join(State)}"
+                )
                 raise InvalidRequest([Fault(field="state", code="invalid_value", message=message)])
             states &= {State(state)}
         if not states:
@@ -128,7 +134,7 @@ class Operations:
         """Raises TryLater when no session would be accepted."""
         self._dispatcher.check_accepting()
 
-    def devices(self) -> "list[dict[str, Any]]":
+    def devices(self) -> Bodies:
         return [
             devices.body(seat, self._dispatcher.sessions_on(name), self._dispatcher.queued)
             for name, seat in self._supervisor.seats.items()
@@ -141,7 +147,7 @@ class Operations:
             raise NotFound(f"device {device_id[:64]!r} is not here; devices: {known}", code="device_not_found")
         return found
 
-    def models(self) -> "list[dict[str, Any]]":
+    def models(self) -> Bodies:
         return [bodies.model(model, self._resident_on(model.id)) for model in self._catalog.models.values()]
 
     def model(self, model_id: str) -> dict[str, Any]:
@@ -152,7 +158,7 @@ class Operations:
             raise NotFound(f"model {model_id[:64]!r} is not here{hint}", code="model_not_found")
         return bodies.model(found, self._resident_on(model_id))
 
-    def workers(self) -> "list[dict[str, Any]]":
+    def workers(self) -> Bodies:
         return [self._worker(name) for name in self._supervisor.seats]
 
     def _worker(self, device: str) -> dict[str, Any]:
@@ -171,7 +177,7 @@ class Operations:
             "last_exit": seat.last_exit,
         }
 
-    def _resident_on(self, model_id: str) -> "list[str]":
+    def _resident_on(self, model_id: str) -> Names:
         return [worker["device"] for worker in self.workers() if model_id in worker["resident_models"]]
 
     def _world(self) -> World:

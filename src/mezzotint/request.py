@@ -32,8 +32,23 @@ assert get_args(Scheduler) == tuple(SCHEDULERS)  # noqa: S101  invariant: one li
 
 # Names of the contract that this version does not run yet. A request that uses one is refused by name, never ignored.
 NOT_YET = frozenset(
-    "image mask mask_blur padding_mask_crop strength controlnets loras scheduler_options preview webhook "
-    "cancel_on_disconnect resize_mode mask_fill variation hires".split()
+    {
+        "cancel_on_disconnect",
+        "controlnets",
+        "hires",
+        "image",
+        "loras",
+        "mask",
+        "mask_blur",
+        "mask_fill",
+        "padding_mask_crop",
+        "preview",
+        "resize_mode",
+        "scheduler_options",
+        "strength",
+        "variation",
+        "webhook",
+    }
 )
 
 ALIASES: dict[str, str] = {
@@ -181,7 +196,9 @@ def resolve(body: Any, world: World, draw_seed: Callable[[], int]) -> Resolved:
     height = model.height if sent.height is None else sent.height
     _check_size(width, height, model, world.max_pixels, faults)
     if sent.clip_skip is not None and sent.clip_skip >= model.text_layers:
-        message = f"clip_skip {sent.clip_skip} leaves nothing of {model.text_layers} layers; at most {model.text_layers - 1}"
+        message = (
+            f"clip_skip {sent.clip_skip} leaves nothing of {model.text_layers} layers; at most {model.text_layers - 1}"
+        )
         faults.append(Fault(field="clip_skip", code="invalid_value", message=message))
     if faults:
         raise InvalidRequest(faults)
@@ -272,7 +289,7 @@ def _names(schema: type[BaseModel]) -> dict[str, str]:
     return {_key(name): name for name in schema.model_fields} | {_key(alias): name for alias, name in extra.items()}
 
 
-_NAMES = {schema: _names(schema) for schema in (RequestInput, OutputInput)}
+_NAMES: dict[type[BaseModel], dict[str, str]] = {schema: _names(schema) for schema in (RequestInput, OutputInput)}
 _NESTED: dict[str, type[BaseModel]] = {"output": OutputInput}
 _NOT_YET_KEYS = {_key(name): name for name in NOT_YET}
 
@@ -320,7 +337,13 @@ def _rule(item: Any) -> str:
     above = next((f"above {m.gt:g}" for m in field.metadata if isinstance(m, Gt)), None)
     high = next((_number(m.le) for m in field.metadata if isinstance(m, Le)), None)
     longest = next((m.max_length for m in field.metadata if isinstance(m, MaxLen)), None)
-    kind = {"int": "a whole number", "float": "a number", "string": "a text", "bool": "true or false", "dict": "an object"}
+    kind = {
+        "int": "a whole number",
+        "float": "a number",
+        "string": "a text",
+        "bool": "true or false",
+        "dict": "an object",
+    }
     word = next((text for name, text in kind.items() if item["type"].startswith(name)), "")
     if item["type"] == "literal_error":
         return f"one of {item['ctx']['expected']}"

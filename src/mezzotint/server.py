@@ -63,9 +63,7 @@ class Mezzotint:
         self._dispatcher = Dispatcher(self._store, blobs, catalog, self.supervisor, events)
         await self._dispatcher.start()
         self.supervisor.start()
-        self.operations = Operations(
-            settings, catalog, self._store, blobs, self.supervisor, self._dispatcher, events
-        )
+        self.operations = Operations(settings, catalog, self._store, blobs, self.supervisor, self._dispatcher, events)
         return self
 
     async def __aexit__(
@@ -209,5 +207,7 @@ def _own(data: Path) -> int:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         os.close(lock)
-        raise SetupError(f"the data folder {data} is in use by another server; stop it or choose another --data") from error
+        raise SetupError(
+            f"the data folder {data} is in use by another server; stop it or choose another --data"
+        ) from error
     return lock

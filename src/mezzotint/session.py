@@ -1,4 +1,4 @@
-"""A session's life as pure values: states, the table of legal changes, progress and timing. Must not do I/O or read a clock."""
+"""A session's life as pure values: states, the table of legal changes, progress. Must not do I/O or read a clock."""
 
 from dataclasses import dataclass, field, replace
 from enum import StrEnum

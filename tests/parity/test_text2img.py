@@ -4,13 +4,13 @@ import itertools
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
-import diffusers
 from mezzotint.engine.engine import Engine
 from mezzotint.families.base import Family
 from mezzotint.families.sd import StableDiffusion
@@ -86,10 +86,10 @@ class Rig:
             generator=torch.Generator("cpu").manual_seed(seed),
             output_type="np",
         ).images[0]
-        return (out * 255).round().astype(np.uint8)  # type: ignore[no-any-return]
+        return (out * 255).round().astype(np.uint8)
 
     def _skipped(self, prompt: str, clip_skip: int) -> Tensor:
-        """The pipeline's own `clip_skip`, which fails with this transformers: it looks for a `text_model` that is gone."""
+        """What the pipeline's `clip_skip` does; with this transformers it looks for a `text_model` that is gone."""
         tokenizer, encoder = self.pipeline.tokenizer, self.pipeline.text_encoder
         length = tokenizer.model_max_length
         ids = tokenizer(prompt, padding="max_length", max_length=length, truncation=True, return_tensors="pt").input_ids
@@ -162,7 +162,7 @@ def test_a_deterministic_picture_is_bit_equal_whatever_runs_beside_it(rig: Rig) 
 
 
 def test_v_prediction_models_equal_the_pipelines(tmp_path: Path) -> None:
-    zero_snr = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
+    zero_snr: dict[str, Any] = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"}
     rig = Rig(build_sd(tmp_path / "v", prediction_type="v_prediction", **zero_snr))
     asked = request(scheduler="ddim")
     assert difference(rig.draw([asked, *COMPANY[:1]])[0][0], rig.oracle(asked)) <= 0.5

@@ -10,14 +10,13 @@ TALL = BatchKey(model="a", height=16, width=8, windows=1, alone="")
 
 def trajectory(key: BatchKey = WIDE, *, rows: int = 2, remaining: int = 10, waited: int = 0, priority: int = 5) -> Any:
     sampler = SimpleNamespace(done=remaining == 0)
-    return SimpleNamespace(
-        key=key, rows=rows, remaining=remaining, waited=waited, priority=priority, sampler=sampler
-    )
+    return SimpleNamespace(key=key, rows=rows, remaining=remaining, waited=waited, priority=priority, sampler=sampler)
 
 
 def picked(running: list[Any], served: dict[BatchKey, int] | None = None, max_rows: int = 8) -> list[int]:
     batch = pick_batch(running, served or {}, max_rows)
-    return [] if batch is None else [running.index(one) for one in batch.trajectories]
+    numbers = {id(one): number for number, one in enumerate(running)}
+    return [] if batch is None else [numbers[id(one)] for one in batch.trajectories]
 
 
 def test_nothing_denoises_nothing_is_picked() -> None:

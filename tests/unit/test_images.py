@@ -25,7 +25,8 @@ def encoded(asked: Request, seed: int = 7) -> Image.Image:
 
 
 def output(**changes: Any) -> Output:
-    return Output(**({"format": "png", "quality": 90, "embed_metadata": True} | changes))
+    fields: dict[str, Any] = {"format": "png", "quality": 90, "embed_metadata": True}
+    return Output(**(fields | changes))
 
 
 def test_png_keeps_every_pixel_and_tells_how_it_was_made() -> None:

@@ -5,14 +5,14 @@ import uuid
 import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from mezzotint import __version__, bodies
+from mezzotint import __version__
 from mezzotint.api import inference, models
+from mezzotint.api.problems import problem
 from mezzotint.api.security import SameSite
-from mezzotint.errors import STATUS, Fault, InvalidRequest, MezzotintError, TryLater
+from mezzotint.errors import Fault, InvalidRequest, MezzotintError
 from mezzotint.operations import Operations
 
 log = structlog.get_logger(__name__)
@@ -56,27 +56,18 @@ class RequestIds:
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
                 await self._app(scope, receive, send_with_id)
-            except Exception:  # noqa: BLE001  the outermost layer: the caller gets an id, the log gets the cause
+            except Exception:
                 log.exception("unhandled error", path=scope["path"])
                 if not started:
-                    error = MezzotintError("something went wrong; the server's log has it under this id", code="internal")
+                    error = MezzotintError(
+                        "something went wrong; the server's log has it under this id", code="internal"
+                    )
                     await problem(error, request_id)(scope, receive, send_with_id)
-
-
-def problem(error: MezzotintError, request_id: str, status: int | None = None) -> Response:
-    status = STATUS[error.code] if status is None else status
-    headers = {"Cache-Control": "no-store"}
-    if isinstance(error, TryLater):
-        headers["Retry-After"] = str(error.retry_after_s)
-    body = bodies.problem(error, status, request_id)
-    return JSONResponse(body, status, headers, media_type="application/problem+json")
 
 
 async def _told(request: Request, error: Exception) -> Response:
     assert isinstance(error, MezzotintError)  # noqa: S101  invariant: registered for this class only
-    status = 404 if error.code == "model_not_found" and not isinstance(error, InvalidRequest) else None
-    status = 404 if error.code == "device_not_found" and not isinstance(error, InvalidRequest) else status
-    return problem(error, request.state.request_id, status)
+    return problem(error, request.state.request_id)
 
 
 _HTTP_CODES = {404: "unknown_url", 405: "method_not_allowed", 413: "body_too_large", 415: "unsupported_media_type"}

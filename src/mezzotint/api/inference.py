@@ -84,9 +84,7 @@ async def delete(session_id: str, ops: Ops) -> None:
 
 
 @router.get("/{session_id}/events")
-async def follow(
-    session_id: str, ops: Ops, last_event_id: Annotated[int, Header(ge=0, le=2**62)] = 0
-) -> Response:
+async def follow(session_id: str, ops: Ops, last_event_id: Annotated[int, Header(ge=0, le=2**62)] = 0) -> Response:
     """Server-sent events until the session ends: state, progress, image, warning, end."""
     return events.stream(session_id, await ops.events(session_id, last_event_id))
 

@@ -1,13 +1,14 @@
 """Keeps other sites' pages from driving a server on loopback. Fails closed; must not look at bodies.
 
-A browser tells where a request comes from (Origin, Sec-Fetch-Site) and which name it used (Host). A page of another site
-can send requests here, and DNS can point its name at 127.0.0.1; neither passes.
+A browser tells where a request comes from (Origin, Sec-Fetch-Site) and which name it used (Host). A page of another
+site can send requests here, and DNS can point its name at 127.0.0.1; neither passes.
 """
 
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from mezzotint.api.problems import problem
 from mezzotint.errors import CallerError
 
 HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
@@ -21,10 +22,9 @@ class SameSite:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         error = _refusal(scope) if scope["type"] == "http" else None
         if error is None:
-            return await self._app(scope, receive, send)
-        from mezzotint.api.app import problem
-
-        await problem(error, Request(scope).state.request_id)(scope, receive, send)
+            await self._app(scope, receive, send)
+        else:
+            await problem(error, Request(scope).state.request_id)(scope, receive, send)
 
 
 def _refusal(scope: Scope) -> CallerError | None:

@@ -39,7 +39,7 @@ class Engine:
         *,
         max_rows: int = MAX_ROWS,
     ) -> None:
-        """`encode_image(pixels (H, W, 3) uint8, submit, index)` gives the file's bytes; `clock` is monotonic seconds."""
+        """`encode_image(pixels (H, W, 3) uint8, submit, index)` gives a file; `clock` is monotonic seconds."""
         self._load, self._encode_image, self._clock = load, encode_image, clock
         self._max_rows = max_rows
         self._sessions: dict[str, Running] = {}
@@ -104,7 +104,7 @@ class Engine:
             return warnings + self._announce(running, "denoising")
         except (MemoryError, torch.OutOfMemoryError):
             return self._fail(running, "out_of_memory", f"not enough memory for {running.stage}")
-        except Exception:  # noqa: BLE001  one session's fault must not end its neighbours; told as an error, logged whole
+        except Exception:
             log.exception("session %s failed while %s", running.id, running.stage)
             code = "model_invalid" if running.stage == "loading" else "internal"
             return self._fail(running, code, f"{running.stage} failed; the server's log has the cause")
@@ -156,8 +156,14 @@ class Engine:
         if not any(conditioning.cut for conditioning in encoded):
             return []
         message = "the prompt is longer than the encoder's windows; the rest was left out"
-        ids = {"session_id": running.id, "attempt": running.submit.attempt}
-        return [(wire.Warned(**ids, code="prompt_cut", message=message, field="prompt"), b"")]
+        warned = wire.Warned(
+            session_id=running.id,
+            attempt=running.submit.attempt,
+            code="prompt_cut",
+            message=message,
+            field="prompt",
+        )
+        return [(warned, b"")]
 
     def _conditioning(self, family: Family, model: wire.ModelRef, prompt: Prompt) -> Conditioning:
         key = (model, prompt)

@@ -68,4 +68,3 @@ def _options(name: str, seed: int) -> dict[str, Any]:
     if name == "dpm_sde":
         return {"noise_sampler_seed": seed}  # without it the class draws from the global generator
     return {}
-

@@ -45,7 +45,7 @@ class Trajectory:
         return self.sampler.total - self.sampler.calls
 
     def advance(self, output: Tensor) -> None:
-        """Take the model's output for its rows, (rows, channels, height, width): negative first, as diffusers has it."""
+        """Take the model's output for its rows, (rows, channels, height, width), the negative one first."""
         if self.negative is not None:
             negative, positive = output.chunk(2)
             output = negative + self.guidance_scale * (positive - negative)

@@ -50,14 +50,8 @@ class ClipTextEncoder(nn.Module):
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
         width = int(config["hidden_size"])
-        self.embeddings = nn.ModuleDict(
-            {
-                "token_embedding": _embedding(int(config["vocab_size"]), width),
-                "position_embedding": _embedding(int(config["max_position_embeddings"]), width),
-            }
-        )
-        layers = nn.ModuleList(_Layer(config) for _ in range(int(config["num_hidden_layers"])))
-        self.encoder = nn.ModuleDict({"layers": layers})
+        self.embeddings = _Embeddings(config)
+        self.encoder = _Encoder(config)
         self.final_layer_norm = nn.LayerNorm(width, eps=float(config["layer_norm_eps"]))
 
     @classmethod
@@ -72,13 +66,28 @@ class ClipTextEncoder(nn.Module):
 
     def forward(self, ids: Tensor, skip: int = 0) -> Tensor:
         """The last `skip` layers are left out; the final norm always comes (diffusers' `clip_skip`)."""
-        positions = self.embeddings["position_embedding"].weight[: ids.shape[1]]
-        hidden: Tensor = self.embeddings["token_embedding"](ids) + positions
-        layers = self.encoder["layers"]
-        for layer in list(layers)[: len(layers) - skip]:  # type: ignore[arg-type]
+        hidden = self.embeddings(ids)
+        for layer in list(self.encoder.layers)[: len(self.encoder.layers) - skip]:
             hidden = layer(hidden)
         normed: Tensor = self.final_layer_norm(hidden)
         return normed
+
+
+class _Embeddings(nn.Module):
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__()
+        width = int(config["hidden_size"])
+        self.token_embedding = _embedding(int(config["vocab_size"]), width)
+        self.position_embedding = _embedding(int(config["max_position_embeddings"]), width)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.token_embedding(ids) + self.position_embedding.weight[: ids.shape[1]]
+
+
+class _Encoder(nn.Module):
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(_Layer(config) for _ in range(int(config["num_hidden_layers"])))
 
 
 def _embedding(count: int, width: int) -> nn.Embedding:
@@ -117,10 +126,17 @@ _ACTIVATIONS = {"quick_gelu": lambda x: x * torch.sigmoid(1.702 * x), "gelu": fu
 def _from_vocabulary(folder: Path) -> Any:
     """The older layout, vocab.json and merges.txt, as transformers' CLIPTokenizer reads it."""
     lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
-    merges = [tuple(line.split()) for line in lines if line and not line.startswith("#version")]
+    pairs = [line.split() for line in lines if line and not line.startswith("#version")]
+    merges = [(left, right) for left, right in pairs]
     vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
     tokenizer = Tokenizer(
-        models.BPE(vocabulary, merges, end_of_word_suffix="</w>", unk_token="<|endoftext|>", continuing_subword_prefix="")
+        models.BPE(
+            vocabulary,
+            merges,
+            end_of_word_suffix="</w>",
+            unk_token="<|endoftext|>",  # noqa: S106  a token of text
+            continuing_subword_prefix="",
+        )
     )
     steps = [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
     tokenizer.normalizer = normalizers.Sequence(steps)

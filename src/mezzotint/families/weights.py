@@ -1,4 +1,4 @@
-"""Loads a module's weights from a diffusers folder: mapped, assigned without a copy, checked. Must not run code from it."""
+"""Loads a module's weights from a diffusers folder: mapped, assigned without a copy. Must not run code from it."""
 
 import re
 from pathlib import Path

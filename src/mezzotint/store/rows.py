@@ -69,9 +69,17 @@ def session(row: Row[Any], pictures: tuple[ImageRecord, ...]) -> Session:
         warnings=row.warnings,
         cancel_requested=row.cancel_requested,
         pause_requested=row.pause_requested,
-        progress=Progress(steps=row.request.num_inference_steps, fraction=float(state is State.SUCCEEDED)),
+        progress=_progress(state, row.request),
         batch_id=row.batch_id,
     )
+
+
+def _progress(state: State, request: Request) -> Progress:
+    """What a row alone can tell: all of it when succeeded, else nothing yet."""
+    steps = request.num_inference_steps
+    if state is State.SUCCEEDED:
+        return Progress(step=steps, steps=steps, fraction=1.0, image_index=request.num_images - 1)
+    return Progress(steps=steps)
 
 
 def image(row: Row[Any]) -> ImageRecord:

@@ -159,10 +159,14 @@ class Store:
         now: float,
         spans: Mapping[str, float],
         usage: Usage,
+        warnings: Sequence[dict[str, Any]] | None = None,
         error: ErrorInfo | None = None,
         cause: str = "",
     ) -> Session | None:
-        """Running to its end. A pending cancel wins over success and failure: they come too late."""
+        """Running to its end. A pending cancel wins over success and failure: they come too late.
+
+        `warnings` replaces those of the acceptance; None keeps them.
+        """
         if state not in (State.SUCCEEDED, State.FAILED, State.CANCELLED):
             raise ValueError(f"a running session cannot finish as {state}")
         guards = [_owned(attempt)]
@@ -170,7 +174,10 @@ class Store:
             guards.append(sessions.c.cancel_requested == false())
         change = _Change(session_id, State.RUNNING, state, cause, now)
         async with self._write() as connection:
-            return await _change(connection, change, *guards, spans=dict(spans), usage=usage, error=error)
+            values = {"spans": dict(spans), "usage": usage, "error": error}
+            if warnings is not None:
+                values["warnings"] = tuple(warnings)
+            return await _change(connection, change, *guards, **values)
 
     @_unbroken
     async def end_queued(

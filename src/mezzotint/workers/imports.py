@@ -39,7 +39,8 @@ def import_quickly() -> None:
 @contextmanager
 def _hidden(names: Iterable[str]) -> Iterator[None]:
     absent = [name for name in names if name not in sys.modules]
-    sys.modules.update(dict.fromkeys(absent))  # type: ignore[arg-type]  None: "not found" to the import system
+    modules: dict[str, Any] = sys.modules
+    modules.update(dict.fromkeys(absent))  # None means "not found" to the import system
     try:
         yield
     finally:
@@ -74,4 +75,3 @@ def _stand_empty(name: str) -> None:
     module.__path__ = list(spec.submodule_search_locations)
     module.__spec__ = spec
     sys.modules[name] = module
-

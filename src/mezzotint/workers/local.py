@@ -17,7 +17,17 @@ from mezzotint.workers import wire
 log = structlog.get_logger(__name__)
 
 # What a worker's environment may hold of ours. Secrets are not on this list.
-_KEPT = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "CUDA_HOME", "PYTHONPATH")
+_KEPT = (
+    "PATH",
+    "HOME",
+    "LANG",
+    "LC_ALL",
+    "TMPDIR",
+    "LD_LIBRARY_PATH",
+    "CUDA_VISIBLE_DEVICES",
+    "CUDA_HOME",
+    "PYTHONPATH",
+)
 _SET = {
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
@@ -68,7 +78,7 @@ class LocalWorker:
         on_message: Callable[["LocalWorker", wire.FromWorker, bytes], Awaitable[None]],
         on_end: Callable[["LocalWorker", str], Awaitable[None]],
     ) -> "LocalWorker":
-        """Spawn it and begin to listen. Messages arrive in order, one at a time; `on_end(worker, why)` is the last call."""
+        """Spawn it and begin to listen. Messages arrive in order, one at a time; `on_end` is the last call."""
         ours, theirs = socket.socketpair()
         try:
             process = await asyncio.create_subprocess_exec(

@@ -40,7 +40,7 @@ def main() -> None:
     worker = Worker(socket.socket(fileno=args.fd), args.device, args.threads)
     try:
         worker.run()
-    except Exception:  # noqa: BLE001  the last handler of the process: the API process reads why it ends
+    except Exception:
         log.exception("the worker cannot go on")
         worker.send(wire.DeviceFailed(message=f"{type(sys.exc_info()[1]).__name__} in the step loop"))
         os._exit(1)
@@ -125,7 +125,9 @@ class Worker:
         torch.set_grad_enabled(False)
         if self._device_id.startswith("cpu"):
             torch.set_float32_matmul_precision("medium")  # oneDNN instead of MKL; as accurate, measured
-        device = torch.device(self._device_id.partition(":")[0] if self._device_id.startswith("cpu") else self._device_id)
+        device = torch.device(
+            self._device_id.partition(":")[0] if self._device_id.startswith("cpu") else self._device_id
+        )
         dtype = torch.float32
         made_with = {
             "versions": _versions(),

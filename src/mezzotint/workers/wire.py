@@ -166,7 +166,8 @@ def lengths(head: bytes) -> tuple[int, int]:
 
 
 def decode_from_worker(body: bytes) -> FromWorker:
-    return _decode(_from_worker, body)
+    message: FromWorker = _decode(_from_worker, body)
+    return message
 
 
 def receive_to_worker(connection: socket.socket) -> ToWorker | None:

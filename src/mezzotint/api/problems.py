@@ -1,0 +1,18 @@
+"""The one shape of an error answer. Must not decide what is an error."""
+
+from fastapi import Response
+from fastapi.responses import JSONResponse
+
+from mezzotint import bodies
+from mezzotint.errors import STATUS, MezzotintError, NotFound, TryLater
+
+
+def problem(error: MezzotintError, request_id: str, status: int | None = None) -> Response:
+    """RFC 9457. The status is that of the code, 404 for an id in a path, or the one given."""
+    if status is None:
+        status = 404 if isinstance(error, NotFound) else STATUS[error.code]
+    headers = {"Cache-Control": "no-store"}
+    if isinstance(error, TryLater):
+        headers["Retry-After"] = str(error.retry_after_s)
+    body = bodies.problem(error, status, request_id)
+    return JSONResponse(body, status, headers, media_type="application/problem+json")

@@ -1,0 +1,82 @@
+"""transformers is the oracle of our text encoder and tokenizer, in both layouts that folders have."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from mezzotint.families.base import MAX_WINDOWS, Prompt
+from mezzotint.families.clip import ClipTextEncoder, ClipTokenizer
+from mezzotint.families.sd import StableDiffusion
+from tests.models import WINDOW
+
+TEXTS = [
+    "",
+    "a slice of pizza",
+    "  Spaces\tand\nLINES  ",
+    "it's 1999: don't (stop) [now] -- 3.14!",
+    "naïve café Ünïcödé дом 家 🏠👩‍🚀",
+    "<|startoftext|> inside <|endoftext|> text",
+    "x" * 100,
+    "\u0000\u200b\ufeff",
+]
+
+
+@pytest.fixture(scope="module")
+def older(random_sd: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tokenizer in the older layout: vocab.json, merges.txt, special_tokens_map.json."""
+    folder = tmp_path_factory.mktemp("older")
+    whole = json.loads((random_sd / "tiny" / "tokenizer" / "tokenizer.json").read_text())
+    vocabulary = whole["model"]["vocab"]
+    merges = [("a", "b</w>"), ("p", "i"), ("pi", "z")]
+    for left, right in merges:
+        vocabulary[left + right] = len(vocabulary)
+    (folder / "vocab.json").write_text(json.dumps(vocabulary))
+    lines = ["#version: 0.2", *(f"{left} {right}" for left, right in merges)]
+    (folder / "merges.txt").write_text("\n".join(lines) + "\n")
+    special = {"bos_token": {"content": "<|startoftext|>"}, "eos_token": "<|endoftext|>", "pad_token": "!"}
+    (folder / "special_tokens_map.json").write_text(json.dumps(special))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"model_max_length": WINDOW, "pad_token": "!"}))
+    return folder
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("layout", ["whole", "older"])
+def test_tokens_are_those_of_transformers(random_sd: Path, older: Path, layout: str, text: str) -> None:
+    folder = random_sd / "tiny" / "tokenizer" if layout == "whole" else older
+    oracle = CLIPTokenizer.from_pretrained(folder)
+    ours = ClipTokenizer(folder)
+    assert ours.ids(text) == oracle(text, add_special_tokens=False, verbose=False).input_ids
+    assert (ours.start, ours.end) == (oracle.bos_token_id, oracle.eos_token_id)
+    assert (ours.pad, ours.window) == (oracle.pad_token_id, WINDOW)
+
+
+@pytest.mark.parametrize("skip", [0, 1, 2])
+def test_hidden_states_are_those_of_transformers(random_sd: Path, skip: int) -> None:
+    folder = random_sd / "tiny" / "text_encoder"
+    ids = torch.randint(0, 300, (3, WINDOW), generator=torch.Generator().manual_seed(1))
+    oracle = CLIPTextModel.from_pretrained(folder).eval()
+    ours = ClipTextEncoder.load(folder, torch.device("cpu"), torch.float32)
+    with torch.no_grad():
+        hidden = oracle(ids, output_hidden_states=True).hidden_states[-(skip + 1)]
+        expected = oracle.final_layer_norm(hidden)
+        assert torch.allclose(ours(ids, skip=skip), expected, atol=1e-5)
+        assert not torch.allclose(ours(ids, skip=(skip + 1) % 3), expected, atol=1e-2)
+
+
+def test_a_long_prompt_is_whole_windows_one_after_another(random_sd: Path) -> None:
+    family = StableDiffusion(random_sd / "tiny", torch.device("cpu"), torch.float32)
+    words = "a b c d e f g h i j k l m n"  # one token each, as many as a window holds
+    assert family.windows(words) == 1
+    (one,) = family.encode([Prompt(text=words, clip_skip=None, windows=1)])
+    (two,) = family.encode([Prompt(text=f"{words} {words}", clip_skip=None, windows=1)])
+    assert (one.windows, two.windows) == (1, 2)
+    assert torch.allclose(two.hidden[:WINDOW], one.hidden, atol=1e-5)
+    assert torch.allclose(two.hidden[WINDOW:], one.hidden, atol=1e-5)
+    (padded,) = family.encode([Prompt(text=words, clip_skip=None, windows=2)])
+    (empty,) = family.encode([Prompt(text="", clip_skip=None, windows=1)])
+    assert torch.allclose(padded.hidden[WINDOW:], empty.hidden, atol=1e-5)
+    (cut,) = family.encode([Prompt(text=words * 20, clip_skip=None, windows=1)])
+    assert (cut.windows, cut.cut) == (MAX_WINDOWS, True)

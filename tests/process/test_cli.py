@@ -1,0 +1,141 @@
+"""The command line as a person uses it, without a server and with one."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from tests.process.conftest import BIN, RunningServer
+
+Done = subprocess.CompletedProcess[str]
+
+
+def run(*args: str | Path, cwd: Path) -> Done:
+    return subprocess.run([BIN, *args], cwd=cwd, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_generate_draws_a_picture_and_twice_the_same(tmp_path: Path) -> None:
+    for name in ("a.png", "b.png"):
+        done = run("generate", "a slice of pizza", "--seed", "7", "-o", name, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith(f"{name}  seed 7  ")
+        assert done.stderr == ""
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    picture = Image.open(tmp_path / "a.png")
+    assert (picture.format, picture.size) == ("PNG", (64, 64))
+    assert picture.info["parameters"].startswith("a slice of pizza\nSteps: ")
+
+
+def test_a_server_draws_the_same_bytes_as_the_command_alone(tmp_path: Path, server: RunningServer) -> None:
+    flags = ("generate", "a boat", "--seed", "9", "--steps", "4")
+    alone = run(*flags, "-o", "alone.png", cwd=tmp_path)
+    served = run(*flags, "-o", "served.png", "--server", server.url, cwd=tmp_path)
+    assert (alone.returncode, served.returncode) == (0, 0), alone.stderr + served.stderr
+    assert (tmp_path / "alone.png").read_bytes() == (tmp_path / "served.png").read_bytes()
+
+
+def test_names_and_formats_follow_the_flags(tmp_path: Path, server: RunningServer) -> None:
+    at = ("--server", server.url, "--steps", "1")
+    assert run("generate", "x", "--seed", "5", "-n", "2", *at, cwd=tmp_path).returncode == 0
+    assert run("generate", "x", "--seed", "6", *at, cwd=tmp_path).returncode == 0
+    assert run("generate", "x", "-o", "y.jpg", *at, cwd=tmp_path).returncode == 0
+    found = {path.name: Image.open(path).format for path in tmp_path.iterdir()}
+    expected = {"mezzotint-5-0.png": "PNG", "mezzotint-5-1.png": "PNG", "mezzotint-6.png": "PNG", "y.jpg": "JPEG"}
+    assert found == expected
+
+
+def test_json_is_json(tmp_path: Path, server: RunningServer) -> None:
+    done = run("generate", "x", "--steps", "1", "--json", "--server", server.url, cwd=tmp_path)
+    told = json.loads(done.stdout)
+    assert told["session"]["state"] == "succeeded"
+    assert (tmp_path / told["files"][0]).exists()
+    assert json.loads(run("devices", "--json", "--server", server.url, cwd=tmp_path).stdout)[0]["id"] == "cpu:0"
+    assert json.loads(run("models", "list", "--json", cwd=tmp_path).stdout)[0]["id"] == "icons"
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "words"),
+    [
+        (["generate", "x", "--steps", "-3"], 2, "num_inference_steps must be a whole number from 1 to 1000; got -3"),
+        (["generate", "x", "--stpes", "3"], 2, "--stpes is not a flag; did you mean --steps?"),
+        (["generate", "x", "--steps", "many"], 2, "--steps"),
+        (["generate"], 2, "prompt"),
+        (["generate", "x", "--width", "65"], 2, "try 64x64"),
+        (["generate", "x", "--model", "icnos"], 2, "the nearest is 'icons'"),
+        (["generate", "x", "-o", "x.gif"], 2, ".png"),
+        (["generate", "x", "-o", "no/such/x.png"], 2, "does not exist"),
+        (["generate", "x", "--metadata", "{"], 2, "--metadata"),
+        (["generate", "x", "--server", "http://127.0.0.1:9"], 3, "mezzotint serve"),
+        (["nope"], 2, "nope"),
+    ],
+)
+def test_bad_use_is_one_line_and_writes_nothing(tmp_path: Path, args: list[str], code: int, words: str) -> None:
+    done = run(*args, cwd=tmp_path)
+    assert done.returncode == code
+    assert words in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_cancels_the_session_on_the_server(tmp_path: Path, server: RunningServer) -> None:
+    process = subprocess.Popen(
+        [BIN, "generate", "long", "--steps", "1000", "--server", server.url], cwd=tmp_path, stderr=subprocess.DEVNULL
+    )
+    while not (active := list(server.client.sessions(active=True))):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 130
+    assert server.client.wait(active[0]["id"])["state"] == "cancelled"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_without_a_server_leaves_no_process(tmp_path: Path) -> None:
+    process = subprocess.Popen([BIN, "generate", "long", "--steps", "1000"], cwd=tmp_path, stderr=subprocess.DEVNULL)
+    time.sleep(2)
+    children = _children(process.pid)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 130
+    assert children
+    assert not any(Path(f"/proc/{pid}").exists() for pid in children)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_devices_and_doctor_say_what_is_here(tmp_path: Path) -> None:
+    done = run("devices", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("cpu:0  ")
+    done = run("doctor", "--data", tmp_path / "data", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "ok   model icons: sd" in done.stdout
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_model_that_cannot_be_used_is_listed_with_the_reason(tmp_path: Path) -> None:
+    broken = tmp_path / "models" / "broken"
+    broken.mkdir(parents=True)
+    (broken / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
+    done = run("models", "list", "--models", tmp_path / "models", cwd=tmp_path)
+    assert "broken  checkpoint  invalid: its pipeline 'FluxPipeline'" in done.stdout
+    assert "icons  checkpoint  sd  64x64" in done.stdout
+    done = run("generate", "x", "--model", "broken", "--models", tmp_path / "models", cwd=tmp_path)
+    assert (done.returncode, "cannot be used" in done.stderr) == (2, True)
+
+
+def test_the_module_runs_as_the_command() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "mezzotint.cli", "--version"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("mezzotint 0.")
+
+
+def _children(pid: int) -> list[int]:
+    found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    assert os.path.isdir(f"/proc/{pid}")
+    return [int(child) for child in found]

@@ -1,0 +1,71 @@
+"""The engine inside a program: `Mezzotint` as the README shows it, with a real worker."""
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from mezzotint import InvalidRequest, Mezzotint, MezzotintError
+
+pytestmark = pytest.mark.anyio
+
+
+async def test_a_program_submits_follows_and_saves(tmp_path: Path, random_sd: Path) -> None:
+    async with Mezzotint(models=[random_sd], data=tmp_path / "data") as m:
+        session = await m.submit(model="tiny", prompt="a slice of pizza", seed=7, steps=3, num_images=2)
+        assert [one.id for one in await m.get_active_sessions()] == [session.id]
+        kinds = [event.kind async for event in session.events()]
+        assert (kinds[0], kinds[-1]) == ("state", "end")
+        result = await session.result()
+        assert [picture.record.seed for picture in result.images] == [7, 8]
+        result.images[0].save(tmp_path / "pizza.png")
+        assert Image.open(tmp_path / "pizza.png").size == (16, 16)
+        assert (await m.get_session_status(session.id)).state == "succeeded"
+        assert await m.get_active_sessions() == []
+
+        with pytest.raises(InvalidRequest):
+            await m.submit(prompt="x", steps=0)
+        long = await m.submit(model="tiny", prompt="x", steps=1000)
+        await m.cancel_session(long.id)
+        with pytest.raises(MezzotintError, match="cancelled"):
+            await long.result()
+
+
+async def test_pictures_at_any_legal_size_and_several_models_at_once(tmp_path: Path, random_sd: Path) -> None:
+    async with Mezzotint(models=[random_sd], data=tmp_path / "data") as m:
+        asked = [
+            await m.submit(model="tiny", prompt="x", steps=2, width=24, height=8),
+            await m.submit(model="icons", prompt="x", steps=2, width=32, height=48),
+            await m.submit(model="tiny", prompt="long " * 60, steps=2, scheduler="heun", guidance_scale=1),
+        ]
+        results = [await one.result() for one in asked]
+        sizes = [(result.images[0].record.width, result.images[0].record.height) for result in results]
+        assert sizes == [(24, 8), (32, 48), (16, 16)]
+
+
+async def test_a_prompt_beyond_the_last_window_is_cut_with_a_warning(tmp_path: Path, random_sd: Path) -> None:
+    async with Mezzotint(models=[random_sd], data=tmp_path / "data") as m:
+        session = await m.submit(model="tiny", prompt="boat " * 400, steps=1)
+        kinds = [event.kind async for event in session.events()]
+        assert "warning" in kinds
+        result = await session.result()
+        assert [warning["code"] for warning in result.session.warnings] == ["prompt_cut"]
+
+
+async def test_a_model_whose_weights_do_not_fit_fails_its_session_and_not_the_worker(
+    tmp_path: Path, random_sd: Path
+) -> None:
+    import json
+    import shutil
+
+    broken = tmp_path / "models" / "broken"
+    shutil.copytree(random_sd / "tiny", broken)
+    config = broken / "unet" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"block_out_channels": [16, 64]}))
+    async with Mezzotint(models=[random_sd, broken], data=tmp_path / "data") as m:
+        failing = await m.submit(model="broken", prompt="x", steps=1)
+        with pytest.raises(MezzotintError) as caught:
+            await failing.result()
+        assert caught.value.code == "model_invalid"
+        fine = await m.submit(model="tiny", prompt="x", steps=1)
+        assert (await fine.result()).session.attempt == 1

@@ -1,0 +1,236 @@
+"""The native routes on a real server, as a caller sees them."""
+
+import hashlib
+import io
+import json
+import threading
+from typing import Any
+
+import httpx2
+import pytest
+from PIL import Image
+
+from mezzotint.errors import CallerError, InvalidRequest, MezzotintError
+from tests.process.conftest import RunningServer, wait_for
+
+SESSIONS = "/api/inference/sessions"
+
+
+def http(server: RunningServer, method: str, path: str, **options: Any) -> httpx2.Response:
+    return httpx2.request(method, server.url + path, **options)
+
+
+def test_a_request_becomes_a_picture_and_its_story_is_told_in_order(server: RunningServer) -> None:
+    accepted = server.client.submit(prompt="a red apple", seed=3, steps=4)
+    assert accepted["state"] == "queued"
+    told = list(server.client.events(accepted["id"]))
+    assert [number for number, _, _ in told] == sorted({number for number, _, _ in told})
+    assert [data["state"] for _, kind, data in told if kind == "state"] == ["queued", "running", "succeeded"]
+    assert [data["step"] for _, kind, data in told if kind == "progress" and data["phase"] == "denoising"][-1] == 4
+    fractions = [data["fraction"] for _, kind, data in told if kind == "progress"]
+    assert fractions == sorted(fractions)
+    assert told[-1][1] == "end"
+
+    session = server.client.session(accepted["id"])
+    assert session["request"]["seed"] == 3
+    assert session["progress"] | {"phase": None} == session["progress"]
+    assert session["progress"]["fraction"] == 1.0
+    assert session["usage"]["steps_run"] == 4
+    assert session["usage"]["device_s"] > 0
+    timing = session["timing"]
+    spans = sum(timing[f"{name}_s"] for name in ("queued", "loading", "encoding", "denoising", "decoding", "storing"))
+    assert spans == pytest.approx(timing["total_s"], abs=0.001)
+
+    (image,) = session["images"]
+    answer = http(server, "GET", image["url"])
+    assert hashlib.sha256(answer.content).hexdigest() == image["sha256"] == answer.headers["etag"].strip('"')
+    assert Image.open(io.BytesIO(answer.content)).size == (64, 64)
+    again = http(server, "GET", image["url"], headers={"If-None-Match": answer.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+
+
+def test_equal_requests_give_equal_bytes_and_image_i_is_seed_plus_i(server: RunningServer) -> None:
+    asked: dict[str, Any] = {"prompt": "a boat", "steps": 3, "deterministic": True}
+    ids = [server.client.submit(**asked, seed=5, num_images=2)["id"], server.client.submit(**asked, seed=6)["id"]]
+    first, second = (server.client.wait(session_id) for session_id in ids)
+    assert [image["seed"] for image in first["images"]] == [5, 6]
+    assert first["images"][1]["sha256"] == second["images"][0]["sha256"]
+    assert first["images"][0]["sha256"] != second["images"][0]["sha256"]
+
+
+def test_prefer_wait_answers_with_the_end(server: RunningServer) -> None:
+    options: dict[str, Any] = {"json": {"prompt": "x", "steps": 2}, "timeout": 60}
+    answer = http(server, "POST", SESSIONS, headers={"Prefer": "wait=60"}, **options)
+    assert (answer.status_code, answer.json()["state"]) == (200, "succeeded")
+    assert answer.headers["location"] == f"{SESSIONS}/{answer.json()['id']}"
+    bad = http(server, "POST", SESSIONS, headers={"Prefer": "wait=0"}, **options)
+    assert (bad.status_code, bad.json()["field"]) == (422, "Prefer")
+
+
+def test_cancel_stops_a_running_session_and_leaves_its_neighbour_alone(server: RunningServer) -> None:
+    long = server.client.submit(prompt="long", steps=1000, seed=1)["id"]
+    neighbour = server.client.submit(prompt="neighbour", steps=5, seed=1)["id"]
+    wait_for(lambda: server.client.session(long)["progress"]["step"] > 0, 60)
+    answered = server.client.cancel(long)
+    assert answered["cancel_requested"]
+    assert server.client.cancel(long)["cancel_requested"]  # twice while pending is once
+    ended = server.client.wait(long)
+    assert (ended["state"], ended["images"]) == ("cancelled", [])
+    assert ended["usage"]["steps_run"] < 1000
+    with pytest.raises(CallerError) as caught:
+        server.client.cancel(long)
+    assert caught.value.code == "session_ended"
+    assert server.client.wait(neighbour)["state"] == "succeeded"
+
+
+def test_timeout_and_expiry_end_a_session_with_their_own_code(server: RunningServer) -> None:
+    slow = server.client.submit(prompt="slow", steps=1000, timeout_s=0.5)["id"]
+    ended = server.client.wait(slow)
+    assert (ended["state"], ended["error"]["code"]) == ("failed", "timeout")
+    blocking = [server.client.submit(prompt="b", steps=1000, num_images=8, priority=9)["id"] for _ in range(2)]
+    late = server.client.submit(prompt="late", expires_s=0.2, priority=0)["id"]
+    ended = server.client.wait(late)
+    for session_id in blocking:
+        server.client.cancel(session_id)
+        server.client.wait(session_id)
+    assert (ended["state"], ended["error"]["code"]) == ("expired", "expired")
+
+
+def test_lists_filter_and_walk_page_by_page(server: RunningServer) -> None:
+    ids = [server.client.submit(prompt="x", steps=1)["id"] for _ in range(5)]
+    for session_id in ids:
+        server.client.wait(session_id)
+    page = http(server, "GET", f"{SESSIONS}?limit=2&state=succeeded").json()
+    assert [session["id"] for session in page["sessions"]] == ids[:-3:-1]
+    walked = [session["id"] for session in server.client.sessions(limit=2)]
+    assert len(walked) == len(set(walked))
+    assert set(ids) <= set(walked)
+    assert list(server.client.sessions(active=True)) == []
+    assert list(server.client.sessions(model="nope")) == []
+
+
+def test_delete_removes_an_ended_session_and_its_pictures(server: RunningServer) -> None:
+    session_id = server.client.submit(prompt="x", steps=1)["id"]
+    server.client.wait(session_id)
+    folder = server.data / "sessions" / session_id
+    assert list(folder.iterdir())
+    server.client.delete(session_id)
+    assert not folder.exists()
+    with pytest.raises(CallerError) as caught:
+        server.client.session(session_id)
+    assert caught.value.code == "session_not_found"
+
+
+def test_a_bad_request_is_told_every_fault_in_one_problem(server: RunningServer) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        server.client.submit(prompt=5, stpes=3, width=63)
+    assert {fault.field for fault in caught.value.faults} == {"prompt", "stpes", "width"}
+    answer = http(server, "POST", SESSIONS, json={"stpes": 3})
+    assert answer.headers["content-type"] == "application/problem+json"
+    body = answer.json()
+    assert (body["status"], body["code"], body["field"]) == (422, "unknown_field", "stpes")
+    assert body["request_id"] == answer.headers["x-request-id"]
+    assert body["error"] == {
+        "message": body["detail"],
+        "type": "invalid_request_error",
+        "param": "stpes",
+        "code": "unknown_field",
+    }
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "options", "status", "code"),
+    [
+        ("GET", "/nope", {}, 404, "unknown_url"),
+        ("GET", f"{SESSIONS}/ses_nope", {}, 404, "session_not_found"),
+        ("GET", f"{SESSIONS}/ses_nope/events", {}, 404, "session_not_found"),
+        ("POST", f"{SESSIONS}/ses_nope/cancel", {}, 404, "session_not_found"),
+        ("GET", f"{SESSIONS}/..%2f..%2fetc", {}, 404, None),
+        ("GET", "/api/models/nope", {}, 404, "model_not_found"),
+        ("GET", "/api/devices/cuda:7", {}, 404, "device_not_found"),
+        ("PUT", SESSIONS, {}, 405, "method_not_allowed"),
+        ("GET", f"{SESSIONS}?limit=0", {}, 422, "invalid_value"),
+        ("GET", f"{SESSIONS}?state=runing", {}, 422, "invalid_value"),
+        ("GET", f"{SESSIONS}?cursor=%00", {}, 200, None),
+        ("POST", SESSIONS, {"content": "{", "headers": {"Content-Type": "application/json"}}, 400, "invalid_json"),
+        (
+            "POST",
+            SESSIONS,
+            {"content": "[" * 5000, "headers": {"Content-Type": "application/json"}},
+            400,
+            "invalid_json",
+        ),
+        ("POST", SESSIONS, {"content": '{"seed":NaN}', "headers": {"Content-Type": "application/json"}}, 400, None),
+        ("POST", SESSIONS, {"content": "steps=3"}, 415, "unsupported_media_type"),
+        ("POST", SESSIONS, {"json": {"prompt": "x" * 2_000_000}}, 413, "body_too_large"),
+        ("POST", SESSIONS, {"json": {}, "headers": {"Idempotency-Key": "k"}}, 422, "unsupported_field"),
+        ("GET", "/livez", {"headers": {"Host": "evil.example"}}, 421, "bad_host"),
+        ("GET", "/livez", {"headers": {"Origin": "http://evil.example"}}, 403, "cross_site"),
+        ("GET", "/livez", {"headers": {"Origin": "null"}}, 403, "cross_site"),
+        ("GET", "/livez", {"headers": {"Sec-Fetch-Site": "cross-site"}}, 403, "cross_site"),
+    ],
+)
+def test_what_cannot_be_answered_gets_its_own_code(
+    server: RunningServer, method: str, path: str, options: dict[str, Any], status: int, code: str | None
+) -> None:
+    answer = http(server, method, path, **options)
+    assert answer.status_code == status
+    assert answer.headers["x-request-id"].startswith("req_")
+    if code is not None:
+        assert answer.json()["code"] == code
+
+
+def test_devices_workers_and_models_show_what_is(server: RunningServer) -> None:
+    server.client.wait(server.client.submit(prompt="x", steps=1)["id"])
+    (device,) = server.client.devices()
+    assert (device["id"], device["kind"], device["state"]) == ("cpu:0", "cpu", "ready")
+    assert 0 < device["memory"]["available_bytes"] < device["memory"]["total_bytes"]
+    for name, value in device.items():
+        assert value is not None or name in device["unknown"], f"{name} is null without a reason"
+    (worker,) = server.client.workers()
+    assert worker["pid"] == server.worker_pid()
+    model = http(server, "GET", "/api/models/icons").json()
+    assert (model["state"], model["kind"], model["width"]) == ("ready", "checkpoint", 64)
+    wait_for(lambda: http(server, "GET", "/api/models/icons").json()["resident_on"] == ["cpu:0"], 5)
+
+
+def test_fifty_sessions_at_once_all_end_and_the_server_answers_meanwhile(server: RunningServer) -> None:
+    ids: list[str] = []
+
+    def send(seed: int) -> None:
+        answer = http(server, "POST", SESSIONS, json={"prompt": "many", "steps": 2, "seed": seed}, timeout=60)
+        ids.append(answer.json()["id"])
+
+    senders = [threading.Thread(target=send, args=(seed,)) for seed in range(50)]
+    for sender in senders:
+        sender.start()
+    for sender in senders:
+        sender.join()
+    assert http(server, "GET", "/livez").status_code == 200
+    ended = [server.client.wait(session_id) for session_id in ids]
+    assert [session["state"] for session in ended] == ["succeeded"] * 50
+    assert len({session["images"][0]["sha256"] for session in ended}) == 50
+
+
+def test_the_schema_names_every_route_and_field(server: RunningServer) -> None:
+    schema = http(server, "GET", "/openapi.json").json()
+    assert {SESSIONS, f"{SESSIONS}/{{session_id}}/events", "/api/workers", "/readyz"} <= schema["paths"].keys()
+    body = schema["paths"][SESSIONS]["post"]["requestBody"]["content"]["application/json"]["schema"]
+    assert "num_inference_steps" in body["properties"]
+
+
+def test_no_answer_shows_a_path_an_address_or_a_traceback(server: RunningServer) -> None:
+    texts = [
+        http(server, "GET", path).text for path in ("/api/models", "/api/devices", "/api/workers", SESSIONS, "/nope")
+    ]
+    everything = json.dumps(texts)
+    assert "Traceback" not in everything
+    assert str(server.data) not in everything
+    assert "bundled" not in everything
+
+
+def test_a_server_that_is_not_there_is_said_so() -> None:
+    from mezzotint.client import Client
+
+    with Client("http://127.0.0.1:9") as client, pytest.raises(MezzotintError, match="mezzotint serve"):
+        client.devices()

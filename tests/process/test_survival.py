@@ -1,0 +1,169 @@
+"""What is accepted is kept: workers killed, the server killed, stopped, started twice."""
+
+import os
+import signal
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import httpx2
+import pytest
+
+from mezzotint.errors import MezzotintError
+from tests.process.conftest import BIN, RunningServer, is_alive, wait_for
+
+
+def test_a_worker_killed_mid_run_costs_nothing_and_the_server_answers_all_the_while(own_server: RunningServer) -> None:
+    server = own_server
+    ids = [server.client.submit(prompt="a cat", steps=60, seed=seed)["id"] for seed in range(3)]
+    wait_for(lambda: server.client.session(ids[0])["progress"]["step"] > 2, 60)
+    answers: list[int] = []
+    stop = threading.Event()
+
+    def ask() -> None:
+        while not stop.is_set():
+            answers.append(httpx2.get(f"{server.url}/api/inference/sessions?active=true", timeout=5).status_code)
+            time.sleep(0.05)
+
+    asking = threading.Thread(target=ask)
+    asking.start()
+    os.kill(server.worker_pid(), signal.SIGKILL)
+    ended = [server.client.wait(session_id) for session_id in ids]
+    stop.set()
+    asking.join()
+    assert [session["state"] for session in ended] == ["succeeded"] * 3
+    assert {session["attempt"] for session in ended} == {2}
+    assert set(answers) == {200}
+    assert len(answers) > 20
+    (worker,) = server.client.workers()
+    assert (worker["restarts"], worker["last_exit"]) == (1, "killed by SIGKILL")
+
+    undisturbed = server.client.wait(server.client.submit(prompt="a cat", steps=60, seed=0)["id"])
+    assert undisturbed["images"][0]["sha256"] == ended[0]["images"][0]["sha256"]
+
+
+def test_a_session_that_keeps_losing_its_worker_is_blamed_and_others_are_not(own_server: RunningServer) -> None:
+    server = own_server
+    poison = server.client.submit(prompt="poison", steps=1000, seed=1, priority=9)["id"]
+    mate = server.client.submit(prompt="mate", steps=40, seed=2)["id"]
+
+    def denoising() -> bool:
+        session = server.client.session(poison)
+        return bool(session["state"] == "running" and session["progress"]["step"] > 0)
+
+    for _ in range(2):  # together, then alone
+        wait_for(denoising, 60)
+        os.kill(server.worker_pid(), signal.SIGKILL)
+        wait_for(lambda: not denoising(), 10)
+    ended = server.client.wait(poison)
+    assert (ended["state"], ended["error"]["code"]) == ("failed", "worker_lost")
+    assert server.client.wait(mate)["state"] == "succeeded"
+
+
+def test_a_server_killed_mid_run_goes_on_where_it_was_told_to(own_server: RunningServer) -> None:
+    server = own_server
+    running = server.client.submit(prompt="x", steps=80, seed=1)["id"]
+    queued = [server.client.submit(prompt="x", steps=2, seed=seed)["id"] for seed in range(20)]
+    cancelled = server.client.submit(prompt="x", steps=80, seed=5)["id"]
+    wait_for(lambda: server.client.session(running)["progress"]["step"] > 0, 60)
+    server.client.cancel(cancelled)
+    worker = server.worker_pid()
+    server.kill()
+    wait_for(lambda: not is_alive(worker), 5)
+    server.start()
+    assert server.client.session(cancelled)["state"] == "cancelled"
+    for session_id in [running, *queued]:
+        assert server.client.wait(session_id)["state"] == "succeeded"
+
+
+def test_a_stop_lets_running_sessions_end_and_leaves_nothing_behind(own_server: RunningServer) -> None:
+    server = own_server
+    session_id = server.client.submit(prompt="x", steps=20)["id"]
+    wait_for(lambda: server.client.session(session_id)["progress"]["step"] > 0, 60)
+    worker = server.worker_pid()
+    assert server.stop() == 0
+    assert not is_alive(worker)
+    assert not list(server.data.glob("**/*.tmp"))
+    server.start()
+    assert server.client.session(session_id)["state"] == "succeeded"
+
+
+def test_a_second_signal_stops_at_once_and_the_session_goes_on_after_the_restart(own_server: RunningServer) -> None:
+    server = own_server
+    session_id = server.client.submit(prompt="x", steps=150)["id"]
+    wait_for(lambda: server.client.session(session_id)["progress"]["step"] > 0, 60)
+    server.process.send_signal(signal.SIGTERM)
+    wait_for(lambda: "stopping" in server.log.read_text(), 10)
+    before = time.monotonic()
+    assert server.stop() == 0
+    assert time.monotonic() - before < 5
+    server.start()
+    assert server.client.wait(session_id)["state"] == "succeeded"
+
+
+def test_a_second_server_on_the_folder_is_refused(own_server: RunningServer) -> None:
+    second = subprocess.run(
+        [BIN, "serve", "--port", "0", "--data", own_server.data],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert second.returncode == 1
+    assert "in use by another server" in second.stderr
+    assert own_server.client.devices()
+
+
+def test_a_port_in_use_is_refused(own_server: RunningServer, tmp_path: Path) -> None:
+    port = own_server.url.rpartition(":")[2]
+    second = subprocess.run(
+        [BIN, "serve", "--port", port, "--data", tmp_path / "other"],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert second.returncode == 1
+    assert "--port" in second.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "env", "words"),
+    [
+        (["--host", "0.0.0.0"], {}, "not loopback"),
+        ([], {"MEZZOTINT_PROT": "1"}, "did you mean MEZZOTINT_PORT?"),
+        ([], {"MEZZOTINT_QUEUE_SIZE": "many"}, "queue_size"),
+    ],
+)
+def test_bad_settings_are_refused_in_one_line(
+    tmp_path: Path, flags: list[str], env: dict[str, str], words: str
+) -> None:
+    refused = subprocess.run(
+        [BIN, "serve", "--port", "0", "--data", tmp_path / "data", *flags],
+        env=os.environ | env,
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+    assert refused.returncode == 2
+    assert words in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+
+
+def test_a_full_queue_refuses_by_name_and_says_when_to_come_back(tmp_path: Path) -> None:
+    os.environ["MEZZOTINT_QUEUE_SIZE"] = "2"
+    try:
+        with RunningServer(tmp_path / "data") as server:
+            server.worker_pid()
+            server.client.submit(prompt="x", steps=1000, num_images=16)
+            wait_for(lambda: list(server.client.sessions(state="running")), 30)
+            for _ in range(2):
+                server.client.submit(prompt="x")
+            with pytest.raises(MezzotintError) as caught:
+                server.client.submit(prompt="x")
+            assert caught.value.code == "queue_full"
+            server.client.close()
+    finally:
+        del os.environ["MEZZOTINT_QUEUE_SIZE"]

@@ -1,0 +1,181 @@
+"""Folders as they come, and as an attacker makes them: each is listed, and none is used that should not be."""
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from mezzotint.catalog import BUNDLED_MODEL, MAX_HEADER_BYTES, Catalog, Model, weight_files
+
+
+@pytest.fixture
+def root(random_sd: Path, tmp_path: Path) -> Path:
+    """A models folder of one good model, to be broken."""
+    shutil.copytree(random_sd, tmp_path / "models")
+    return tmp_path / "models"
+
+
+def scan(root: Path) -> dict[str, Model]:
+    catalog = Catalog([root], root.parent / "cache")
+    catalog.scan()
+    return dict(catalog.models)
+
+
+def test_a_good_folder_is_ready_with_its_facts(root: Path) -> None:
+    model = scan(root)["tiny"]
+    assert (model.state, model.family, model.scheduler, model.prediction_type) == ("ready", "sd", "ddim", "epsilon")
+    assert (model.width, model.height, model.size_multiple, model.min_size) == (16, 16, 2, 4)
+    assert model.bytes == sum(path.stat().st_size for path in root.rglob("*.safetensors"))
+
+
+def test_the_bundled_model_is_always_there(tmp_path: Path) -> None:
+    assert scan(tmp_path / "none")[BUNDLED_MODEL].state == "ready"
+
+
+def test_mezzotint_json_sets_the_defaults(root: Path) -> None:
+    (root / "tiny" / "mezzotint.json").write_text('{"defaults": {"num_inference_steps": 3, "width": 32}}')
+    model = scan(root)["tiny"]
+    assert (model.num_inference_steps, model.width, model.height) == (3, 32, 16)
+
+
+def test_a_second_model_of_the_same_name_gets_its_digest(root: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(root, other)
+    catalog = Catalog([root, other], tmp_path / "cache")
+    catalog.scan()
+    names = sorted(name for name in catalog.models if name.startswith("tiny"))
+    assert len(names) == 2
+    assert names[1].startswith("tiny~")
+
+
+def test_the_digest_follows_the_bytes(root: Path) -> None:
+    catalog = Catalog([root], root.parent / "cache")
+    catalog.scan()
+    before = catalog.digest("tiny")
+    assert catalog.digest("tiny") == before
+    weights = root / "tiny" / "vae" / "diffusion_pytorch_model.safetensors"
+    changed = bytearray(weights.read_bytes())
+    changed[-1] ^= 1
+    weights.write_bytes(changed)
+    assert catalog.digest("tiny") != before
+
+
+def edit_json(path: Path, **changes: object) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def truncate(model: Path) -> None:
+    weights = model / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+
+
+def header_bomb(model: Path) -> None:
+    weights = model / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes((MAX_HEADER_BYTES + 1).to_bytes(8, "little") + b" " * 64)
+
+
+def endless_header(model: Path) -> None:
+    (model / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(b"\xff" * 64)
+
+
+def config_bomb(model: Path) -> None:
+    (model / "unet" / "config.json").write_text(" " * (2 << 20))
+
+
+def pickle_beside(model: Path) -> None:
+    (model / "unet" / "diffusion_pytorch_model.bin").write_bytes(b"cos\nsystem\n.")
+
+
+def code_beside(model: Path) -> None:
+    (model / "pipeline.py").write_text("raise SystemExit")
+
+
+def foreign_component(model: Path) -> None:
+    edit_json(model / "model_index.json", unet=["os", "system"])
+
+
+def remote_code(model: Path) -> None:
+    edit_json(model / "text_encoder" / "config.json", auto_map={"AutoModel": "evil.Model"})
+
+
+def link_out(model: Path) -> None:
+    weights = model / "vae" / "diffusion_pytorch_model.safetensors"
+    outside = model.parent.parent / "outside.safetensors"
+    shutil.move(weights, outside)
+    weights.symlink_to(outside)
+
+
+def fifo(model: Path) -> None:
+    os.mkfifo(model / "vae" / "pipe.json")
+
+
+def missing_shard(model: Path) -> None:
+    (model / "text_encoder" / "model.safetensors").unlink()
+
+
+def nine_channels(model: Path) -> None:
+    edit_json(model / "unet" / "config.json", in_channels=9)
+
+
+def not_json(model: Path) -> None:
+    (model / "model_index.json").write_text("\x00nope")
+
+
+def a_list(model: Path) -> None:
+    (model / "model_index.json").write_text("[]")
+
+
+def no_channels(model: Path) -> None:
+    edit_json(model / "vae" / "config.json", block_out_channels=4)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (truncate, "where its header says"),
+        (header_bomb, "header is too large"),
+        (endless_header, "header is too large"),
+        (config_bomb, "is over"),
+        (pickle_beside, "can carry code"),
+        (code_beside, "can carry code"),
+        (foreign_component, "os.system"),
+        (remote_code, "auto_map"),
+        (link_out, "link out of the model folder"),
+        (fifo, "not a plain file"),
+        (missing_shard, "no weights"),
+        (nine_channels, "9 channels"),
+        (not_json, "cannot be read"),
+        (a_list, "not a JSON object"),
+        (no_channels, "cannot be read"),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_a_folder_that_cannot_be_trusted_is_listed_with_the_reason(
+    root: Path, spoil: Callable[[Path], None], words: str
+) -> None:
+    spoil(root / "tiny")
+    model = scan(root)["tiny"]
+    assert model.state == "invalid"
+    assert model.reason is not None
+    assert words in model.reason
+    assert str(root) not in model.reason
+
+
+def test_a_single_file_is_listed_as_not_supported(root: Path) -> None:
+    (root / "old.safetensors").write_bytes(b"")
+    assert scan(root)["old"].state == "invalid"
+
+
+def test_whole_precision_is_taken_before_half_and_other_variants(tmp_path: Path) -> None:
+    for name in ("model.fp16", "model", "model.non_ema", "diffusion_pytorch_model"):
+        (tmp_path / f"{name}.safetensors").touch()
+    assert [path.name for path in weight_files(tmp_path)] == [
+        "diffusion_pytorch_model.safetensors",
+        "model.safetensors",
+    ]
+    (tmp_path / "model.safetensors").unlink()
+    (tmp_path / "diffusion_pytorch_model.safetensors").unlink()
+    assert [path.name for path in weight_files(tmp_path)] == ["model.fp16.safetensors"]

@@ -1,0 +1,159 @@
+"""The house stays as docs/architecture.md draws it: who imports whom, what is public, what is documented."""
+
+import ast
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import mezzotint
+from mezzotint.config import Settings
+from mezzotint.errors import STATUS
+from mezzotint.request import NOT_YET, RequestInput
+
+SOURCE = Path(mezzotint.__file__).parent
+REPOSITORY = SOURCE.parent.parent
+
+# Module prefix -> what of ours it may import. The longest prefix that fits counts. Below `families`, `engine` and
+# `workers.main` lies the worker; what is above must not reach into it.
+ALLOWED: dict[str, set[str]] = {
+    "errors": set(),
+    "families.table": set(),
+    "catalog": {"families.table"},
+    "request": {"catalog", "errors", "families.table"},
+    "session": {"errors", "request"},
+    "events": set(),
+    "config": {"catalog", "errors", "request"},
+    "bodies": {"catalog", "errors", "events", "session"},
+    "telemetry": set(),
+    "images": {"request"},
+    "store": {"errors", "request", "session", "store"},
+    "workers.wire": {"errors", "request", "session"},
+    "workers.local": {"workers"},
+    "workers.base": {"errors", "workers"},
+    "workers.imports": set(),
+    "workers.main": {"", "engine", "families", "images", "workers"},
+    "engine": {"engine", "errors", "families", "request", "session", "workers.wire"},
+    "families": {"catalog", "families"},
+    "devices": {"workers.base"},
+    "dispatcher": {"catalog", "errors", "events", "request", "session", "store", "workers"},
+    "operations": {
+        "", "bodies", "catalog", "config", "devices", "dispatcher", "errors", "events", "request", "session", "store",
+        "workers.base",
+    },
+    "doctor": {"", "catalog", "config", "devices"},
+    "server": {
+        "", "api.app", "catalog", "config", "devices", "dispatcher", "errors", "events", "operations", "session",
+        "store", "workers.base",
+    },
+    "api": {"", "api", "bodies", "errors", "events", "operations", "request", "session"},
+    "client": {"errors"},
+    "cli": {
+        "", "bodies", "client", "config", "doctor", "errors", "operations", "server", "telemetry",
+    },
+    "": {"client", "errors", "server"},
+}  # fmt: skip
+
+
+def modules() -> Iterator[tuple[str, ast.Module]]:
+    for path in sorted(SOURCE.rglob("*.py")):
+        parts = path.relative_to(SOURCE).with_suffix("").parts
+        name = ".".join(parts).removesuffix("__init__").rstrip(".")
+        yield name, ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imports(tree: ast.Module) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            assert node.module is not None
+            children = {f"{node.module}.{alias.name}" for alias in node.names}
+            submodules = {
+                name for name in children if (SOURCE.parent / name.replace(".", "/")).with_suffix(".py").exists()
+            }
+            yield from submodules or {node.module}
+
+
+def rule_of(name: str) -> str:
+    return max((prefix for prefix in ALLOWED if name == prefix or name.startswith(f"{prefix}.") or not prefix), key=len)
+
+
+@pytest.mark.parametrize(("name", "tree"), list(modules()), ids=lambda value: value if isinstance(value, str) else "")
+def test_a_module_imports_only_what_it_may(name: str, tree: ast.Module) -> None:
+    allowed = ALLOWED[rule_of(name)]
+    for imported in imports(tree):
+        if imported == "mezzotint" or imported.startswith("mezzotint."):
+            target = imported.removeprefix("mezzotint").removeprefix(".")
+            fits = any(target == one or (one and target.startswith(f"{one}.")) for one in allowed)
+            assert fits, f"{name} imports {imported}"
+
+
+def test_the_rules_can_fail() -> None:
+    assert rule_of("store.sql") == "store"
+    assert "engine" not in ALLOWED[rule_of("dispatcher")]
+    assert list(imports(ast.parse("from mezzotint.engine import engine"))) == ["mezzotint.engine.engine"]
+
+
+def test_nothing_that_the_api_process_imports_is_torch() -> None:
+    code = (
+        "import mezzotint.api.app, mezzotint.cli, mezzotint.client, mezzotint.doctor, mezzotint.server, sys;"
+        "print(sorted({name.partition('.')[0] for name in sys.modules} & "
+        "{'torch', 'diffusers', 'transformers', 'numpy', 'PIL', 'safetensors', 'scipy'}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(("name", "tree"), list(modules()), ids=lambda value: value if isinstance(value, str) else "")
+def test_no_module_can_unpickle_or_run_text(name: str, tree: ast.Module) -> None:
+    refused = {"pickle", "marshal", "shelve", "dill", "cloudpickle", "joblib", "multiprocessing"}
+    assert not refused & {imported.partition(".")[0] for imported in imports(tree)}
+    calls = {node.func.id for node in ast.walk(tree) if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+    assert not calls & {"eval", "exec", "compile"}
+
+
+def test_the_public_names_are_these_and_can_be_had() -> None:
+    assert mezzotint.__all__ == ["Client", "InvalidRequest", "Mezzotint", "MezzotintError", "__version__"]
+    for name in mezzotint.__all__:
+        assert getattr(mezzotint, name)
+    with pytest.raises(AttributeError):
+        _ = mezzotint.nope
+
+
+def test_every_setting_is_documented() -> None:
+    page = (REPOSITORY / "docs" / "settings.md").read_text(encoding="utf-8")
+    for name, field in Settings.model_fields.items():
+        assert f"| `{name}` | `MEZZOTINT_{name.upper()}` |" in page, name
+        assert field.description
+        assert field.description in page, name
+
+
+def test_every_error_code_is_documented() -> None:
+    page = (REPOSITORY / "docs" / "errors.md").read_text(encoding="utf-8")
+    documented = dict(re.findall(r"^\| `(\w+)` \| (\d+) \|", page, flags=re.MULTILINE))
+    assert documented == {code: str(status) for code, status in STATUS.items()}
+
+
+def test_every_request_field_is_documented_and_is_a_flag_of_generate() -> None:
+    page = (REPOSITORY / "docs" / "requests.md").read_text(encoding="utf-8")
+    for name, field in RequestInput.model_fields.items():
+        assert f"| `{name}` |" in page, name
+        assert field.description is None or field.description in page, name
+    help_text = subprocess.run(
+        [sys.executable, "-m", "mezzotint.cli", "generate", "--help"], capture_output=True, text=True, check=True
+    ).stdout
+    for name in RequestInput.model_fields:
+        if name != "prompt":
+            assert f"--{name.replace('_', '-')}" in help_text, name
+    for name in NOT_YET:
+        assert f"`{name}`" in page, name
+
+
+def test_no_source_file_is_longer_than_600_lines() -> None:
+    lengths = {str(path): len(path.read_text().splitlines()) for path in SOURCE.rglob("*.py")}
+    assert {path: length for path, length in lengths.items() if length > 600} == {}
