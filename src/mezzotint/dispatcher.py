@@ -4,7 +4,9 @@ The only one that claims, ends and requeues. Must not decide what a request may 
 """
 
 import asyncio
+import contextlib
 import time
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 
 import structlog
@@ -53,12 +55,12 @@ class _Live:
     timed_out: bool = False
     store_error: ErrorInfo | None = None
 
-    def enter(self, phase: str) -> None:
-        now = time.monotonic()
-        self.spans[self.phase] = self.spans.get(self.phase, 0.0) + now - self.since
-        self.phase, self.since = phase, now
+    def enter(self, phase: str, at_s: float) -> None:
+        at_s = min(max(at_s, self.since), time.monotonic())  # the worker's clock is this machine's
+        self.spans[self.phase] = self.spans.get(self.phase, 0.0) + at_s - self.since
+        self.phase, self.since = phase, at_s
         if phase == "denoising" and self.denoising_since is None:
-            self.denoising_since = now
+            self.denoising_since = at_s
 
     def spans_now(self) -> dict[str, float]:
         return self.spans | {self.phase: self.spans.get(self.phase, 0.0) + time.monotonic() - self.since}
@@ -71,10 +73,12 @@ class Dispatcher:
         self._store, self._blobs, self._catalog, self._events = store, blobs, catalog, events
         self._supervisor = supervisor
         supervisor.on_ready, supervisor.on_message, supervisor.on_lost = self._ready, self._heard, self._lost
-        self._queue: dict[str, _Waiting] = {}  # in order of acceptance
+        self._queue: dict[str, _Waiting] = {}
+        self._ranks: dict[str, int] | None = None  # places in the queue; None: to be counted again
         self._live: dict[str, _Live] = {}
         self._refs: dict[str, wire.ModelRef] = {}
         self._cancelled_early: set[str] = set()  # cancelled between the claim's commit and its Submit
+        self._retries: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
         self._loop: asyncio.Task[None] | None = None
         self._closing = self._hurry = False
@@ -99,9 +103,10 @@ class Dispatcher:
         deadline = time.monotonic() + limit_s
         while self._live and time.monotonic() < deadline and not self._hurry:
             await asyncio.sleep(0.02)
-        if self._loop is not None:
-            self._loop.cancel()
-            await asyncio.gather(self._loop, return_exceptions=True)
+        tasks = [*self._retries, *([self._loop] if self._loop is not None else [])]
+        for one in tasks:
+            one.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         for live in list(self._live.values()):
             session, spans = live.session, live.spans_now()
             del self._live[session.id]
@@ -136,7 +141,7 @@ class Dispatcher:
         session = await self._store.request_cancel(session_id, now=time.time(), spans=spans)
         if session is None:
             raise NotFound(f"session {session_id!r} is not here", code="session_not_found")
-        if session.state is State.CANCELLED and self._queue.pop(session_id, None) is not None:
+        if session.state is State.CANCELLED and self._dequeue(session_id) is not None:
             self._tell_end(session)
             return self.view(session)
         if session.ended:
@@ -154,8 +159,7 @@ class Dispatcher:
         if (live := self._live.get(session.id)) is not None and session.state is State.RUNNING:
             return session.having(progress=live.progress, spans=live.spans_now(), warnings=live.session.warnings)
         if (waiting := self._queue.get(session.id)) is not None and session.state is State.QUEUED:
-            position = next(i for i, one in enumerate(self._order()) if one.session.id == session.id)
-            return session.having(queue_position=position, spans=waiting.spans_now())
+            return session.having(queue_position=self._places()[session.id], spans=waiting.spans_now())
         return session
 
     def sessions_on(self, device: str) -> list[str]:
@@ -169,27 +173,38 @@ class Dispatcher:
 
     def _enqueue(self, session: Session, spans: dict[str, float]) -> None:
         self._queue[session.id] = _Waiting(session=session, since=time.monotonic(), spans=spans)
+        self._ranks = None
         self._wake.set()
+
+    def _dequeue(self, session_id: str) -> _Waiting | None:
+        self._ranks = None
+        return self._queue.pop(session_id, None)
+
+    def _places(self) -> dict[str, int]:
+        if self._ranks is None:
+            self._ranks = {waiting.session.id: place for place, waiting in enumerate(self._order())}
+        return self._ranks
 
     def _order(self) -> list[_Waiting]:
         """Who is next: priority, then age. Ids carry the time of acceptance, so a requeued session keeps its place."""
         return sorted(self._queue.values(), key=lambda one: (-one.session.request.priority, one.session.id))
 
     async def _run(self) -> None:
+        next_tick = time.monotonic()
         while True:
-            try:
+            with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(TICK_S):
                     await self._wake.wait()
-            except TimeoutError:
-                await self._keep_time()
             self._wake.clear()
             try:
+                if time.monotonic() >= next_tick:
+                    next_tick = time.monotonic() + TICK_S
+                    await self._keep_time()
                 await self._fill()
-            except (
-                TryLater
-            ) as error:  # the database is busy or full: the queue stands as it is, the next tick tries again
-                log.warning("cannot claim", code=error.code)
-                await asyncio.sleep(TICK_S)
+            except TryLater as error:
+                log.warning("cannot claim", code=error.code)  # the queue stands; the next tick tries again
+            except Exception:
+                log.exception("claiming failed")  # the loop must outlive any single fault
 
     async def _keep_time(self) -> None:
         now = time.time()
@@ -241,7 +256,7 @@ class Dispatcher:
             return
         session = await self._store.claim(session_id, worker=worker.id, device=worker.device, now=time.time())
         spans = waiting.spans_now()
-        if self._queue.pop(session_id, None) is None or session is None:
+        if self._dequeue(session_id) is None or session is None:
             return  # cancelled meanwhile
         steps = session.request.num_inference_steps
         self._live[session_id] = _Live(
@@ -277,7 +292,7 @@ class Dispatcher:
         ended = await self._store.end_queued(
             waiting.session.id, state=state, now=time.time(), spans=waiting.spans_now(), error=error
         )
-        if self._queue.pop(waiting.session.id, None) is not None and ended is not None:
+        if self._dequeue(waiting.session.id) is not None and ended is not None:
             self._tell_end(ended)
 
     # ---- what workers say
@@ -294,7 +309,7 @@ class Dispatcher:
         session_id = live.session.id
         match message:
             case wire.Phase():
-                live.enter(message.phase)
+                live.enter(message.phase, message.at_s)
                 live.progress = replace(live.progress, phase=Phase(message.phase))
                 self._events.tell(session_id, "progress", live.progress)
             case wire.Progress():
@@ -340,23 +355,44 @@ class Dispatcher:
     async def _finish(self, live: _Live, state: State, usage: Usage, error: ErrorInfo | None) -> None:
         session_id, attempt, spans = live.session.id, live.session.attempt, live.spans_now()
         now = time.time()
-        ended = await self._store.finish(
-            session_id,
-            attempt=attempt,
-            state=state,
-            now=now,
-            spans=spans,
-            usage=usage,
-            warnings=live.session.warnings,
-            error=error,
-        )
-        if ended is None and state is not State.CANCELLED:  # a cancel came first: it was promised
+
+        async def write() -> None:
             ended = await self._store.finish(
-                session_id, attempt=attempt, state=State.CANCELLED, now=now, spans=spans, usage=usage
+                session_id,
+                attempt=attempt,
+                state=state,
+                now=now,
+                spans=spans,
+                usage=usage,
+                warnings=live.session.warnings,
+                error=error,
             )
-        self._live.pop(session_id, None)
-        if ended is not None:
-            self._tell_end(ended)
+            if ended is None and state is not State.CANCELLED:  # a cancel came first: it was promised
+                ended = await self._store.finish(
+                    session_id, attempt=attempt, state=State.CANCELLED, now=now, spans=spans, usage=usage
+                )
+            self._live.pop(session_id, None)
+            if ended is not None:
+                self._tell_end(ended)
+
+        await self._insist(write)
+
+    async def _insist(self, write: Callable[[], Awaitable[None]]) -> None:
+        """What has happened must be written, however long the database is busy or full; nobody waits for a retry."""
+
+        async def again() -> None:
+            while True:
+                await asyncio.sleep(TICK_S)
+                with contextlib.suppress(TryLater):
+                    return await write()
+
+        try:
+            await write()
+        except TryLater as error:
+            log.warning("cannot write yet", code=error.code)
+            retry = asyncio.create_task(again(), name="write again")
+            self._retries.add(retry)
+            retry.add_done_callback(self._retries.discard)
 
     async def _lost(self, worker: LocalWorker, why: str) -> None:
         lives = self._on(worker)
@@ -376,15 +412,19 @@ class Dispatcher:
 
     async def _requeue(self, live: _Live, losses: int) -> None:
         session, spans = live.session, live.spans_now()
-        after = await self._store.requeue(
-            session.id, attempt=session.attempt, cause="worker_lost", losses=losses, spans=spans, now=time.time()
-        )
-        self._live.pop(session.id, None)
-        if after is not None and after.state is State.QUEUED:
-            self._enqueue(after, spans)
-            self._tell_state(after)
-        elif after is not None and after.ended:
-            self._tell_end(after)
+
+        async def write() -> None:
+            after = await self._store.requeue(
+                session.id, attempt=session.attempt, cause="worker_lost", losses=losses, spans=spans, now=time.time()
+            )
+            self._live.pop(session.id, None)
+            if after is not None and after.state is State.QUEUED:
+                self._enqueue(after, spans)
+                self._tell_state(after)
+            elif after is not None and after.ended:
+                self._tell_end(after)
+
+        await self._insist(write)
 
     # ---- telling
 

@@ -51,7 +51,8 @@ class Operations:
     async def create(self, body: Any) -> Session:
         """Accept a request. Durable when it returns. Raises InvalidRequest with every fault, TryLater when full."""
         resolved = resolve(body, self._world(), lambda: secrets.randbelow(2**32))
-        return await self._dispatcher.accept(f"ses_{ULID()}", resolved)
+        # a caller who leaves meanwhile must not leave a row that nobody runs
+        return await asyncio.shield(self._dispatcher.accept(f"ses_{ULID()}", resolved))
 
     async def get(self, session_id: str) -> Session:
         session = await self._store.get(session_id)
@@ -91,7 +92,7 @@ class Operations:
         return [self._dispatcher.view(session) for session in found], next_cursor
 
     async def cancel(self, session_id: str) -> Session:
-        return await self._dispatcher.cancel(session_id)
+        return await asyncio.shield(self._dispatcher.cancel(session_id))
 
     async def delete(self, session_id: str) -> None:
         """Remove an ended session and its pictures. Raises NotFound, or Conflict while it is active."""

@@ -1,6 +1,7 @@
 """A real server process on a free port, its real worker, the bundled model, a real data folder."""
 
 import contextlib
+import io
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ from types import TracebackType
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from mezzotint.client import Client
 
@@ -85,6 +87,13 @@ def wait_for(condition: Callable[[], Any], limit_s: float) -> Any:
             return found
         time.sleep(0.02)
     raise AssertionError(f"not within {limit_s} s: {condition}")
+
+
+def picture(path: Path) -> Image.Image:
+    """A picture file, read whole."""
+    opened = Image.open(io.BytesIO(path.read_bytes()))
+    opened.load()
+    return opened
 
 
 def is_alive(pid: int) -> bool:

@@ -9,9 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
-from tests.process.conftest import BIN, RunningServer
+from tests.process.conftest import BIN, RunningServer, picture
 
 Done = subprocess.CompletedProcess[str]
 
@@ -27,9 +26,9 @@ def test_generate_draws_a_picture_and_twice_the_same(tmp_path: Path) -> None:
         assert done.stdout.startswith(f"{name}  seed 7  ")
         assert done.stderr == ""
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
-    picture = Image.open(tmp_path / "a.png")
-    assert (picture.format, picture.size) == ("PNG", (64, 64))
-    assert picture.info["parameters"].startswith("a slice of pizza\nSteps: ")
+    drawn = picture(tmp_path / "a.png")
+    assert (drawn.format, drawn.size) == ("PNG", (64, 64))
+    assert drawn.info["parameters"].startswith("a slice of pizza\nSteps: ")
 
 
 def test_a_server_draws_the_same_bytes_as_the_command_alone(tmp_path: Path, server: RunningServer) -> None:
@@ -45,7 +44,7 @@ def test_names_and_formats_follow_the_flags(tmp_path: Path, server: RunningServe
     assert run("generate", "x", "--seed", "5", "-n", "2", *at, cwd=tmp_path).returncode == 0
     assert run("generate", "x", "--seed", "6", *at, cwd=tmp_path).returncode == 0
     assert run("generate", "x", "-o", "y.jpg", *at, cwd=tmp_path).returncode == 0
-    found = {path.name: Image.open(path).format for path in tmp_path.iterdir()}
+    found = {path.name: picture(path).format for path in tmp_path.iterdir()}
     expected = {"mezzotint-5-0.png": "PNG", "mezzotint-5-1.png": "PNG", "mezzotint-6.png": "PNG", "y.jpg": "JPEG"}
     assert found == expected
 

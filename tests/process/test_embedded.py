@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
 from mezzotint import InvalidRequest, Mezzotint, MezzotintError
+from tests.process.conftest import picture
 
 pytestmark = pytest.mark.anyio
 
@@ -19,7 +19,7 @@ async def test_a_program_submits_follows_and_saves(tmp_path: Path, random_sd: Pa
         result = await session.result()
         assert [picture.record.seed for picture in result.images] == [7, 8]
         result.images[0].save(tmp_path / "pizza.png")
-        assert Image.open(tmp_path / "pizza.png").size == (16, 16)
+        assert picture(tmp_path / "pizza.png").size == (16, 16)
         assert (await m.get_session_status(session.id)).state == "succeeded"
         assert await m.get_active_sessions() == []
 

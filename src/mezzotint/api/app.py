@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from mezzotint import __version__
 from mezzotint.api import inference, models
 from mezzotint.api.problems import problem
-from mezzotint.api.security import SameSite
+from mezzotint.api.security import Gate
 from mezzotint.errors import Fault, InvalidRequest, MezzotintError
 from mezzotint.operations import Operations
 
@@ -20,7 +20,7 @@ log = structlog.get_logger(__name__)
 MAX_BODY_BYTES = 1 << 20
 
 
-def build(operations: Operations) -> FastAPI:
+def build(operations: Operations) -> ASGIApp:
     app = FastAPI(title="Mezzotint", version=__version__, max_body_size=MAX_BODY_BYTES, redirect_slashes=False)
     app.state.operations = operations
     app.include_router(inference.router)
@@ -28,9 +28,7 @@ def build(operations: Operations) -> FastAPI:
     app.add_exception_handler(MezzotintError, _told)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _validation)
-    app.add_middleware(SameSite)
-    app.add_middleware(RequestIds)
-    return app
+    return RequestIds(Gate(app, MAX_BODY_BYTES))  # outside FastAPI, whose own refusals have another shape
 
 
 class RequestIds:

@@ -15,33 +15,39 @@ HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
 _JSON = "application/json"
 
 
-class SameSite:
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
+class Gate:
+    """Refuses what no route should see: foreign hosts and pages, other media types, bodies declared too large."""
+
+    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
+        self._app, self._max_body_bytes = app, max_body_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        error = _refusal(scope) if scope["type"] == "http" else None
+        error = self._refusal(scope) if scope["type"] == "http" else None
         if error is None:
             await self._app(scope, receive, send)
         else:
             await problem(error, Request(scope).state.request_id)(scope, receive, send)
 
-
-def _refusal(scope: Scope) -> CallerError | None:
-    headers = Headers(scope=scope)
-    hosts = headers.getlist("host")
-    if len(hosts) != 1 or _name(hosts[0]) not in HOSTS:
-        return CallerError(f"this server answers as {', '.join(sorted(HOSTS))} only", code="bad_host")
-    origin, site = headers.get("origin"), headers.get("sec-fetch-site")
-    if origin is not None and origin.partition("://")[2] != hosts[0]:
-        return CallerError("pages of other origins may not use this server", code="cross_site")
-    if site not in (None, "same-origin", "none"):
-        return CallerError("pages of other sites may not use this server", code="cross_site")
-    if scope["method"] in ("POST", "PUT", "PATCH") and headers.get("content-length", "0") != "0":
-        media = headers.get("content-type", "").partition(";")[0].strip().lower()
-        if media != _JSON:
-            return CallerError(f"send {_JSON}; got {media[:64] or 'no Content-Type'!r}", code="unsupported_media_type")
-    return None
+    def _refusal(self, scope: Scope) -> CallerError | None:
+        headers = Headers(scope=scope)
+        hosts = headers.getlist("host")
+        if len(hosts) != 1 or _name(hosts[0]) not in HOSTS:
+            return CallerError(f"this server answers as {', '.join(sorted(HOSTS))} only", code="bad_host")
+        origin, site = headers.get("origin"), headers.get("sec-fetch-site")
+        if origin is not None and origin.partition("://")[2] != hosts[0]:
+            return CallerError("pages of other origins may not use this server", code="cross_site")
+        if site not in (None, "same-origin", "none"):
+            return CallerError("pages of other sites may not use this server", code="cross_site")
+        length = headers.get("content-length", "0")
+        if not (length.isascii() and length.isdigit()) or int(length[:20]) > self._max_body_bytes:
+            return CallerError(f"the body is over {self._max_body_bytes} bytes", code="body_too_large")
+        if scope["method"] in ("POST", "PUT", "PATCH") and ("transfer-encoding" in headers or int(length)):
+            media = headers.get("content-type", "").partition(";")[0].strip().lower()
+            if media != _JSON:
+                return CallerError(
+                    f"send {_JSON}; got {media[:64] or 'no Content-Type'!r}", code="unsupported_media_type"
+                )
+        return None
 
 
 def _name(host: str) -> str:

@@ -47,6 +47,7 @@ class Engine:
         self._conditionings: OrderedDict[tuple[wire.ModelRef, Prompt], Conditioning] = OrderedDict()
         self._served: dict[BatchKey, int] = {}
         self._calls = 0
+        self._call_s = 0.0  # how long the last model call took
         self.phase: str | None = None  # what a blocking call is doing, for the heartbeat
         self.batch_rows = 0  # of the last model call
 
@@ -71,7 +72,7 @@ class Engine:
 
     def step(self) -> list[Event]:
         """Advance one batch by one denoising step. Returns what happened; never blocks on a caller."""
-        events = self._drop_cancelled() + self._admit_one() + self._decode_one()
+        events = self._drop_cancelled() + self._admit() + self._decode_one()
         batch = pick_batch(self._denoising(), self._served, self._max_rows)
         if batch is None:
             return events
@@ -84,24 +85,30 @@ class Engine:
         dropped = [running for running in self._sessions.values() if running.cancelled]
         return [event for running in dropped for event in self._end(running, "cancelled")]
 
-    def _admit_one(self) -> list[Event]:
-        """Do the next thing for the first session that is not denoising yet: announce, load, or encode."""
-        running = next((one for one in self._sessions.values() if one.stage != "denoising"), None)
-        if running is None:
-            return []
-        if running.stage == "loading" and running.submit.model in self._models:
-            running.stage = "encoding"
-        if running.phase != running.stage:
-            return self._announce(running, running.stage)
-        self.phase = running.stage
+    def _admit(self) -> list[Event]:
+        """Bring newcomers in, one at least, and more while that takes no longer than a model call does."""
+        started = self._clock()
+        events: list[Event] = []
+        for running in [one for one in self._sessions.values() if one.stage != "denoising"]:
+            loaded = running.submit.model in self._models
+            events += self._admit_one(running)
+            if not loaded or self._clock() - started >= self._call_s:
+                break
+        return events
+
+    def _admit_one(self, running: Running) -> list[Event]:
+        """Announce a load, do it the next time, or encode and start."""
+        if running.submit.model not in self._models and running.phase != "loading":
+            return self._announce(running, "loading")
         try:
-            if running.stage == "loading":
+            if running.submit.model not in self._models:
+                self.phase = "loading"
                 self._load_model(running.submit.model)
-                running.stage = "encoding"
-                return self._announce(running, "encoding")
+            self.phase = running.stage = "encoding"
+            announced = self._announce(running, "encoding")
             warnings = self._prepare(running)
             running.stage = "denoising"
-            return warnings + self._announce(running, "denoising")
+            return announced + warnings + self._announce(running, "denoising")
         except (MemoryError, torch.OutOfMemoryError):
             return self._fail(running, "out_of_memory", f"not enough memory for {running.stage}")
         except Exception:
@@ -184,7 +191,7 @@ class Engine:
         self.phase = "denoising"
         started = self._clock()
         output = members[0].family.predict(_rows(members))
-        spent = self._clock() - started
+        spent = self._call_s = self._clock() - started
         self.phase = None
         for trajectory, part in zip(members, output.split([one.rows for one in members]), strict=True):
             trajectory.advance(part)
@@ -271,7 +278,8 @@ class Engine:
 
     def _announce(self, running: Running, phase: str) -> list[Event]:
         running.phase = phase
-        return [(wire.Phase(session_id=running.id, attempt=running.submit.attempt, phase=phase), b"")]
+        at_s = self._clock()
+        return [(wire.Phase(session_id=running.id, attempt=running.submit.attempt, phase=phase, at_s=at_s), b"")]
 
 
 def _rows(members: tuple[Trajectory, ...]) -> Rows:

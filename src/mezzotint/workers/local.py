@@ -139,6 +139,9 @@ class LocalWorker:
             pass  # EOF is how a worker's death looks
         except wire.WireError as error:
             why = f"it sent what cannot be read: {error}"
+        except Exception:
+            log.exception("a message could not be handled", worker=self.id)
+            why = "what it said could not be handled"
         finally:
             self.kill()
             if self._writer is not None:

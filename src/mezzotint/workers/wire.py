@@ -87,11 +87,12 @@ class Heartbeat(_Message, frozen=True, kw_only=True, tag="heartbeat"):
 
 
 class Phase(_Message, frozen=True, kw_only=True, tag="phase"):
-    """A session enters a phase. Time up to here belonged to the one before."""
+    """A session enters a phase. Time up to `at_s`, on this machine's monotonic clock, belonged to the one before."""
 
     session_id: str
     attempt: int
     phase: str
+    at_s: float
 
 
 class Progress(_Message, frozen=True, kw_only=True, tag="progress"):
