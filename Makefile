@@ -38,5 +38,17 @@ serve: setup
 bench: setup
 	$(BIN)/python -m benchmarks.first_picture
 
+train: setup
+	$(BIN)/pip install --quiet --no-deps --requirement training/requirements.txt
+	$(BIN)/python -m training.data
+	$(BIN)/python -m training.text
+	$(BIN)/python -m training.vae
+	$(BIN)/python -m training.unet
+	$(BIN)/python -m training.package
+
+evaluate-model: setup
+	$(BIN)/pip install --quiet --no-deps --requirement training/requirements.txt
+	$(BIN)/python -m training.evaluate
+
 clean:
 	rm -rf .venv out dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

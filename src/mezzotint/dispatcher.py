@@ -27,6 +27,7 @@ log = structlog.get_logger(__name__)
 TICK_S = 0.5
 IMAGES_AT_ONCE = 16  # claimed per worker: what denoises now and about as much again, ready to join
 MAX_LOSSES = 10
+EVENTS_OF_AN_ATTEMPT = 1_000_000  # more than one can have
 
 
 @dataclass(kw_only=True, slots=True)
@@ -95,6 +96,8 @@ class Dispatcher:
             elapsed = max(0.0, time.time() - session.created_at - sum(session.spans.values()))
             spans = session.spans | {"queued": session.spans.get("queued", 0.0) + elapsed}
             self._enqueue(session, spans)
+            self._events.take_up(session.id, above=(session.attempt + 1) * EVENTS_OF_AN_ATTEMPT)
+            self._tell_state(session)
         self._loop = asyncio.create_task(self._run(), name="dispatcher")
 
     async def drain(self, limit_s: float) -> None:

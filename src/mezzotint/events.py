@@ -54,12 +54,21 @@ class Events:
             log.ended = True
             self._forget_old()
 
+    def take_up(self, session_id: str, above: int) -> None:
+        """Number a session's events on from an earlier process, above all that it can have used."""
+        self._logs[session_id] = _Log(last_id=above)
+
     def knows(self, session_id: str) -> bool:
         return session_id in self._logs
 
-    async def follow(self, session_id: str, after: int = 0) -> AsyncIterator[Event]:
-        """Stored events above `after`, then each as it comes; ends after `end`. Ends early for a listener too slow."""
-        log = self._logs[session_id]
+    def follow(self, session_id: str, after: int = 0) -> AsyncIterator[Event]:
+        """Stored events above `after`, then each as it comes; ends after `end`. Ends early for a listener too slow.
+
+        The session must be known.
+        """
+        return self._follow(self._logs[session_id], after)
+
+    async def _follow(self, log: _Log, after: int) -> AsyncIterator[Event]:
         for event in [event for event in log.stored if event.id > after]:
             yield event
             after = event.id

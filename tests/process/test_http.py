@@ -49,6 +49,14 @@ def test_a_request_becomes_a_picture_and_its_story_is_told_in_order(server: Runn
     assert (again.status_code, again.content) == (304, b"")
 
 
+def test_a_listener_that_comes_back_gets_what_it_missed(server: RunningServer) -> None:
+    session_id = server.client.submit(prompt="x", steps=3)["id"]
+    first = [(number, kind) for number, kind, _ in server.client.events(session_id)]
+    stored = [(number, kind) for number, kind in first if kind != "progress"]
+    again = [(number, kind) for number, kind, _ in server.client.events(session_id, after=stored[1][0])]
+    assert again == stored[2:]
+
+
 def test_equal_requests_give_equal_bytes_and_image_i_is_seed_plus_i(server: RunningServer) -> None:
     asked: dict[str, Any] = {"prompt": "a boat", "steps": 3, "deterministic": True}
     ids = [server.client.submit(**asked, seed=5, num_images=2)["id"], server.client.submit(**asked, seed=6)["id"]]

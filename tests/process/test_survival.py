@@ -73,6 +73,9 @@ def test_a_server_killed_mid_run_goes_on_where_it_was_told_to(own_server: Runnin
     wait_for(lambda: not is_alive(worker), 5)
     server.start()
     assert server.client.session(cancelled)["state"] == "cancelled"
+    told = [(number, kind) for number, kind, _ in server.client.events(running, after=5)]
+    assert (told[0][1], told[-1][1]) == ("state", "end")
+    assert told[0][0] > 5
     for session_id in [running, *queued]:
         assert server.client.wait(session_id)["state"] == "succeeded"
 
@@ -102,30 +105,36 @@ def test_a_second_signal_stops_at_once_and_the_session_goes_on_after_the_restart
     assert server.client.wait(session_id)["state"] == "succeeded"
 
 
+def serve_once(*flags: str | Path, **env: str) -> subprocess.CompletedProcess[str]:
+    """A start that is expected to be refused."""
+    command = [BIN, "serve", *flags]
+    return subprocess.run(command, env=os.environ | env, capture_output=True, text=True, timeout=30, check=False)
+
+
 def test_a_second_server_on_the_folder_is_refused(own_server: RunningServer) -> None:
-    second = subprocess.run(
-        [BIN, "serve", "--port", "0", "--data", own_server.data],
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
+    second = serve_once("--port", "0", "--data", own_server.data)
     assert second.returncode == 1
     assert "in use by another server" in second.stderr
     assert own_server.client.devices()
 
 
 def test_a_port_in_use_is_refused(own_server: RunningServer, tmp_path: Path) -> None:
-    port = own_server.url.rpartition(":")[2]
-    second = subprocess.run(
-        [BIN, "serve", "--port", port, "--data", tmp_path / "other"],
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
+    second = serve_once("--port", own_server.url.rpartition(":")[2], "--data", tmp_path / "other")
     assert second.returncode == 1
     assert "--port" in second.stderr
+
+
+def test_a_worker_that_hangs_is_replaced_and_its_session_goes_on(own_server: RunningServer) -> None:
+    server = own_server
+    session_id = server.client.submit(prompt="x", steps=60)["id"]
+    wait_for(lambda: server.client.session(session_id)["progress"]["step"] > 0, 60)
+    hung = server.worker_pid()
+    os.kill(hung, signal.SIGSTOP)
+    stopped = time.monotonic()
+    wait_for(lambda: server.client.session(session_id)["attempt"] == 2, 30)
+    assert time.monotonic() - stopped < 20  # noticed after 10 s of silence, started anew in a few more
+    assert not is_alive(hung)
+    assert server.client.wait(session_id)["state"] == "succeeded"
 
 
 @pytest.mark.parametrize(
@@ -139,14 +148,7 @@ def test_a_port_in_use_is_refused(own_server: RunningServer, tmp_path: Path) -> 
 def test_bad_settings_are_refused_in_one_line(
     tmp_path: Path, flags: list[str], env: dict[str, str], words: str
 ) -> None:
-    refused = subprocess.run(
-        [BIN, "serve", "--port", "0", "--data", tmp_path / "data", *flags],
-        env=os.environ | env,
-        capture_output=True,
-        text=True,
-        timeout=30,
-        check=False,
-    )
+    refused = serve_once("--port", "0", "--data", tmp_path / "data", *flags, **env)
     assert refused.returncode == 2
     assert words in refused.stderr
     assert len(refused.stderr.splitlines()) == 1

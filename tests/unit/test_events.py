@@ -60,5 +60,12 @@ async def test_a_listener_that_never_reads_is_dropped_and_can_replay() -> None:
     assert [kind for _, kind in await told(events, after=seen[-1].id)][-1] == "end"
 
 
+async def test_numbers_go_on_above_those_of_an_earlier_process() -> None:
+    events = Events()
+    events.take_up("s", above=100)
+    events.tell("s", "end", {})
+    assert await told(events, after=7) == [(101, "end")]
+
+
 async def _rest(stream: object) -> list[Event]:
     return [event async for event in stream]  # type: ignore[attr-defined]
