@@ -1,0 +1,219 @@
+"""The step loop over a toy family: who shares a call, what is told, and what one session's fault does to the others."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mezzotint.engine.engine import MAX_MODELS, Engine, Event
+from mezzotint.families.base import Conditioning, Family, Prompt, Rows
+from mezzotint.request import Request
+from mezzotint.workers import wire
+from tests.requests import request
+
+
+class Toy:
+    """Multiplies. Counts what the engine asks of it."""
+
+    latent_channels = 4
+    vae_factor = 2
+    device = torch.device("cpu")
+
+    def __init__(self) -> None:
+        self.scheduler_config: dict[str, Any] = {"num_train_timesteps": 1000, "clip_sample": False}
+        self.calls: list[int] = []  # rows of each
+        self.encoded: list[str] = []
+        self.decode_error: BaseException | None = None
+
+    def windows(self, text: str) -> int:
+        return 1 + len(text) // 100
+
+    def encode(self, prompts: Sequence[Prompt]) -> list[Conditioning]:
+        self.encoded += [prompt.text for prompt in prompts]
+        return [
+            Conditioning(hidden=torch.ones(prompt.windows, 2), windows=prompt.windows, cut=False) for prompt in prompts
+        ]
+
+    def predict(self, rows: Rows) -> Tensor:
+        self.calls.append(len(rows.latents))
+        assert len(rows.latents) == len(rows.timesteps) == len(rows.hidden)
+        return rows.latents * 0.1
+
+    def decode(self, latents: Tensor) -> Tensor:
+        if self.decode_error is not None:
+            raise self.decode_error
+        return torch.zeros(len(latents), latents.shape[2] * 2, latents.shape[3] * 2, 3, dtype=torch.uint8)
+
+
+class Rig:
+    def __init__(self, load_error: Exception | None = None) -> None:
+        self.toy = Toy()
+        self.loads: list[str] = []
+        self.now = 0.0
+
+        def load(model: wire.ModelRef) -> Family:
+            self.loads.append(model.id)
+            if load_error is not None:
+                raise load_error
+            return self.toy
+
+        def clock() -> float:
+            self.now += 0.001
+            return self.now
+
+        self.engine = Engine(load, lambda pixels, submit, index: b"picture", clock, max_rows=8)
+        self.told: list[Event] = []
+
+    def submit(self, session_id: str, asked: Request | None = None, *, model: str = "tiny") -> None:
+        ref = wire.ModelRef(id=model, family="sd", path="", sha256=model)
+        self.engine.submit(wire.Submit(session_id=session_id, attempt=1, request=asked or request(), model=ref))
+
+    def step(self, times: int = 1) -> None:
+        for _ in range(times):
+            self.told += self.engine.step()
+
+    def run(self) -> None:
+        for _ in range(10_000):
+            if self.engine.idle:
+                return
+            self.step()
+        raise AssertionError("the engine does not come to an end")
+
+    def of(self, session_id: str, kind: type) -> list[Any]:
+        return [one for one, _ in self.told if isinstance(one, kind) and one.session_id == session_id]  # type: ignore[union-attr]
+
+    def outcome(self, session_id: str) -> str:
+        (ended,) = self.of(session_id, wire.Ended)
+        return str(ended.outcome if ended.error is None else ended.error.code)
+
+
+@pytest.fixture
+def rig() -> Rig:
+    return Rig()
+
+
+def test_a_session_is_told_from_loading_to_its_picture(rig: Rig) -> None:
+    rig.submit("a", request(num_inference_steps=3))
+    rig.run()
+    phases = [phase.phase for phase in rig.of("a", wire.Phase)]
+    assert phases == ["loading", "encoding", "denoising", "decoding", "storing"]
+    times = [phase.at_s for phase in rig.of("a", wire.Phase)]
+    assert times == sorted(times)
+    assert [(one.step, one.done, one.total) for one in rig.of("a", wire.Progress)] == [(1, 1, 3), (2, 2, 3), (3, 3, 3)]
+    (image,) = rig.of("a", wire.ImageDone)
+    assert (image.width, image.height, image.seed) == (16, 16, 7)
+    (ended,) = rig.of("a", wire.Ended)
+    assert (ended.outcome, ended.usage.steps_run) == ("succeeded", 3)
+    assert ended.usage.device_s > 0
+
+
+def test_loading_is_told_before_it_is_done(rig: Rig) -> None:
+    rig.submit("a")
+    rig.step()
+    assert ([one.phase for one in rig.of("a", wire.Phase)], rig.loads) == (["loading"], [])
+    rig.step()
+    assert rig.loads == ["tiny"]
+
+
+def test_a_late_arrival_joins_the_running_batch_and_leaves_it_earlier(rig: Rig) -> None:
+    rig.submit("long", request(num_inference_steps=10))
+    rig.step(4)
+    rig.submit("short", request(num_inference_steps=2, guidance_scale=1.0))
+    rig.run()
+    assert 3 in rig.toy.calls, "two rows of the guided one, one of the other"
+    ends = [one.session_id for one, _ in rig.told if isinstance(one, wire.Ended)]
+    assert ends == ["short", "long"]
+    assert len(rig.toy.calls) == 10
+
+
+def test_equal_prompts_are_encoded_once(rig: Rig) -> None:
+    for name in ("a", "b", "c"):
+        rig.submit(name, request(prompt="same", negative_prompt=""))
+    rig.run()
+    assert rig.toy.encoded == ["same", ""]
+
+
+def test_texts_of_different_length_do_not_share_a_call(rig: Rig) -> None:
+    rig.submit("a", request(num_inference_steps=2))
+    rig.submit("b", request(num_inference_steps=2, prompt="x" * 150))
+    rig.run()
+    assert rig.toy.calls == [2, 2, 2, 2]
+
+
+def test_a_deterministic_session_shares_with_nobody(rig: Rig) -> None:
+    rig.submit("a", request(num_inference_steps=2))
+    rig.submit("b", request(num_inference_steps=2, deterministic=True, num_images=2))
+    rig.run()
+    assert rig.toy.calls == [2] * 6
+
+
+def test_cancel_of_one_member_leaves_the_others_running(rig: Rig) -> None:
+    rig.submit("a", request(num_inference_steps=8))
+    rig.submit("b", request(num_inference_steps=8))
+    rig.step(5)
+    rig.engine.cancel("a", attempt=9)  # another attempt: not this one
+    rig.step()
+    assert not rig.of("a", wire.Ended)
+    rig.engine.cancel("a", attempt=1)
+    rig.engine.cancel("nobody", attempt=1)
+    calls = len(rig.toy.calls)
+    rig.step()
+    assert rig.outcome("a") == "cancelled"
+    assert rig.toy.calls[calls:] == [2]
+    rig.run()
+    assert rig.outcome("b") == "succeeded"
+    assert not rig.of("a", wire.ImageDone)
+
+
+def test_progress_is_that_of_the_lowest_unfinished_image(rig: Rig) -> None:
+    rig.submit("a", request(num_inference_steps=2, num_images=6, guidance_scale=5.0))  # twelve rows, eight a call
+    rig.run()
+    seen = [(one.image_index, one.step) for one in rig.of("a", wire.Progress)]
+    assert seen[0] == (0, 1)
+    done = [one.done for one in rig.of("a", wire.Progress)]
+    assert done == sorted(done)
+    assert done[-1] == 12
+    assert len(rig.of("a", wire.ImageDone)) == 6
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [(ValueError("shapes"), "model_invalid"), (MemoryError(), "out_of_memory")],
+    ids=["broken", "memory"],
+)
+def test_a_model_that_cannot_be_loaded_fails_its_session_only(error: Exception, code: str) -> None:
+    rig = Rig(load_error=error)
+    rig.submit("a")
+    rig.run()
+    assert rig.outcome("a") == code
+    assert "shapes" not in rig.of("a", wire.Ended)[0].error.message
+
+
+def test_no_memory_for_decoding_is_told_as_that(rig: Rig) -> None:
+    rig.toy.decode_error = MemoryError()
+    rig.submit("a", request(num_inference_steps=1))
+    rig.run()
+    assert rig.outcome("a") == "out_of_memory"
+
+
+def test_the_least_recently_used_model_makes_room(rig: Rig) -> None:
+    names = [f"m{i}" for i in range(MAX_MODELS + 1)]
+    for name in names:
+        rig.submit(name, request(num_inference_steps=1), model=name)
+        rig.run()
+    assert list(rig.engine.resident) == names[1:]
+    rig.submit("again", request(num_inference_steps=1), model=names[-1])
+    rig.run()
+    assert rig.loads == names
+
+
+def test_two_models_take_turns(rig: Rig) -> None:
+    for name in ("m0", "m1"):
+        rig.submit(name, request(num_inference_steps=20), model=name)
+    rig.run()
+    order = [one.session_id for one, _ in rig.told if isinstance(one, wire.Progress)]
+    both = order[order.index("m1") :]
+    runs = [len(part) for part in "".join(name[1] for name in both).replace("01", "0 1").replace("10", "1 0").split()]
+    assert max(runs[:20]) <= 2
