@@ -6,6 +6,7 @@ The only one that claims, ends and requeues. Must not decide what a request may 
 import asyncio
 import contextlib
 import time
+from bisect import bisect_left, insort
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 
@@ -75,7 +76,7 @@ class Dispatcher:
         self._supervisor = supervisor
         supervisor.on_ready, supervisor.on_message, supervisor.on_lost = self._ready, self._heard, self._lost
         self._queue: dict[str, _Waiting] = {}
-        self._ranks: dict[str, int] | None = None  # places in the queue; None: to be counted again
+        self._line: list[tuple[int, str]] = []  # its ids behind their priority, sorted: who is next stands first
         self._live: dict[str, _Live] = {}
         self._refs: dict[str, wire.ModelRef] = {}
         self._cancelled_early: set[str] = set()  # cancelled between the claim's commit and its Submit
@@ -95,8 +96,8 @@ class Dispatcher:
         for session in sorted(await self._store.queued(), key=lambda session: session.id):
             elapsed = max(0.0, time.time() - session.created_at - sum(session.spans.values()))
             spans = session.spans | {"queued": session.spans.get("queued", 0.0) + elapsed}
-            self._enqueue(session, spans)
             self._events.take_up(session.id, above=(session.attempt + 1) * EVENTS_OF_AN_ATTEMPT)
+            self._enqueue(session, spans)
             self._tell_state(session)
         self._loop = asyncio.create_task(self._run(), name="dispatcher")
 
@@ -162,7 +163,7 @@ class Dispatcher:
         if (live := self._live.get(session.id)) is not None and session.state is State.RUNNING:
             return session.having(progress=live.progress, spans=live.spans_now(), warnings=live.session.warnings)
         if (waiting := self._queue.get(session.id)) is not None and session.state is State.QUEUED:
-            return session.having(queue_position=self._places()[session.id], spans=waiting.spans_now())
+            return session.having(queue_position=bisect_left(self._line, _place(session)), spans=waiting.spans_now())
         return session
 
     def sessions_on(self, device: str) -> list[str]:
@@ -176,21 +177,14 @@ class Dispatcher:
 
     def _enqueue(self, session: Session, spans: dict[str, float]) -> None:
         self._queue[session.id] = _Waiting(session=session, since=time.monotonic(), spans=spans)
-        self._ranks = None
+        insort(self._line, _place(session))
         self._wake.set()
 
     def _dequeue(self, session_id: str) -> _Waiting | None:
-        self._ranks = None
-        return self._queue.pop(session_id, None)
-
-    def _places(self) -> dict[str, int]:
-        if self._ranks is None:
-            self._ranks = {waiting.session.id: place for place, waiting in enumerate(self._order())}
-        return self._ranks
-
-    def _order(self) -> list[_Waiting]:
-        """Who is next: priority, then age. Ids carry the time of acceptance, so a requeued session keeps its place."""
-        return sorted(self._queue.values(), key=lambda one: (-one.session.request.priority, one.session.id))
+        waiting = self._queue.pop(session_id, None)
+        if waiting is not None:
+            del self._line[bisect_left(self._line, _place(waiting.session))]
+        return waiting
 
     async def _run(self) -> None:
         next_tick = time.monotonic()
@@ -240,7 +234,8 @@ class Dispatcher:
         running = self._on(worker)
         if any(live.session.losses for live in running) or self._images_on(worker) >= IMAGES_AT_ONCE:
             return None
-        for waiting in self._order():
+        for _, session_id in self._line:
+            waiting = self._queue[session_id]
             if waiting.session.request.device not in (None, worker.device):
                 continue
             if waiting.session.losses and running:
@@ -439,6 +434,11 @@ class Dispatcher:
         self._events.tell(session.id, "end", session)
         code = session.error.code if session.error else None
         log.info("session ended", session=session.id, state=str(session.state), code=code, attempt=session.attempt)
+
+
+def _place(session: Session) -> tuple[int, str]:
+    """Priority, then age: ids carry the time of acceptance, so a session that comes back keeps its place."""
+    return -session.request.priority, session.id
 
 
 def _progress(live: _Live, message: wire.Progress) -> Progress:
