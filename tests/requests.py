@@ -18,6 +18,7 @@ def request(**changes: Any) -> Request:
         num_inference_steps=6,
         guidance_scale=5.0,
         scheduler="ddim",
+        scheduler_options={},
         eta=0.0,
         seed=7,
         num_images=1,

@@ -86,6 +86,7 @@ def generate(
     num_inference_steps: Annotated[int | None, typer.Option("--num-inference-steps", "--steps")] = None,
     guidance_scale: Annotated[float | None, typer.Option("--guidance-scale", "--cfg-scale")] = None,
     scheduler: Annotated[str | None, typer.Option("--scheduler", "--sampler")] = None,
+    scheduler_options: Annotated[str | None, typer.Option(help="JSON object")] = None,
     eta: Annotated[float | None, typer.Option(help="noise of ddim")] = None,
     seed: Annotated[int | None, typer.Option(help="drawn when absent; image i uses seed+i")] = None,
     num_images: Annotated[int | None, typer.Option("--num-images", "-n")] = None,
@@ -104,8 +105,9 @@ def generate(
 ) -> None:
     """Draw a picture. Runs by itself; with --server, on that server."""
     given = {name: value for name, value in locals().items() if name not in _NOT_FIELDS and value is not None}
-    if metadata is not None:
-        given["metadata"] = _object(metadata)
+    for name, text in (("metadata", metadata), ("scheduler_options", scheduler_options)):
+        if text is not None:
+            given[name] = _object(name, text)
     image_format = _format(output)
     options = {"format": image_format, "quality": quality, "embed_metadata": embed_metadata}
     given["output"] = {name: value for name, value in options.items() if value is not None}
@@ -122,7 +124,7 @@ def generate(
         typer.echo(f"{file}  seed {picture['seed']}  {took}")
 
 
-_NOT_FIELDS = frozenset({"output", "models", "server", "as_json", "quality", "embed_metadata", "metadata"})
+_NOT_FIELDS = frozenset({"output", "models", "server", "as_json", "quality", "embed_metadata"})
 
 
 @app.command()
@@ -361,11 +363,13 @@ def _settings(**given: Any) -> Any:
     return load_settings(**given)
 
 
-def _object(text: str) -> Any:
+def _object(name: str, text: str) -> Any:
     try:
         return json.loads(text)
     except ValueError:
-        raise CallerError("--metadata must be a JSON object", code="invalid_json", field="metadata") from None
+        raise CallerError(
+            f"--{name.replace('_', '-')} must be a JSON object", code="invalid_json", field=name
+        ) from None
 
 
 def _exit_code(error: MezzotintError) -> int:

@@ -114,9 +114,15 @@ class Dispatcher:
         for live in list(self._live.values()):
             session, spans = live.session, live.spans_now()
             del self._live[session.id]
-            await self._store.requeue(
-                session.id, attempt=session.attempt, cause="stop", losses=session.losses, spans=spans, now=time.time()
-            )
+            with contextlib.suppress(TryLater):  # what stays a running row is taken up by the next start
+                await self._store.requeue(
+                    session.id,
+                    attempt=session.attempt,
+                    cause="stop",
+                    losses=session.losses,
+                    spans=spans,
+                    now=time.time(),
+                )
 
     def stop_draining(self) -> None:
         self._hurry = True
@@ -141,13 +147,14 @@ class Dispatcher:
     async def cancel(self, session_id: str) -> Session:
         """Raises NotFound, or Conflict when it had ended. What this returns, ends cancelled."""
         waiting = self._queue.get(session_id)
-        spans = waiting.spans_now() if waiting else None
-        session = await self._store.request_cancel(session_id, now=time.time(), spans=spans)
+        spans, now = waiting.spans_now() if waiting else None, time.time()
+        session = await self._store.request_cancel(session_id, now=now, spans=spans)
         if session is None:
-            raise NotFound(f"session {session_id!r} is not here", code="session_not_found")
-        if session.state is State.CANCELLED and self._dequeue(session_id) is not None:
+            raise NotFound(f"session {session_id[:64]!r} is not here", code="session_not_found")
+        if session.state is State.CANCELLED and session.ended_at == now:  # ended by this very call
+            self._dequeue(session_id)
             self._tell_end(session)
-            return self.view(session)
+            return session
         if session.ended:
             message = f"session {session_id!r} ended {session.state}; nothing is left to cancel"
             raise Conflict(message, code="session_ended")
@@ -432,6 +439,7 @@ class Dispatcher:
     def _tell_end(self, session: Session) -> None:
         self._events.tell(session.id, "state", session)
         self._events.tell(session.id, "end", session)
+        self._cancelled_early.discard(session.id)
         code = session.error.code if session.error else None
         log.info("session ended", session=session.id, state=str(session.state), code=code, attempt=session.attempt)
 

@@ -72,7 +72,8 @@ def parameters_text(request: Request, seed: int, made_with: dict[str, Any]) -> s
         lines.append(f"Negative prompt: {request.negative_prompt}")
     pairs = {
         "Steps": request.num_inference_steps,
-        "Sampler": _A1111_SAMPLERS[request.scheduler],
+        "Sampler": _sampler(request),
+        **_schedule_type(request),
         "CFG scale": f"{request.guidance_scale:g}",
         "Seed": seed,
         "Size": f"{request.width}x{request.height}",
@@ -84,6 +85,17 @@ def parameters_text(request: Request, seed: int, made_with: dict[str, Any]) -> s
     }
     lines.append(", ".join(f"{key}: {_quoted(str(value))}" for key, value in pairs.items()))
     return "\n".join(lines)
+
+
+def _sampler(request: Request) -> str:
+    name = _A1111_SAMPLERS[request.scheduler]
+    return f"{name} SDE" if request.scheduler_options.get("algorithm_type") == "sde-dpmsolver++" else name
+
+
+def _schedule_type(request: Request) -> dict[str, str]:
+    names = {"karras_sigmas": "Karras", "exponential_sigmas": "Exponential", "beta_sigmas": "Beta"}
+    chosen = [shown for name, shown in names.items() if request.scheduler_options.get(name)]
+    return {"Schedule type": chosen[0]} if chosen else {}
 
 
 def _quoted(value: str) -> str:

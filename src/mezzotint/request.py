@@ -16,7 +16,7 @@ from pydantic.fields import FieldInfo
 
 from mezzotint.catalog import Model
 from mezzotint.errors import Fault, InvalidRequest
-from mezzotint.families.table import FAMILIES, SCHEDULERS
+from mezzotint.families.table import FAMILIES, SCHEDULER_OPTIONS, SCHEDULERS
 
 T = TypeVar("T")
 
@@ -44,7 +44,6 @@ NOT_YET = frozenset(
         "padding_mask_crop",
         "preview",
         "resize_mode",
-        "scheduler_options",
         "strength",
         "variation",
         "webhook",
@@ -70,6 +69,19 @@ class OutputInput(BaseModel):
     embed_metadata: Annotated[bool, Field(description="write the parameters into the file")] = True
 
 
+class SchedulerOptionsInput(BaseModel):
+    """What a scheduler may be told beyond its name. Options left out stay as the model's own scheduler has them."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    karras_sigmas: bool | None = None
+    exponential_sigmas: bool | None = None
+    beta_sigmas: bool | None = None
+    timestep_spacing: Literal["linspace", "leading", "trailing"] | None = None
+    algorithm_type: Literal["dpmsolver++", "sde-dpmsolver++"] | None = None
+    solver_order: Annotated[int | None, Field(ge=1, le=3)] = None
+
+
 class RequestInput(BaseModel):
     """A request as a caller sends it. Every field may be left out."""
 
@@ -87,6 +99,12 @@ class RequestInput(BaseModel):
         float | None, Field(ge=0, le=50, description="alias: cfg_scale; at most 1 means no guidance and half the work")
     ] = None
     scheduler: Annotated[Scheduler | None, Field(description="alias: sampler; default: the model's own")] = None
+    scheduler_options: Annotated[
+        SchedulerOptionsInput,
+        Field(
+            description="karras_sigmas, exponential_sigmas, beta_sigmas, timestep_spacing, algorithm_type, solver_order"
+        ),
+    ] = SchedulerOptionsInput()
     eta: Annotated[float, Field(ge=0, le=1, description="noise of ddim")] = 0.0
     seed: Annotated[int | None, Field(ge=0, le=MAX_SEED, description="drawn when absent; image i uses seed+i")] = None
     num_images: Annotated[int, Field(ge=1, le=64, description="aliases: n, batch_size")] = 1
@@ -121,6 +139,7 @@ class Request:
     num_inference_steps: int
     guidance_scale: float
     scheduler: str
+    scheduler_options: dict[str, Any]  # those that were given
     eta: float
     seed: int
     num_images: int
@@ -200,6 +219,9 @@ def resolve(body: Any, world: World, draw_seed: Callable[[], int]) -> Resolved:
             f"clip_skip {sent.clip_skip} leaves nothing of {model.text_layers} layers; at most {model.text_layers - 1}"
         )
         faults.append(Fault(field="clip_skip", code="invalid_value", message=message))
+    scheduler = _given(sent.scheduler, model.scheduler)
+    options = sent.scheduler_options.model_dump(exclude_none=True)
+    _check_options(scheduler, options, faults)
     if faults:
         raise InvalidRequest(faults)
 
@@ -213,7 +235,8 @@ def resolve(body: Any, world: World, draw_seed: Callable[[], int]) -> Resolved:
         height=height,
         num_inference_steps=_given(sent.num_inference_steps, model.num_inference_steps),
         guidance_scale=_given(sent.guidance_scale, model.guidance_scale),
-        scheduler=_given(sent.scheduler, model.scheduler),
+        scheduler=scheduler,
+        scheduler_options=options,
         eta=sent.eta,
         seed=draw_seed() if sent.seed is None else sent.seed,
         num_images=sent.num_images,
@@ -270,6 +293,17 @@ def _check_size(width: int, height: int, model: Model, max_pixels: int, faults: 
         faults.append(Fault(field="width", code="unsupported_size", message=message))
 
 
+def _check_options(scheduler: str, options: dict[str, Any], faults: list[Fault]) -> None:
+    can = SCHEDULER_OPTIONS[scheduler]
+    for name in options.keys() - can:
+        message = f"scheduler {scheduler!r} cannot do {name}; it can: {', '.join(sorted(can))}"
+        faults.append(Fault(field=f"scheduler_options.{name}", code="unsupported_field", message=message))
+    spacings = [name for name in ("karras_sigmas", "exponential_sigmas", "beta_sigmas") if options.get(name)]
+    if len(spacings) > 1:
+        message = f"{' and '.join(spacings)} exclude one another; send one"
+        faults.append(Fault(field="scheduler_options", code="invalid_value", message=message))
+
+
 def _warnings(request: Request, model: Model) -> Iterable[dict[str, Any]]:
     ratio = request.width * request.height / (model.width * model.height)
     if not 0.25 <= ratio <= 4:
@@ -289,8 +323,9 @@ def _names(schema: type[BaseModel]) -> dict[str, str]:
     return {_key(name): name for name in schema.model_fields} | {_key(alias): name for alias, name in extra.items()}
 
 
-_NAMES: dict[type[BaseModel], dict[str, str]] = {schema: _names(schema) for schema in (RequestInput, OutputInput)}
-_NESTED: dict[str, type[BaseModel]] = {"output": OutputInput}
+_NESTED: dict[str, type[BaseModel]] = {"output": OutputInput, "scheduler_options": SchedulerOptionsInput}
+_SCHEMAS: tuple[type[BaseModel], ...] = (RequestInput, *_NESTED.values())
+_NAMES = {schema: _names(schema) for schema in _SCHEMAS}
 _NOT_YET_KEYS = {_key(name): name for name in NOT_YET}
 
 

@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 from collections.abc import AsyncIterator, Iterable, Iterator
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -41,39 +42,40 @@ class Mezzotint:
     ) -> None:
         given = {"models": tuple(map(Path, models)) or None, "data": Path(data) if data is not None else None}
         self.settings = settings or load_settings(**given)
-        self._lock: int | None = None
 
     async def __aenter__(self) -> "Mezzotint":
         settings = self.settings
-        self._lock = _own(settings.data)
-        try:
-            self._store = await Store.open(
-                f"sqlite+aiosqlite:///{settings.data / 'mezzotint.db'}", queue_size=settings.queue_size
-            )
-        except BaseException:
-            self._release()
-            raise
-        catalog = Catalog(settings.models, settings.cache)
-        await asyncio.to_thread(catalog.scan)
-        blobs = Blobs(settings.data / "sessions")
-        blobs.sweep()
-        found = settings.devices or devices.find()
-        events = Events()
-        self.supervisor = Supervisor(found, settings.threads or devices.default_threads())
-        self._dispatcher = Dispatcher(self._store, blobs, catalog, self.supervisor, events)
-        await self._dispatcher.start()
-        self.supervisor.start()
-        self.operations = Operations(settings, catalog, self._store, blobs, self.supervisor, self._dispatcher, events)
+        async with AsyncExitStack() as opened:
+            opened.callback(os.close, _own(settings.data))
+            url = f"sqlite+aiosqlite:///{settings.data / 'mezzotint.db'}"
+            store = await Store.open(url, queue_size=settings.queue_size)
+            opened.push_async_callback(store.close)
+            catalog = Catalog(settings.models, settings.cache)
+            await asyncio.to_thread(catalog.scan)
+            blobs = Blobs(settings.data / "sessions")
+            blobs.sweep()
+            events = Events()
+            found = settings.devices or devices.find()
+            self.supervisor = Supervisor(found, settings.threads or devices.default_threads())
+            self._dispatcher = Dispatcher(store, blobs, catalog, self.supervisor, events)
+            await self._dispatcher.start()
+            opened.push_async_callback(self.supervisor.stop)
+            opened.push_async_exit(self._drain)
+            self.supervisor.start()
+            self.operations = Operations(settings, catalog, store, blobs, self.supervisor, self._dispatcher, events)
+            self._opened = opened.pop_all()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Running sessions get `drain_s` to end, else go back to the queue; then workers end and files close."""
+        await self._opened.__aexit__(kind, error, trace)
+
+    async def _drain(
+        self, kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
         await self._dispatcher.drain(self.settings.drain_s if kind is None else 0.0)
-        await self.supervisor.stop()
-        await self._store.close()
-        self._release()
 
     def stop_draining(self) -> None:
         """Whatever still runs goes back to the queue now."""
@@ -95,11 +97,6 @@ class Mezzotint:
             more, cursor = await self.operations.list(active=True, limit=200, cursor=cursor)
             sessions += more
         return sessions
-
-    def _release(self) -> None:
-        if self._lock is not None:
-            os.close(self._lock)
-            self._lock = None
 
 
 @dataclass(frozen=True, slots=True)

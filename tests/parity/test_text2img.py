@@ -1,5 +1,6 @@
 """diffusers' StableDiffusionPipeline is the oracle: same weights, same seed, same picture, alone and in company."""
 
+import inspect
 import itertools
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor
 from mezzotint.engine.engine import Engine
 from mezzotint.families.base import Family
 from mezzotint.families.sd import StableDiffusion
-from mezzotint.families.table import SCHEDULERS
+from mezzotint.families.table import SCHEDULER_OPTIONS, SCHEDULERS
 from mezzotint.request import Request
 from mezzotint.workers import wire
 from tests.models import build_sd
@@ -67,7 +68,8 @@ class Rig:
     def oracle(self, asked: Request, index: int = 0) -> Pixels:
         seed = asked.seed + index
         scheduler = getattr(diffusers, SCHEDULERS[asked.scheduler])
-        extra: dict[str, Any] = {}
+        names = {name: f"use_{name}" for name in ("karras_sigmas", "exponential_sigmas", "beta_sigmas")}
+        extra: dict[str, Any] = {names.get(name, name): value for name, value in asked.scheduler_options.items()}
         if asked.scheduler == "pndm":
             extra["skip_prk_steps"] = True
         if asked.scheduler == "dpm_sde":
@@ -141,6 +143,35 @@ def test_a_picture_in_company_equals_the_pipelines(rig: Rig, scheduler: str) -> 
 def test_a_field_means_what_it_means_in_diffusers(rig: Rig, changes: dict[str, Any]) -> None:
     asked = request(**changes)
     assert difference(rig.draw([asked, *COMPANY])[0][0], rig.oracle(asked)) <= 0.5
+
+
+OPTIONS = [
+    ("euler", {"karras_sigmas": True}),
+    ("euler", {"exponential_sigmas": True, "timestep_spacing": "trailing"}),
+    ("heun", {"beta_sigmas": True}),
+    ("dpm_multistep", {"karras_sigmas": True, "algorithm_type": "sde-dpmsolver++", "solver_order": 2}),
+    ("dpm_multistep", {"solver_order": 3, "timestep_spacing": "leading"}),
+    ("dpm_singlestep", {"solver_order": 1}),
+    ("unipc", {"solver_order": 1, "karras_sigmas": True}),
+    ("ddim", {"timestep_spacing": "trailing"}),
+]
+
+
+@pytest.mark.parametrize(("scheduler", "options"), OPTIONS, ids=str)
+def test_options_of_a_scheduler_mean_what_they_mean_in_diffusers(
+    rig: Rig, scheduler: str, options: dict[str, Any]
+) -> None:
+    asked = request(scheduler=scheduler, scheduler_options=options)
+    expected = rig.oracle(asked)
+    assert difference(rig.draw([asked, *COMPANY])[0][0], expected) <= 0.5
+    assert difference(rig.oracle(request(scheduler=scheduler)), expected) > 0.5, "the option changes nothing"
+
+
+@pytest.mark.parametrize("scheduler", list(SCHEDULERS))
+def test_the_table_of_options_is_what_diffusers_takes(scheduler: str) -> None:
+    taken = inspect.signature(getattr(diffusers, SCHEDULERS[scheduler]).__init__).parameters
+    known = set().union(*SCHEDULER_OPTIONS.values())
+    assert {name for name in known if name in taken or f"use_{name}" in taken} == SCHEDULER_OPTIONS[scheduler]
 
 
 def test_image_i_of_a_session_is_the_picture_of_seed_plus_i(rig: Rig) -> None:

@@ -134,6 +134,18 @@ def test_seeds_of_all_images_must_fit() -> None:
     assert faults({"seed": MAX_SEED, "num_images": 2}) == {"seed": "seed_overflow"}
 
 
+def test_options_that_the_scheduler_cannot_do_are_refused_by_name() -> None:
+    body = {"scheduler": "euler", "SchedulerOptions": {"KarrasSigmas": True, "timestepSpacing": "trailing"}}
+    assert resolved(body).request.scheduler_options == {"karras_sigmas": True, "timestep_spacing": "trailing"}
+    assert faults({"scheduler": "ddim", "scheduler_options": {"karras_sigmas": True, "rho": 7}}) == {
+        "scheduler_options.karras_sigmas": "unsupported_field",
+        "scheduler_options.rho": "unknown_field",
+    }
+    both = {"karras_sigmas": True, "beta_sigmas": True}
+    assert faults({"scheduler": "euler", "scheduler_options": both}) == {"scheduler_options": "invalid_value"}
+    assert "it can: timestep_spacing" in message({"scheduler_options": {"solver_order": 2}})
+
+
 @pytest.mark.parametrize("value", [True, "5", 5.0, None, [5]])
 def test_a_whole_number_is_not_made_of_something_else(value: object) -> None:
     if value is None:

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 Event = tuple[wire.FromWorker, bytes]
 
 MAX_ROWS = 16  # of one model call, until caps are learned per model and shape
-MAX_MODELS = 2  # kept loaded, those in use not counted out
+MAX_MODELS = 2  # kept loaded; more only while sessions use them
 MAX_CONDITIONINGS = 128
 
 
@@ -49,7 +49,6 @@ class Engine:
         self._calls = 0
         self._call_s = 0.0  # how long the last model call took
         self.phase: str | None = None  # what a blocking call is doing, for the heartbeat
-        self.batch_rows = 0  # of the last model call
 
     @property
     def idle(self) -> bool:
@@ -109,9 +108,9 @@ class Engine:
             warnings = self._prepare(running)
             running.stage = "denoising"
             return announced + warnings + self._announce(running, "denoising")
-        except (MemoryError, torch.OutOfMemoryError):
-            return self._fail(running, "out_of_memory", f"not enough memory for {running.stage}")
-        except Exception:
+        except Exception as error:
+            if _is_memory(error):
+                return self._fail(running, "out_of_memory", f"not enough memory for {running.stage}")
             log.exception("session %s failed while %s", running.id, running.stage)
             code = "model_invalid" if running.stage == "loading" else "internal"
             return self._fail(running, code, f"{running.stage} failed; the server's log has the cause")
@@ -197,11 +196,10 @@ class Engine:
             trajectory.advance(part)
         self._calls += 1
         self._served[batch.key] = self._calls
-        self.batch_rows = len(output)
         chosen = set(members)
         for running in self._sessions.values():
             own = sum(one.rows for one in running.trajectories if one in chosen)
-            running.device_s += spent * own / self.batch_rows
+            running.device_s += spent * own / len(output)
             for trajectory in running.trajectories:
                 if trajectory.key == batch.key and trajectory not in chosen:
                     trajectory.waited += 1
@@ -242,13 +240,14 @@ class Engine:
         self.phase = "decoding"
         try:
             pixels = trajectory.family.decode(trajectory.latents)[0]
-        except (MemoryError, torch.OutOfMemoryError):
+        except (MemoryError, RuntimeError) as error:
+            if not _is_memory(error):
+                raise
             return self._fail(running, "out_of_memory", "not enough memory for decoding")
         finally:
             self.phase = None
         blob = self._encode_image(pixels, submit, trajectory.index)
         running.trajectories.remove(trajectory)
-        running.images_done += 1
         running.steps_done += trajectory.sampler.steps
         image = wire.ImageDone(
             session_id=running.id,
@@ -280,6 +279,12 @@ class Engine:
         running.phase = phase
         at_s = self._clock()
         return [(wire.Phase(session_id=running.id, attempt=running.submit.attempt, phase=phase, at_s=at_s), b"")]
+
+
+def _is_memory(error: Exception) -> bool:
+    """torch has a class of its own for a device that is full, but only words for a full host."""
+    told = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return told or isinstance(error, MemoryError | torch.OutOfMemoryError)
 
 
 def _rows(members: tuple[Trajectory, ...]) -> Rows:

@@ -19,7 +19,7 @@ class Sampler:
 
     def __init__(self, request: Request, config: dict[str, Any], seed: int) -> None:
         scheduler_class = getattr(diffusers, SCHEDULERS[request.scheduler])
-        self._scheduler = scheduler_class.from_config(config, **_options(request.scheduler, seed))
+        self._scheduler = scheduler_class.from_config(config, **_options(request, seed))
         self._scheduler.set_timesteps(request.num_inference_steps)
         self._timesteps = self._scheduler.timesteps
         self._generator = torch.Generator("cpu").manual_seed(seed)
@@ -62,9 +62,13 @@ class Sampler:
         return moved
 
 
-def _options(name: str, seed: int) -> dict[str, Any]:
-    if name == "pndm":
-        return {"skip_prk_steps": True}
-    if name == "dpm_sde":
-        return {"noise_sampler_seed": seed}  # without it the class draws from the global generator
-    return {}
+def _options(request: Request, seed: int) -> dict[str, Any]:
+    options = {_DIFFUSERS_NAMES.get(name, name): value for name, value in request.scheduler_options.items()}
+    if request.scheduler == "pndm":
+        options["skip_prk_steps"] = True
+    if request.scheduler == "dpm_sde":
+        options["noise_sampler_seed"] = seed  # without it the class draws from the global generator
+    return options
+
+
+_DIFFUSERS_NAMES = {name: f"use_{name}" for name in ("karras_sigmas", "exponential_sigmas", "beta_sigmas")}

@@ -59,7 +59,6 @@ class Running:
     submit: Submit
     stage: str  # "loading", "encoding", "denoising": what to do for it next, or is being done
     trajectories: list[Trajectory] = field(default_factory=list)  # those not decoded yet, lowest index first
-    images_done: int = 0
     steps_done: int = 0  # of images that are decoded
     device_s: float = 0.0
     cancelled: bool = False

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0
 from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
@@ -21,6 +22,8 @@ class StableDiffusion:
     def __init__(self, path: Path, device: torch.device, dtype: torch.dtype) -> None:
         """Loads from disk; never from a network. Raises OSError or ValueError when files do not fit together."""
         self.unet = load_module(UNet2DConditionModel, path / "unet", device, dtype)
+        if device.type == "cpu":
+            self.unet.set_attn_processor(_SizedAttention())
         self.vae = load_module(AutoencoderKL, path / "vae", device, dtype)
         self.text_encoder = ClipTextEncoder.load(path / "text_encoder", device, dtype)
         self.tokenizer = ClipTokenizer(path / "tokenizer")
@@ -62,6 +65,22 @@ class StableDiffusion:
         with torch.inference_mode():
             hidden = self.text_encoder(torch.tensor(rows, device=self.device), skip=prompt.clip_skip or 0)
         return Conditioning(hidden=hidden.flatten(0, 1), windows=count, cut=len(ids) > inside * MAX_WINDOWS)
+
+
+class _SizedAttention:
+    """On a CPU plain attention is a sixth faster than the fused kernel for short sequences (measured on the bundled
+    model: a step of two rows in 33 ms for 40 ms), and needs memory by the square of long ones."""
+
+    def __init__(self) -> None:
+        self._plain, self._fused = AttnProcessor(), AttnProcessor2_0()
+
+    def __call__(self, attn: Any, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        small = hidden_states.shape[1] <= _PLAIN_TOKENS
+        attended: Tensor = (self._plain if small else self._fused)(attn, hidden_states, *args, **kwargs)
+        return attended
+
+
+_PLAIN_TOKENS = 256
 
 
 def _scheduler_config(path: Path) -> dict[str, Any]:

@@ -33,6 +33,26 @@ SCHEDULERS: dict[str, str] = {
     "lcm": "LCMScheduler",
 }
 
+_SIGMAS = frozenset({"karras_sigmas", "exponential_sigmas", "beta_sigmas"})
+
+# Which of a request's `scheduler_options` each can do; a test compares it with diffusers.
+SCHEDULER_OPTIONS: dict[str, frozenset[str]] = {
+    "ddim": frozenset({"timestep_spacing"}),
+    "ddpm": frozenset({"timestep_spacing"}),
+    "dpm_multistep": _SIGMAS | {"timestep_spacing", "algorithm_type", "solver_order"},
+    "dpm_singlestep": _SIGMAS | {"algorithm_type", "solver_order"},
+    "dpm_sde": _SIGMAS | {"timestep_spacing"},
+    "euler": _SIGMAS | {"timestep_spacing"},
+    "euler_ancestral": frozenset({"timestep_spacing"}),
+    "heun": _SIGMAS | {"timestep_spacing"},
+    "lms": _SIGMAS | {"timestep_spacing"},
+    "kdpm2": _SIGMAS | {"timestep_spacing"},
+    "kdpm2_ancestral": _SIGMAS | {"timestep_spacing"},
+    "pndm": frozenset({"timestep_spacing"}),
+    "unipc": _SIGMAS | {"timestep_spacing", "solver_order"},
+    "lcm": frozenset({"timestep_spacing"}),
+}
+
 FAMILIES: dict[str, FamilyFacts] = {
     "sd": FamilyFacts(
         name="sd",

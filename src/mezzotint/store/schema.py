@@ -34,7 +34,7 @@ def check(found: str | None) -> None:
     if found is not None and found not in known:
         raise SetupError(
             f"the database is at schema {found}, newer than {HEAD}, the newest this version knows; "
-            "run the version that wrote it, or point data_dir elsewhere"
+            "run the version that wrote it, or choose another data folder"
         )
 
 
