@@ -91,7 +91,9 @@ class RequestInput(BaseModel):
     type: Annotated[Type | None, Field(description="inferred when absent")] = None
     prompt: Annotated[str, Field(max_length=10_000)] = ""
     negative_prompt: Annotated[str, Field(max_length=10_000)] = ""
-    prompt_syntax: Literal["plain", "weighted"] = "plain"
+    prompt_syntax: Annotated[
+        Literal["plain", "weighted"], Field(description="weighted: (word:1.2), ((word)), [word], BREAK")
+    ] = "plain"
     width: Annotated[int | None, Field(ge=1, le=65_536, description="px; default: the model's own")] = None
     height: Annotated[int | None, Field(ge=1, le=65_536, description="px; default: the model's own")] = None
     num_inference_steps: Annotated[int | None, Field(ge=1, le=1000, description="alias: steps")] = None
@@ -195,9 +197,6 @@ def resolve(body: Any, world: World, draw_seed: Callable[[], int]) -> Resolved:
         can = ", ".join(FAMILIES[model.family].types)
         message = f"type {kind!r} is not supported by this version for model {model.id!r}; it can run: {can}"
         faults.append(Fault(field="type", code="unsupported_type", message=message))
-    if sent.prompt_syntax == "weighted":
-        message = "prompt_syntax 'weighted' is not supported by this version; use 'plain'"
-        faults.append(Fault(field="prompt_syntax", code="unsupported_field", message=message))
     if sent.device is not None and sent.device not in world.devices:
         known = ", ".join(sorted(world.devices))
         message = f"device {sent.device!r} is not here; devices: {known}"

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from mezzotint.families.base import MAX_WINDOWS, Prompt
@@ -69,14 +70,33 @@ def test_hidden_states_are_those_of_transformers(random_sd: Path, skip: int) -> 
 def test_a_long_prompt_is_whole_windows_one_after_another(random_sd: Path) -> None:
     family = StableDiffusion(random_sd / "tiny", torch.device("cpu"), torch.float32)
     words = "a b c d e f g h i j k l m n"  # one token each, as many as a window holds
-    assert family.windows(words) == 1
-    (one,) = family.encode([Prompt(text=words, clip_skip=None, windows=1)])
-    (two,) = family.encode([Prompt(text=f"{words} {words}", clip_skip=None, windows=1)])
+    assert family.windows(words, "plain") == 1
+    (one,) = family.encode([Prompt(text=words, syntax="plain", clip_skip=None, windows=1)])
+    (two,) = family.encode([Prompt(text=f"{words} {words}", syntax="plain", clip_skip=None, windows=1)])
     assert (one.windows, two.windows) == (1, 2)
     assert torch.allclose(two.hidden[:WINDOW], one.hidden, atol=1e-5)
     assert torch.allclose(two.hidden[WINDOW:], one.hidden, atol=1e-5)
-    (padded,) = family.encode([Prompt(text=words, clip_skip=None, windows=2)])
-    (empty,) = family.encode([Prompt(text="", clip_skip=None, windows=1)])
+    (padded,) = family.encode([Prompt(text=words, syntax="plain", clip_skip=None, windows=2)])
+    (empty,) = family.encode([Prompt(text="", syntax="plain", clip_skip=None, windows=1)])
     assert torch.allclose(padded.hidden[WINDOW:], empty.hidden, atol=1e-5)
-    (cut,) = family.encode([Prompt(text=words * 20, clip_skip=None, windows=1)])
+    (cut,) = family.encode([Prompt(text=words * 20, syntax="plain", clip_skip=None, windows=1)])
     assert (cut.windows, cut.cut) == (MAX_WINDOWS, True)
+
+
+def test_weights_scale_their_tokens_and_keep_the_mean_of_the_window(random_sd: Path) -> None:
+    family = StableDiffusion(random_sd / "tiny", torch.device("cpu"), torch.float32)
+
+    def hidden(text: str, syntax: str = "weighted") -> Tensor:
+        (encoded,) = family.encode([Prompt(text=text, syntax=syntax, clip_skip=None, windows=1)])
+        return encoded.hidden
+
+    plain = hidden("a b c", "plain")
+    assert torch.equal(hidden("a b c"), plain)
+    assert torch.equal(hidden("a (b:1.0) c"), plain)
+    weighed = hidden("a (b:3) c")
+    scale = weighed[0] / plain[0]  # the start token carries no weight: all of it is the mean's correction
+    assert torch.allclose(weighed[2], plain[2] * 3 * scale, atol=1e-5)
+    assert torch.allclose(weighed[3], plain[3] * scale, atol=1e-5)
+    assert torch.allclose(weighed.mean(), plain.mean(), atol=1e-6)
+    assert not torch.allclose(hidden("a (b:3) c", "plain"), plain), "plain reads the marks as text"
+    assert len(hidden("a BREAK b")) == 2 * WINDOW

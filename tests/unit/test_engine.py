@@ -27,7 +27,7 @@ class Toy:
         self.encoded: list[str] = []
         self.decode_error: BaseException | None = None
 
-    def windows(self, text: str) -> int:
+    def windows(self, text: str, syntax: str) -> int:
         return 1 + len(text) // 100
 
     def encode(self, prompts: Sequence[Prompt]) -> list[Conditioning]:

@@ -118,7 +118,7 @@ def test_all_faults_are_told_at_once() -> None:
         ({"model": "broken"}, "its unet is truncated"),
         ({"negativeprompt_": "", "negative_promt": ""}, "did you mean negative_prompt?"),
         ({"type": "img2img"}, "it can run: text2img"),
-        ({"prompt_syntax": "weighted"}, "use 'plain'"),
+        ({"prompt_syntax": "heavy"}, "'plain' or 'weighted'"),
     ],
 )
 def test_a_fault_names_the_rule_and_the_way_out(body: dict[str, object], words: str) -> None:

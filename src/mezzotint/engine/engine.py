@@ -131,9 +131,10 @@ class Engine:
         self._models.move_to_end(model)
         guided = request.guidance_scale > 1
         texts = [request.prompt, request.negative_prompt] if guided else [request.prompt]
-        windows = max(family.windows(text) for text in texts)
+        syntax = request.prompt_syntax
+        windows = max(family.windows(text, syntax) for text in texts)
         encoded = [
-            self._conditioning(family, model, Prompt(text=text, clip_skip=skip, windows=windows))
+            self._conditioning(family, model, Prompt(text=text, syntax=syntax, clip_skip=skip, windows=windows))
             # diffusers applies clip_skip to the prompt only
             for text, skip in zip(texts, (request.clip_skip, None), strict=False)
         ]

@@ -13,6 +13,7 @@ class Prompt:
     """A text to encode. Equal prompts have equal encodings, so this is also a cache key."""
 
     text: str
+    syntax: str  # "plain" or "weighted"
     clip_skip: int | None
     windows: int  # encode to at least so many windows, padded with empty ones
 
@@ -43,7 +44,7 @@ class Family(Protocol):
     scheduler_config: dict[str, Any]
     device: torch.device
 
-    def windows(self, text: str) -> int:
+    def windows(self, text: str, syntax: str) -> int:
         """How many encoder windows a text takes, at least 1, at most MAX_WINDOWS."""
 
     def encode(self, prompts: Sequence[Prompt]) -> list[Conditioning]:

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from mezzotint.families.weights import read_state
 
+_SPECIAL = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
 _SPLIT = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
@@ -23,21 +24,21 @@ class ClipTokenizer:
 
     def __init__(self, folder: Path) -> None:
         """Raises OSError or ValueError when the folder holds no CLIP vocabulary."""
+        config = _json(folder / "tokenizer_config.json")
+        special = config | _json(folder / "special_tokens_map.json")
+        start, end, pad = (_name(special.get(kind, otherwise)) for kind, otherwise in _SPECIAL.items())
         whole = folder / "tokenizer.json"
         self._tokenizer = Tokenizer.from_file(str(whole)) if whole.exists() else _from_vocabulary(folder)
-        config = _json(folder / "tokenizer_config.json")
-        special = config | (_json(folder / "special_tokens_map.json"))
-        self.start = self._id(special.get("bos_token", "<|startoftext|>"))
-        self.end = self._id(special.get("eos_token", "<|endoftext|>"))
-        self.pad = self._id(special.get("pad_token", "<|endoftext|>"))
+        # as transformers does: also a `!` that pads is a token of its own wherever it stands
+        self._tokenizer.add_special_tokens([start, end, pad])
+        self.start, self.end, self.pad = (self._id(name) for name in (start, end, pad))
         self.window = int(config.get("model_max_length", 77))
 
     def ids(self, text: str) -> list[int]:
         found: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return found
 
-    def _id(self, token: str | dict[str, Any]) -> int:
-        name = token["content"] if isinstance(token, dict) else token
+    def _id(self, name: str) -> int:
         found = self._tokenizer.token_to_id(name)
         if found is None:
             raise ValueError(f"token {name!r} is not in the vocabulary")
@@ -146,8 +147,11 @@ def _from_vocabulary(folder: Path) -> Any:
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )
-    tokenizer.add_special_tokens(["<|startoftext|>", "<|endoftext|>"])
     return tokenizer
+
+
+def _name(token: str | dict[str, Any]) -> str:
+    return str(token["content"] if isinstance(token, dict) else token)
 
 
 def _json(path: Path) -> dict[str, Any]:

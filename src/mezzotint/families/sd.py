@@ -11,6 +11,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
+from mezzotint.families import weighting
 from mezzotint.families.base import MAX_WINDOWS, Conditioning, Prompt, Rows
 from mezzotint.families.clip import ClipTextEncoder, ClipTokenizer
 from mezzotint.families.weights import load_module
@@ -32,8 +33,8 @@ class StableDiffusion:
         self.latent_channels = int(self.vae.config.latent_channels)
         self.vae_factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
 
-    def windows(self, text: str) -> int:
-        return max(1, min(MAX_WINDOWS, -(-len(self.tokenizer.ids(text)) // (self.tokenizer.window - 2))))
+    def windows(self, text: str, syntax: str) -> int:
+        return min(MAX_WINDOWS, len(self._chunks(text, syntax)))
 
     def encode(self, prompts: Sequence[Prompt]) -> list[Conditioning]:
         return [self._encode(prompt) for prompt in prompts]
@@ -58,13 +59,44 @@ class StableDiffusion:
     def _encode(self, prompt: Prompt) -> Conditioning:
         """Chunks as diffusers pads a single one: start, text, end, padding; then one after another along the tokens."""
         frame, inside = self.tokenizer, self.tokenizer.window - 2
-        ids = frame.ids(prompt.text)
-        count = max(prompt.windows, self.windows(prompt.text))
-        chunks = [ids[i * inside : (i + 1) * inside] for i in range(count)]
-        rows = [[frame.start, *chunk, frame.end, *[frame.pad] * (inside - len(chunk))] for chunk in chunks]
+        chunks = self._chunks(prompt.text, prompt.syntax)
+        count = max(prompt.windows, min(MAX_WINDOWS, len(chunks)))
+        kept = [*chunks[:count], *([[]] * (count - len(chunks)))]
+        rows = [
+            [frame.start, *(token for token, _ in chunk), frame.end, *[frame.pad] * (inside - len(chunk))]
+            for chunk in kept
+        ]
+        weights = [[1.0, *(weight for _, weight in chunk), *[1.0] * (inside + 1 - len(chunk))] for chunk in kept]
         with torch.inference_mode():
             hidden = self.text_encoder(torch.tensor(rows, device=self.device), skip=prompt.clip_skip or 0)
-        return Conditioning(hidden=hidden.flatten(0, 1), windows=count, cut=len(ids) > inside * MAX_WINDOWS)
+            hidden = _weigh(hidden, torch.tensor(weights, device=self.device, dtype=hidden.dtype))
+        return Conditioning(hidden=hidden.flatten(0, 1), windows=count, cut=len(chunks) > MAX_WINDOWS)
+
+    def _chunks(self, text: str, syntax: str) -> list[list[tuple[int, float]]]:
+        """Token ids with their weights, by windows. At least one window, the last ones maybe beyond what is encoded."""
+        inside = self.tokenizer.window - 2
+        chunks: list[list[tuple[int, float]]] = [[]]
+        for part, weight in weighting.parse(text) if syntax == "weighted" else weighting.plain(text):
+            if part is weighting.BREAK:
+                chunks.append([])
+                continue
+            for token in self.tokenizer.ids(part):
+                if len(chunks[-1]) == inside:
+                    chunks.append([])
+                chunks[-1].append((token, weight))
+        return chunks
+
+
+def _weigh(hidden: Tensor, weights: Tensor) -> Tensor:
+    """Scale each token's states and keep each window's mean as it was, as AUTOMATIC1111 does.
+
+    `hidden` (windows, tokens, channels), `weights` (windows, tokens).
+    """
+    if bool((weights == 1).all()):
+        return hidden
+    weighed = hidden * weights.unsqueeze(-1)
+    before, after = hidden.mean(dim=(1, 2), keepdim=True), weighed.mean(dim=(1, 2), keepdim=True)
+    return weighed * (before / after)
 
 
 class _SizedAttention:
