@@ -17,7 +17,7 @@ import typer
 from typer.exceptions import TyperException
 
 from mezzotint import __version__
-from mezzotint.errors import CallerError, InvalidRequest, MezzotintError, SetupError
+from mezzotint.errors import BadSetting, CallerError, InvalidRequest, MezzotintError
 
 if TYPE_CHECKING:
     from mezzotint.client import Client
@@ -156,12 +156,8 @@ def serve(
         log_level=log_level,
     )
     configure_logs(settings.log_level)
-    try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(run(settings))
-    except SetupError as error:
-        _complain(error.message)
-        raise typer.Exit(FAILED if "in use" in error.message or "listen" in error.message else BAD_USE) from None
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(run(settings))
 
 
 @app.command()
@@ -375,7 +371,7 @@ def _object(name: str, text: str) -> Any:
 def _exit_code(error: MezzotintError) -> int:
     if error.code == "unreachable":
         return UNREACHABLE
-    return BAD_USE if isinstance(error, CallerError | SetupError) else FAILED
+    return BAD_USE if isinstance(error, CallerError | BadSetting) else FAILED
 
 
 def _size(count: int | None) -> str:

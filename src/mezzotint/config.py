@@ -11,7 +11,7 @@ from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from mezzotint.catalog import BUNDLED_MODEL
-from mezzotint.errors import SetupError
+from mezzotint.errors import BadSetting
 from mezzotint.request import nearest
 
 PREFIX = "MEZZOTINT_"
@@ -64,13 +64,13 @@ class Settings(BaseSettings):
 
 
 def load_settings(**given: Any) -> Settings:
-    """Settings with what was given on top of the environment. Raises SetupError naming the setting and the way out."""
+    """Settings with what was given on top of the environment. Raises BadSetting naming the setting and the way out."""
     known = {f"{PREFIX}{name.upper()}" for name in Settings.model_fields}
     for name in os.environ:
         if name.startswith(PREFIX) and name not in known | _OTHERS:
             near = nearest(name, known)
             hint = f"; did you mean {near}?" if near else f"; settings: {', '.join(sorted(known))}"
-            raise SetupError(f"{name} is not a setting{hint}")
+            raise BadSetting(f"{name} is not a setting{hint}")
     given = {name: value for name, value in given.items() if value is not None}
     for name in ("models", "devices"):
         if name not in given and (listed := os.environ.get(f"{PREFIX}{name.upper()}")):
@@ -79,6 +79,6 @@ def load_settings(**given: Any) -> Settings:
         return Settings(**given)
     except ValidationError as error:
         first = error.errors()[0]
-        raise SetupError(
+        raise BadSetting(
             f"setting {'.'.join(map(str, first['loc']))}: {first['msg']}; got {first['input']!r}"
         ) from error

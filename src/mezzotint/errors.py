@@ -7,7 +7,8 @@
     │   └── Conflict           the session's state does not allow it (session_ended, illegal_state)
     ├── TryLater               waiting mends it (queue_full, not_ready, storage_full)
     ├── RunFailure             an accepted session could not be finished (worker_lost, out_of_memory, ...)
-    └── SetupError             the operator can mend it (data folder in use, newer schema, bad setting)
+    └── SetupError             the operator can mend it (data folder in use, newer schema, port taken)
+        └── BadSetting         a setting that cannot be
 
 Branch by what the reader can do, not by module. `code` never changes once released; `message` names the value, the rule
 and the way out. Exceptions do not cross a process boundary: `ErrorInfo` does.
@@ -132,3 +133,7 @@ class SetupError(MezzotintError):
 
     def __init__(self, message: str) -> None:
         super().__init__(message, code="setup")
+
+
+class BadSetting(SetupError):
+    """What was set cannot be, whatever the machine is like."""

@@ -6,7 +6,7 @@ import fcntl
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from mezzotint import devices
 from mezzotint.catalog import Catalog
 from mezzotint.config import Settings, load_settings
 from mezzotint.dispatcher import Dispatcher
-from mezzotint.errors import ErrorInfo, RunFailure, SetupError
+from mezzotint.errors import BadSetting, ErrorInfo, RunFailure, SetupError
 from mezzotint.events import Event, Events
 from mezzotint.operations import Operations
 from mezzotint.session import ImageRecord, Session, State
@@ -150,7 +150,7 @@ async def serve(settings: Settings) -> None:
             f"host {settings.host!r} is not loopback, and this version has no API keys; "
             "listen on 127.0.0.1 and put a proxy with a login in front"
         )
-        raise SetupError(message)
+        raise BadSetting(message)
     with _listen(settings.host, settings.port) as listener:
         async with Mezzotint(settings=settings) as mezzotint:
             url = f"http://{settings.host}:{listener.getsockname()[1]}"
@@ -161,11 +161,10 @@ async def serve(settings: Settings) -> None:
                 server_header=False,
                 timeout_graceful_shutdown=2,
             )
-            server = _Server(config)
+            server = _Server(config, lambda: log.info("listening", url=url, data=str(settings.data)))
             loop, drain = asyncio.get_running_loop(), mezzotint.stop_draining
             for number in (signal.SIGTERM, signal.SIGINT):
                 loop.add_signal_handler(number, lambda: drain() if server.should_exit else server.stop())
-            log.info("listening", url=url, data=str(settings.data))
             await server.serve(sockets=[listener])
             log.info("stopping", drain_s=settings.drain_s)
     log.info("stopped")
@@ -173,6 +172,14 @@ async def serve(settings: Settings) -> None:
 
 class _Server(uvicorn.Server):
     """Leaves signals to us: uvicorn's own handling ends the process before workers and store are closed."""
+
+    def __init__(self, config: uvicorn.Config, on_listening: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._on_listening = on_listening
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._on_listening()
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:

@@ -38,8 +38,7 @@ class RunningServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait()
+            self.kill()
 
     def start(self) -> None:
         started = self.log.stat().st_size if self.log.exists() else 0
@@ -71,10 +70,12 @@ class RunningServer:
         return int(wait_for(ready, START_S))
 
     def kill(self) -> None:
+        self.client.close()
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
 
     def stop(self) -> int:
+        self.client.close()
         self.process.send_signal(signal.SIGTERM)
         return self.process.wait(END_S)
 
@@ -110,7 +111,6 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     with RunningServer(tmp_path_factory.mktemp("server") / "data") as running:
         running.worker_pid()
         yield running
-        running.client.close()
 
 
 @pytest.fixture
@@ -119,4 +119,3 @@ def own_server(tmp_path: Path) -> Iterator[RunningServer]:
     with RunningServer(tmp_path / "data") as running:
         running.worker_pid()
         yield running
-        running.client.close()

@@ -166,6 +166,5 @@ def test_a_full_queue_refuses_by_name_and_says_when_to_come_back(tmp_path: Path)
             with pytest.raises(MezzotintError) as caught:
                 server.client.submit(prompt="x")
             assert caught.value.code == "queue_full"
-            server.client.close()
     finally:
         del os.environ["MEZZOTINT_QUEUE_SIZE"]
