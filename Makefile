@@ -41,9 +41,10 @@ bench: setup
 train: setup
 	$(BIN)/pip install --quiet --no-deps --requirement training/requirements.txt
 	$(BIN)/python -m training.data
-	$(BIN)/python -m training.text
-	$(BIN)/python -m training.vae
-	$(BIN)/python -m training.unet
+	$(BIN)/python -m training.text --minutes 12
+	$(BIN)/python -m training.vae --minutes 10
+	$(BIN)/python -m training.unet --minutes 50
+	$(BIN)/python -m training.words --minutes 8
 	$(BIN)/python -m training.package
 
 evaluate-model: setup
