@@ -7,7 +7,6 @@ import signal
 import socket
 import sys
 import time
-from collections import deque
 from collections.abc import Awaitable, Callable
 
 import structlog
@@ -42,8 +41,6 @@ _SET = {
     "MALLOC_TRIM_THRESHOLD_": str(16 << 30),
 }
 
-STDERR_LINES = 20
-
 
 class LocalWorker:
     """One child process that owns one device. Made by `start`; ends once, by `on_end`."""
@@ -56,7 +53,6 @@ class LocalWorker:
         self.alive = True  # until its socket closes or we kill it
         self.hello: wire.Hello | None = None
         self.heartbeat: wire.Heartbeat | None = None
-        self.stderr: deque[str] = deque(maxlen=STDERR_LINES)
         self._process = process
         self._writer: asyncio.StreamWriter | None = None
         self._listening: asyncio.Task[None]
@@ -153,9 +149,7 @@ class LocalWorker:
     async def _read_stderr(self) -> None:
         assert self._process.stderr is not None  # noqa: S101  invariant: we asked for the pipe
         async for line in self._process.stderr:
-            text = line.decode(errors="replace").rstrip()
-            self.stderr.append(text)
-            log.info("worker said", worker=self.id, line=text)
+            log.info("worker said", worker=self.id, line=line.decode(errors="replace").rstrip())
 
 
 def _exit_text(code: int) -> str:
