@@ -61,18 +61,26 @@ def event(session_id: str, value: Event) -> dict[str, Any]:
     return body
 
 
-def model(value: Model, resident_on: list[str]) -> dict[str, Any]:
+def model(value: Model, resident_on: list[str], fits: list[str]) -> dict[str, Any]:
+    """`fits`: for adapters, the ids of the checkpoints that they can go with."""
     if value.state == "invalid":
         return {"id": value.id, "kind": value.kind, "state": value.state, "reason": value.reason}
-    return {
+    common = {
         "id": value.id,
         "kind": value.kind,
         "state": value.state,
         "reason": None,
-        "family": value.family,
-        "types": list(value.types),
         "bytes": value.bytes,
         "resident_on": resident_on,
+        "trigger_words": list(value.trigger_words),
+    }
+    if value.kind == "controlnet":
+        return common | {"control_type": value.control_type or None, "fits": fits}
+    if value.kind == "lora":
+        return common | {"fits": fits}
+    return common | {
+        "family": value.family,
+        "types": list(value.types),
         "width": value.width,
         "height": value.height,
         "size_multiple": value.size_multiple,

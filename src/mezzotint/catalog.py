@@ -14,10 +14,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mezzotint.families.table import FAMILIES, SCHEDULERS, FamilyFacts
+from mezzotint.families.table import FAMILIES, SCHEDULERS, UNUSED_COMPONENTS, FamilyFacts
 
 BUNDLED = Path(__file__).parent / "bundled"
 BUNDLED_MODEL = "icons"
+
+TYPES = ("text2img", "img2img", "inpainting", "controlnet", "lora")
 
 MAX_CONFIG_BYTES = 1 << 20
 MAX_HEADER_BYTES = 8 << 20
@@ -37,7 +39,7 @@ class Model:
     """One model on disk. With `state` "invalid" only `id`, `kind`, `path`, `reason` mean anything."""
 
     id: str
-    kind: str  # checkpoint
+    kind: str  # checkpoint, controlnet, lora
     path: str
     state: str  # "ready" or "invalid"
     reason: str | None = None
@@ -53,6 +55,10 @@ class Model:
     scheduler: str = ""
     prediction_type: str = ""
     text_layers: int = 0
+    text_width: int = 0  # of the states that attention reads; of a LoRA 0 when its file does not say
+    shape: str = ""  # of the UNet: a ControlNet fits the models of equal shape
+    control_type: str = ""  # what a ControlNet follows, such as "canny"; empty: not told
+    trigger_words: tuple[str, ...] = ()
 
 
 class _Unusable(Exception):
@@ -107,6 +113,16 @@ class Catalog:
         return found
 
 
+def fitting(adapter: Model, models: Iterable[Model]) -> list[str]:
+    """Ids of the checkpoints that an adapter can go with; none for what is no adapter."""
+    ready = [model for model in models if model.kind == "checkpoint" and model.state == "ready"]
+    if adapter.kind == "controlnet":
+        return [model.id for model in ready if model.shape == adapter.shape]
+    if adapter.kind == "lora":
+        return [model.id for model in ready if adapter.text_width in (0, model.text_width)]
+    return []
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files that make up a component: the whole precision when there are several, all its shards."""
     files = sorted(folder.glob("*.safetensors"))
@@ -125,23 +141,119 @@ def _candidates(root: Path) -> list[Path]:
         path
         for path in root.iterdir()
         if _ID.fullmatch(path.stem if path.is_file() else path.name)
-        and ((path / "model_index.json").exists() or path.suffix in {".safetensors", ".ckpt"})
+        and (
+            (path / "model_index.json").exists()
+            or (path / "config.json").exists()
+            or path.suffix in {".safetensors", ".ckpt"}
+        )
     )
 
 
 def _read(path: Path, root: Path) -> Model:
     name = path.stem if path.is_file() else path.name
+    kind = "checkpoint"
     try:
         if path.is_file():
-            raise _Unusable(
-                "single-file checkpoints are not supported by this version; convert it to a diffusers folder"
-            )
-        return _read_folder(path, root, name)
+            kind, read = _file_kind(path), _read_file
+        elif (path / "model_index.json").exists():
+            read = _read_folder
+        else:
+            kind, read = "controlnet", _read_controlnet
+        return read(path, root, name)
     except _Unusable as why:
-        return Model(id=name, kind="checkpoint", path=str(path), state="invalid", reason=str(why))
+        return Model(id=name, kind=kind, path=str(path), state="invalid", reason=str(why))
     except (OSError, KeyError, TypeError, ValueError) as error:
         reason = f"its configuration cannot be read ({type(error).__name__})"
-        return Model(id=name, kind="checkpoint", path=str(path), state="invalid", reason=reason)
+        return Model(id=name, kind=kind, path=str(path), state="invalid", reason=reason)
+
+
+def _file_kind(path: Path) -> str:
+    """By the names of its tensors; a file that cannot be read counts as a checkpoint."""
+    if path.suffix != ".safetensors":
+        return "checkpoint"
+    try:
+        names = _header(path)
+    except (_Unusable, OSError, ValueError):
+        return "checkpoint"
+    return "lora" if any("lora" in name for name in names) else "checkpoint"
+
+
+def _read_file(path: Path, root: Path, name: str) -> Model:
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise _Unusable("it is a link out of the model folder")
+    if path.suffix != ".safetensors":
+        raise _Unusable(f"{path.suffix} files can carry code; convert it to safetensors")
+    tensors = _header(path)
+    if not any("lora" in key for key in tensors):
+        raise _Unusable("single-file checkpoints are not supported by this version; convert it to a diffusers folder")
+    told = _beside(path)
+    return Model(
+        id=name,
+        kind="lora",
+        path=str(path),
+        state="ready",
+        bytes=path.stat().st_size,
+        text_width=_text_width(tensors),
+        trigger_words=tuple(str(word) for word in told.get("trigger_words", ())),
+    )
+
+
+def _text_width(tensors: Mapping[str, Any]) -> int:
+    """Width of what a LoRA's cross attention reads; 0 when it adapts none."""
+    for key, entry in tensors.items():
+        down = key.endswith(("lora_down.weight", "lora_A.weight", "lora.down.weight"))
+        if down and "attn2" in key and ("to_k" in key or "to_v" in key):
+            return int(entry["shape"][1])
+    return 0
+
+
+def _read_controlnet(path: Path, root: Path, name: str) -> Model:
+    config = _json(path / "config.json")
+    if config.get("_class_name") != "ControlNetModel":
+        raise _Unusable(f"its class {str(config.get('_class_name'))[:64]!r} is of no kind that this version runs")
+    _check_files(path, root)
+    told = _beside(path)
+    return Model(
+        id=name,
+        kind="controlnet",
+        path=str(path),
+        state="ready",
+        bytes=_check_weights(path),
+        shape=_shape(config),
+        text_width=int(config["cross_attention_dim"]),
+        control_type=str(told.get("control_type") or _control_type(name)),
+    )
+
+
+_CONTROL_TYPES = (
+    "canny",
+    "depth",
+    "openpose",
+    "scribble",
+    "softedge",
+    "lineart",
+    "tile",
+    "seg",
+    "normal",
+    "mlsd",
+    "edges",
+)
+
+
+def _control_type(name: str) -> str:
+    return next((kind for kind in _CONTROL_TYPES if kind in name.lower()), "")
+
+
+def _shape(config: Mapping[str, Any]) -> str:
+    """What a UNet and a ControlNet must have in common."""
+    widths = "-".join(str(width) for width in config["block_out_channels"])
+    return f"{widths}/{config['cross_attention_dim']}/{config.get('addition_embed_type') or 'none'}"
+
+
+def _beside(path: Path) -> dict[str, Any]:
+    """The optional mezzotint.json of a folder, or NAME.json beside a file."""
+    told = path / "mezzotint.json" if path.is_dir() else path.with_suffix(".json")
+    return _json(told) if told.exists() else {}
 
 
 def _read_folder(path: Path, root: Path, name: str) -> Model:
@@ -152,11 +264,14 @@ def _read_folder(path: Path, root: Path, name: str) -> Model:
     _check_files(path, root)
     _check_components(path, index, family)
     unet, vae = _json(path / "unet" / "config.json"), _json(path / "vae" / "config.json")
-    if unet.get("in_channels") != vae.get("latent_channels"):
-        raise _Unusable(f"its UNet takes {unet.get('in_channels')} channels; this version runs text2img UNets only")
+    channels, latents = unet["in_channels"], vae["latent_channels"]
+    if channels not in (latents, 2 * latents + 1):
+        raise _Unusable(
+            f"its UNet takes {channels} channels; this version runs those of {latents} and {2 * latents + 1}"
+        )
     text, scheduler = _json(path / "text_encoder" / "config.json"), _json(path / "scheduler" / "scheduler_config.json")
-    weights = sum(_check_weights(path / part) for part in ("unet", "vae", "text_encoder"))
-    own = _json(path / "mezzotint.json").get("defaults", {}) if (path / "mezzotint.json").exists() else {}
+    weights = sum(_check_weights(path / part) for part in family.components if _has_weights(part))
+    own = _beside(path).get("defaults", {})
     factor = 2 ** (len(vae["block_out_channels"]) - 1)
     sample = unet["sample_size"]
     rows, columns = (sample, sample) if isinstance(sample, int) else sample
@@ -166,7 +281,7 @@ def _read_folder(path: Path, root: Path, name: str) -> Model:
         path=str(path),
         state="ready",
         family=family.name,
-        types=family.types,
+        types=TYPES if channels == latents else ("inpainting",),
         bytes=weights,
         width=int(own.get("width", columns * factor)),
         height=int(own.get("height", rows * factor)),
@@ -177,7 +292,13 @@ def _read_folder(path: Path, root: Path, name: str) -> Model:
         scheduler=str(own.get("scheduler", _SCHEDULER_NAMES[index["scheduler"][1]])),
         prediction_type=str(scheduler.get("prediction_type", "epsilon")),
         text_layers=int(text["num_hidden_layers"]),
+        text_width=int(unet["cross_attention_dim"]),
+        shape=_shape(unet),
     )
+
+
+def _has_weights(part: str) -> bool:
+    return part not in ("scheduler", "tokenizer", "tokenizer_2")
 
 
 def _check_files(path: Path, root: Path) -> None:
@@ -195,7 +316,7 @@ def _check_files(path: Path, root: Path) -> None:
 
 def _check_components(path: Path, index: dict[str, Any], family: FamilyFacts) -> None:
     for name, value in index.items():
-        if name.startswith("_") or not isinstance(value, list) or value == [None, None]:
+        if name.startswith("_") or name in UNUSED_COMPONENTS or not isinstance(value, list) or value == [None, None]:
             continue
         if tuple(value) not in family.components.get(name, frozenset()):
             raise _Unusable(
@@ -216,19 +337,25 @@ def _check_weights(folder: Path) -> int:
     if not files:
         raise _Unusable(f"{folder.name} has no weights in a .safetensors file of the usual name")
     for file in files:
-        size = file.stat().st_size
-        with file.open("rb") as opened:
-            length = int.from_bytes(opened.read(8), "little")
-            if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
-                raise _Unusable(f"{folder.name}/{file.name} is truncated or its header is too large")
-            header = json.loads(opened.read(length))
-        tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
-        if len(tensors) > MAX_TENSORS:
-            raise _Unusable(f"{folder.name}/{file.name} names more than {MAX_TENSORS} tensors")
-        end = max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
-        if 8 + length + end != size:
-            raise _Unusable(f"{folder.name}/{file.name} is {size} bytes where its header says {8 + length + end}")
+        _header(file)
     return sum(file.stat().st_size for file in files)
+
+
+def _header(file: Path) -> dict[str, Any]:
+    """The tensors that a safetensors file names, each with dtype, shape and place. Raises _Unusable."""
+    size, shown = file.stat().st_size, f"{file.parent.name}/{file.name}"
+    with file.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
+            raise _Unusable(f"{shown} is truncated or its header is too large")
+        header = json.loads(opened.read(length))
+    tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    if len(tensors) > MAX_TENSORS:
+        raise _Unusable(f"{shown} names more than {MAX_TENSORS} tensors")
+    end = max((entry["data_offsets"][1] for entry in tensors.values()), default=0)
+    if 8 + length + end != size:
+        raise _Unusable(f"{shown} is {size} bytes where its header says {8 + length + end}")
+    return tensors
 
 
 def _walk(path: Path) -> Iterable[Path]:

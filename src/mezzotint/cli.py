@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 failed, 2 bad use or invalid request, 3 server not reachab
 """
 
 import asyncio
+import base64
 import contextlib
 import difflib
 import json
@@ -73,12 +74,15 @@ def _root(
     pass
 
 
+_CONTROLNET_HELP = 'JSON object, such as {"model": "edges", "image": "file.png"}; may be given several times'
+
+
 @app.command()
 def generate(
     prompt: Annotated[str, typer.Argument(help="what to draw")],
     output: Annotated[Path | None, typer.Option("-o", "--output", help="file; its suffix sets the format")] = None,
     model: Annotated[str | None, typer.Option(help="catalog id")] = None,
-    type: Annotated[str | None, typer.Option(help="text2img")] = None,  # noqa: A002  the contract's word
+    type: Annotated[str | None, typer.Option(help="inferred when absent")] = None,  # noqa: A002  the contract's word
     negative_prompt: Annotated[str | None, typer.Option(help="what to keep out")] = None,
     prompt_syntax: Annotated[str | None, typer.Option(help="plain")] = None,
     width: Annotated[int | None, typer.Option(help="px")] = None,
@@ -91,6 +95,15 @@ def generate(
     seed: Annotated[int | None, typer.Option(help="drawn when absent; image i uses seed+i")] = None,
     num_images: Annotated[int | None, typer.Option("--num-images", "-n")] = None,
     clip_skip: Annotated[int | None, typer.Option(help="text encoder layers to skip")] = None,
+    image: Annotated[Path | None, typer.Option(help="file to begin at")] = None,
+    mask: Annotated[Path | None, typer.Option(help="file of the image's size; white is drawn anew")] = None,
+    strength: Annotated[float | None, typer.Option(help="how far from the image, 0..1")] = None,
+    mask_blur: Annotated[int | None, typer.Option(help="px, softens the edge of the mask")] = None,
+    mask_fill: Annotated[str | None, typer.Option(help="original, fill")] = None,
+    padding_mask_crop: Annotated[int | None, typer.Option(help="px around the masked area")] = None,
+    resize_mode: Annotated[str | None, typer.Option(help="stretch, crop, pad")] = None,
+    controlnets: Annotated[list[str] | None, typer.Option(help=_CONTROLNET_HELP)] = None,
+    loras: Annotated[list[str] | None, typer.Option(help="NAME or NAME:SCALE; may be given several times")] = None,
     quality: Annotated[int | None, typer.Option(help="of jpeg and webp")] = None,
     embed_metadata: Annotated[bool | None, typer.Option(help="write the parameters into the file")] = None,
     priority: Annotated[int | None, typer.Option(help="0..9, higher first")] = None,
@@ -108,6 +121,11 @@ def generate(
     for name, text in (("metadata", metadata), ("scheduler_options", scheduler_options)):
         if text is not None:
             given[name] = _object(name, text)
+    for name, file in (("image", image), ("mask", mask)):
+        if file is not None:
+            given[name] = _picture(name, file)
+    given["loras"] = [_lora(text) for text in loras or []]
+    given["controlnets"] = [_controlnet(text) for text in controlnets or []]
     image_format = _format(output)
     options = {"format": image_format, "quality": quality, "embed_metadata": embed_metadata}
     given["output"] = {name: value for name, value in options.items() if value is not None}
@@ -193,6 +211,10 @@ def models_list(server: Server = None, models: Models = None, as_json: Json = Fa
     for one in found:
         if one["state"] == "invalid":
             typer.echo(f"{one['id']}  {one['kind']}  invalid: {one['reason']}")
+        elif one["kind"] != "checkpoint":
+            typer.echo(
+                f"{one['id']}  {one['kind']}  for {', '.join(one['fits']) or 'no model here'}  {_size(one['bytes'])}"
+            )
         else:
             size = f"{one['width']}x{one['height']}"
             typer.echo(f"{one['id']}  {one['kind']}  {one['family']}  {size}  {_size(one['bytes'])}")
@@ -366,6 +388,31 @@ def _object(name: str, text: str) -> Any:
         raise CallerError(
             f"--{name.replace('_', '-')} must be a JSON object", code="invalid_json", field=name
         ) from None
+
+
+def _picture(name: str, file: Path) -> str:
+    """A file's bytes as a request carries them."""
+    try:
+        return base64.b64encode(file.read_bytes()).decode()
+    except OSError as error:
+        message = f"--{name} {file} cannot be read: {error.strerror}"
+        raise CallerError(message, code="invalid_image", field=name) from None
+
+
+def _lora(text: str) -> dict[str, Any]:
+    name, colon, scale = text.rpartition(":")
+    try:
+        return {"name": name, "scale": float(scale)} if colon else {"name": text}
+    except ValueError:
+        message = f"--loras {text!r} must be NAME or NAME:SCALE"
+        raise CallerError(message, code="invalid_value", field="loras") from None
+
+
+def _controlnet(text: str) -> Any:
+    given = _object("controlnets", text)
+    if isinstance(given, dict) and isinstance(file := given.get("image"), str):
+        given["image"] = _picture("controlnets", Path(file))
+    return given
 
 
 def _exit_code(error: MezzotintError) -> int:

@@ -12,7 +12,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from mezzotint.catalog import BUNDLED_MODEL
 from mezzotint.errors import BadSetting
-from mezzotint.request import nearest
+from mezzotint.schema import nearest
 
 PREFIX = "MEZZOTINT_"
 

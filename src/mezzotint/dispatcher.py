@@ -9,13 +9,14 @@ import time
 from bisect import bisect_left, insort
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import structlog
 
 from mezzotint.catalog import Catalog
 from mezzotint.errors import Conflict, ErrorInfo, NotFound, TryLater
 from mezzotint.events import Events
-from mezzotint.request import Resolved
+from mezzotint.request import Request, Resolved
 from mezzotint.session import ImageRecord, Phase, Progress, Session, State, Usage
 from mezzotint.store.blobs import Blobs
 from mezzotint.store.sql import Store
@@ -252,28 +253,39 @@ class Dispatcher:
 
     async def _claim(self, waiting: _Waiting, worker: LocalWorker) -> None:
         session_id = waiting.session.id
-        model = await self._model(waiting.session.request.model)
+        request = waiting.session.request
+        names = [request.model, *(one.model for one in request.controlnets), *(one.name for one in request.loras)]
+        refs = [await self._ref(name) for name in names]
         if session_id not in self._queue:
-            return  # cancelled while the digest was read
-        if model is None:
-            message = f"model {waiting.session.request.model!r} is gone or cannot be used any more"
+            return  # cancelled while a digest was read
+        found = [ref for ref in refs if ref is not None]
+        if len(found) < len(names):
+            message = f"model {names[refs.index(None)]!r} is gone or cannot be used any more"
             await self._end_queued(waiting, State.FAILED, ErrorInfo(code="model_invalid", message=message))
             return
+        model, *adapters = found
         session = await self._store.claim(session_id, worker=worker.id, device=worker.device, now=time.time())
         spans = waiting.spans_now()
         if self._dequeue(session_id) is None or session is None:
             return  # cancelled meanwhile
-        steps = session.request.num_inference_steps
         self._live[session_id] = _Live(
             session=session,
             worker=worker,
             spans=spans,
             phase="loading",
             since=time.monotonic(),
-            progress=Progress(steps=steps),
+            progress=Progress(steps=request.steps),
         )
         self._tell_state(session)
-        submit = wire.Submit(session_id=session_id, attempt=session.attempt, request=session.request, model=model)
+        submit = wire.Submit(
+            session_id=session_id,
+            attempt=session.attempt,
+            request=request,
+            model=model,
+            controlnets=tuple(adapters[: len(request.controlnets)]),
+            loras=tuple(adapters[len(request.controlnets) :]),
+            inputs=inputs(request, self._blobs.folder(session_id)),
+        )
         if not worker.alive:  # lost while the row was written: it never had the session
             await self._requeue(self._live[session_id], session.losses)
             return
@@ -282,14 +294,21 @@ class Dispatcher:
             self._cancelled_early.discard(session_id)
             worker.send(wire.Cancel(session_id=session_id, attempt=session.attempt))
 
-    async def _model(self, model_id: str) -> wire.ModelRef | None:
+    async def _ref(self, model_id: str) -> wire.ModelRef | None:
         model = self._catalog.models.get(model_id)
         if model is None or model.state == "invalid":
             return None
         known = self._refs.get(model_id)
         if known is None or known.path != model.path:
             sha256 = await asyncio.to_thread(self._catalog.digest, model_id)
-            known = wire.ModelRef(id=model.id, family=model.family, path=model.path, sha256=sha256)
+            known = wire.ModelRef(
+                id=model.id,
+                kind=model.kind,
+                family=model.family,
+                path=model.path,
+                bytes=model.bytes,
+                sha256=sha256,
+            )
             self._refs[model_id] = known
         return known
 
@@ -442,6 +461,17 @@ class Dispatcher:
         self._cancelled_early.discard(session.id)
         code = session.error.code if session.error else None
         log.info("session ended", session=session.id, state=str(session.state), code=code, attempt=session.attempt)
+
+
+def inputs(request: Request, folder: Path) -> dict[str, str]:
+    """The files of a session's pictures, by field; they lie in its own folder."""
+    fields = [name for name in ("image", "mask") if getattr(request, name) is not None]
+    fields += [f"controlnets[{index}].image" for index in range(len(request.controlnets))]
+    return {field: str(folder / input_name(field)) for field in fields}
+
+
+def input_name(field: str) -> str:
+    return f"input-{field.replace('[', '-').replace('].', '-')}.png"
 
 
 def _place(session: Session) -> tuple[int, str]:

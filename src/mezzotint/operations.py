@@ -12,12 +12,13 @@ from typing import Any
 from ulid import ULID
 
 from mezzotint import bodies, devices
-from mezzotint.catalog import Catalog
+from mezzotint.catalog import Catalog, Model, fitting
 from mezzotint.config import Settings
 from mezzotint.dispatcher import Dispatcher
 from mezzotint.errors import Conflict, Fault, InvalidRequest, NotFound
 from mezzotint.events import Event, Events
-from mezzotint.request import World, nearest, resolve
+from mezzotint.request import World, resolve
+from mezzotint.schema import nearest, parse, sources
 from mezzotint.session import FINAL, ImageRecord, Session, State
 from mezzotint.store.blobs import Blobs
 from mezzotint.store.sql import Store
@@ -50,7 +51,11 @@ class Operations:
 
     async def create(self, body: Any) -> Session:
         """Accept a request. Durable when it returns. Raises InvalidRequest with every fault, TryLater when full."""
-        resolved = resolve(body, self._world(), lambda: secrets.randbelow(2**32))
+        sent, faults = parse(body)
+        for source in sources(sent):
+            message = f"{source.field}: pictures are not taken by this version"
+            faults.append(Fault(field=source.field, code="unsupported_field", message=message))
+        resolved = resolve(sent, faults, {}, self._world(), lambda: secrets.randbelow(2**32))
         # a caller who leaves meanwhile must not leave a row that nobody runs
         return await asyncio.shield(self._dispatcher.accept(f"ses_{ULID()}", resolved))
 
@@ -149,7 +154,7 @@ class Operations:
         return found
 
     def models(self) -> Bodies:
-        return [bodies.model(model, self._resident_on(model.id)) for model in self._catalog.models.values()]
+        return [self._model(model) for model in self._catalog.models.values()]
 
     def model(self, model_id: str) -> dict[str, Any]:
         found = self._catalog.models.get(model_id)
@@ -157,7 +162,10 @@ class Operations:
             near = nearest(model_id, self._catalog.models)
             hint = f"; did you mean {near!r}?" if near else ""
             raise NotFound(f"model {model_id[:64]!r} is not here{hint}", code="model_not_found")
-        return bodies.model(found, self._resident_on(model_id))
+        return self._model(found)
+
+    def _model(self, model: Model) -> dict[str, Any]:
+        return bodies.model(model, self._resident_on(model.id), fitting(model, self._catalog.models.values()))
 
     def workers(self) -> Bodies:
         return [self._worker(name) for name in self._supervisor.seats]
@@ -194,7 +202,8 @@ def offline_models(settings: Settings) -> list[dict[str, Any]]:
     """The models that a server with these settings would have, without one."""
     catalog = Catalog(settings.models, settings.cache)
     catalog.scan()
-    return [bodies.model(model, []) for model in catalog.models.values()]
+    there = catalog.models.values()
+    return [bodies.model(model, [], fitting(model, there)) for model in there]
 
 
 async def _retold(session: Session, after: int) -> AsyncIterator[Event]:

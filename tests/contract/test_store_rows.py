@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import Engine, event
 
 from mezzotint.errors import TryLater
-from mezzotint.request import MAX_SEED
+from mezzotint.schema import MAX_SEED
 from mezzotint.session import FINAL, Session, State, Usage
 from mezzotint.store.sql import Store
 from tests.contract.stores import (

@@ -97,8 +97,9 @@ def test_ctrl_c_cancels_the_session_on_the_server(tmp_path: Path, server: Runnin
 
 def test_ctrl_c_without_a_server_leaves_no_process(tmp_path: Path) -> None:
     process = subprocess.Popen([BIN, "generate", "long", "--steps", "1000"], cwd=tmp_path, stderr=subprocess.DEVNULL)
-    time.sleep(2)
-    children = _children(process.pid)
+    until = time.monotonic() + 60
+    while not (children := _children(process.pid)) and time.monotonic() < until:
+        time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     assert process.wait(30) == 130
     assert children

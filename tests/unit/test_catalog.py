@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mezzotint.catalog import BUNDLED_MODEL, MAX_HEADER_BYTES, Catalog, Model, weight_files
+from mezzotint.catalog import BUNDLED_MODEL, MAX_HEADER_BYTES, Catalog, Model, fitting, weight_files
+from tests.models import build_controlnet, build_lora, build_sd, build_sdxl
 
 
 @pytest.fixture
@@ -116,8 +117,8 @@ def missing_shard(model: Path) -> None:
     (model / "text_encoder" / "model.safetensors").unlink()
 
 
-def nine_channels(model: Path) -> None:
-    edit_json(model / "unet" / "config.json", in_channels=9)
+def five_channels(model: Path) -> None:
+    edit_json(model / "unet" / "config.json", in_channels=5)
 
 
 def not_json(model: Path) -> None:
@@ -146,7 +147,7 @@ def no_channels(model: Path) -> None:
         (link_out, "link out of the model folder"),
         (fifo, "not a plain file"),
         (missing_shard, "no weights"),
-        (nine_channels, "9 channels"),
+        (five_channels, "5 channels"),
         (not_json, "cannot be read"),
         (a_list, "not a JSON object"),
         (no_channels, "cannot be read"),
@@ -179,3 +180,37 @@ def test_whole_precision_is_taken_before_half_and_other_variants(tmp_path: Path)
     (tmp_path / "model.safetensors").unlink()
     (tmp_path / "diffusion_pytorch_model.safetensors").unlink()
     assert [path.name for path in weight_files(tmp_path)] == ["model.fp16.safetensors"]
+
+
+def test_every_kind_of_model_is_told_with_what_it_goes_with(tmp_path: Path) -> None:
+    root = tmp_path / "kinds"
+    build_sd(root / "tiny")
+    build_sd(root / "painter", inpaints=True)
+    build_sdxl(root / "large")
+    build_controlnet(root / "tiny-canny", root / "tiny")
+    build_lora(root / "ink.safetensors", root / "tiny", layout="kohya")
+    build_lora(root / "fog.safetensors", root / "large")
+    (root / "ink.json").write_text('{"trigger_words": ["ink drawing"]}')
+    (root / "other").mkdir()
+    (root / "other" / "config.json").write_text('{"_class_name": "Prior"}')
+    found = scan(root)
+    assert {name: (model.kind, model.family, model.state) for name, model in found.items()} == {
+        "tiny": ("checkpoint", "sd", "ready"),
+        "painter": ("checkpoint", "sd", "ready"),
+        "large": ("checkpoint", "sdxl", "ready"),
+        "tiny-canny": ("controlnet", "", "ready"),
+        "ink": ("lora", "", "ready"),
+        "fog": ("lora", "", "ready"),
+        "other": ("controlnet", "", "invalid"),
+        BUNDLED_MODEL: ("checkpoint", "sd", "ready"),
+    }
+    assert found["painter"].types == ("inpainting",)
+    assert found["tiny-canny"].control_type == "canny"
+    assert found["ink"].trigger_words == ("ink drawing",)
+    goes = {name: fitting(found[name], found.values()) for name in ("tiny-canny", "ink", "fog", "tiny")}
+    assert goes == {"tiny-canny": ["painter", "tiny"], "ink": ["painter", "tiny"], "fog": ["large"], "tiny": []}
+
+
+def test_a_published_folder_with_a_safety_checker_is_usable(root: Path) -> None:
+    edit_json(root / "tiny" / "model_index.json", safety_checker=["stable_diffusion", "StableDiffusionSafetyChecker"])
+    assert scan(root)["tiny"].state == "ready"

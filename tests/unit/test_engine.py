@@ -1,15 +1,17 @@
 """The step loop over a toy family: who shares a call, what is told, and what one session's fault does to the others."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from mezzotint.engine.engine import MAX_MODELS, Engine, Event
-from mezzotint.families.base import Conditioning, Family, Prompt, Rows
-from mezzotint.request import Request
+from mezzotint.engine.engine import Engine, Event
+from mezzotint.families.base import Conditioning, ControlNet, Family, Prompt, Rows
+from mezzotint.families.lora import Lora
+from mezzotint.request import LoraUse, Request
 from mezzotint.workers import wire
 from tests.requests import request
 
@@ -20,11 +22,13 @@ class Toy:
     latent_channels = 4
     vae_factor = 2
     device = torch.device("cpu")
+    inpaints = False
 
     def __init__(self) -> None:
         self.scheduler_config: dict[str, Any] = {"num_train_timesteps": 1000, "clip_sample": False}
         self.calls: list[int] = []  # rows of each
         self.encoded: list[str] = []
+        self.read: list[str] = []  # adapters
         self.decode_error: BaseException | None = None
 
     def windows(self, text: str, syntax: str) -> int:
@@ -41,10 +45,30 @@ class Toy:
         assert len(rows.latents) == len(rows.timesteps) == len(rows.hidden)
         return rows.latents * 0.1
 
+    def encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        raise NotImplementedError
+
+    def load_lora(self, path: Path) -> Lora:
+        self.read.append(path.name)
+        if path.name == "broken":
+            raise ValueError("it fits nothing")
+        return Lora(parts={})
+
+    def load_controlnet(self, path: Path) -> ControlNet:
+        raise NotImplementedError
+
     def decode(self, latents: Tensor) -> Tensor:
         if self.decode_error is not None:
             raise self.decode_error
         return torch.zeros(len(latents), latents.shape[2] * 2, latents.shape[3] * 2, 3, dtype=torch.uint8)
+
+
+BUDGET = 20  # bytes: two models of ten
+
+
+def ref(name: str, kind: str = "checkpoint") -> wire.ModelRef:
+    size = 10 if kind == "checkpoint" else 4
+    return wire.ModelRef(id=name, kind=kind, family="sd", path=name, bytes=size, sha256=name)
 
 
 class Rig:
@@ -63,12 +87,16 @@ class Rig:
             self.now += 0.001
             return self.now
 
-        self.engine = Engine(load, lambda pixels, submit, index: b"picture", clock, max_rows=8)
+        encode = lambda pixels, submit, index: b"picture"  # noqa: E731
+        self.engine = Engine(load, encode, clock, budget_bytes=BUDGET, max_rows=8)
         self.told: list[Event] = []
 
-    def submit(self, session_id: str, asked: Request | None = None, *, model: str = "tiny") -> None:
-        ref = wire.ModelRef(id=model, family="sd", path="", sha256=model)
-        self.engine.submit(wire.Submit(session_id=session_id, attempt=1, request=asked or request(), model=ref))
+    def submit(
+        self, session_id: str, asked: Request | None = None, *, model: str = "tiny", loras: tuple[str, ...] = ()
+    ) -> None:
+        asked = asked or request(loras=tuple(LoraUse(name=name, scale=1.0) for name in loras))
+        refs = tuple(ref(name, "lora") for name in loras)
+        self.engine.submit(wire.Submit(session_id=session_id, attempt=1, request=asked, model=ref(model), loras=refs))
 
     def step(self, times: int = 1) -> None:
         for _ in range(times):
@@ -199,7 +227,7 @@ def test_no_memory_for_decoding_is_told_as_that(rig: Rig) -> None:
 
 
 def test_the_least_recently_used_model_makes_room(rig: Rig) -> None:
-    names = [f"m{i}" for i in range(MAX_MODELS + 1)]
+    names = ["m0", "m1", "m2"]
     for name in names:
         rig.submit(name, request(num_inference_steps=1), model=name)
         rig.run()
@@ -207,6 +235,41 @@ def test_the_least_recently_used_model_makes_room(rig: Rig) -> None:
     rig.submit("again", request(num_inference_steps=1), model=names[-1])
     rig.run()
     assert rig.loads == names
+
+
+def test_what_a_waiting_session_needs_stays_loaded(rig: Rig) -> None:
+    for name in ("m0", "m1"):
+        rig.submit(name, request(num_inference_steps=1), model=name)
+        rig.run()
+    rig.submit("new", request(num_inference_steps=1), model="m2")
+    rig.submit("old", request(num_inference_steps=1), model="m0")  # m0 is the least recently used, but needed
+    rig.run()
+    assert rig.loads == ["m0", "m1", "m2"]
+
+
+def test_adapters_are_read_once_and_go_with_their_model(rig: Rig) -> None:
+    rig.submit("a", loras=("ink", "fog"))
+    rig.submit("b", loras=("fog",))
+    rig.run()
+    assert sorted(rig.toy.read) == ["fog", "ink"]
+    for name in ("m1", "m2"):
+        rig.submit(name, request(num_inference_steps=1), model=name)
+        rig.run()
+    rig.submit("c", loras=("fog",))
+    rig.run()
+    assert rig.loads.count("tiny") == 2
+    assert rig.toy.read[2:] == ["fog"]
+
+
+def test_an_adapter_that_does_not_fit_fails_its_session_and_says_why(rig: Rig) -> None:
+    rig.submit("good")
+    rig.submit("bad", loras=("broken",))
+    rig.run()
+    (ended,) = rig.of("bad", wire.Ended)
+    assert ended.error.code == "model_invalid"
+    assert "lora 'broken'" in ended.error.message
+    assert "it fits nothing" in ended.error.message
+    assert rig.outcome("good") == "succeeded"
 
 
 def test_two_models_take_turns(rig: Rig) -> None:

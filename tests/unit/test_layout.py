@@ -12,7 +12,7 @@ import pytest
 import mezzotint
 from mezzotint.config import Settings
 from mezzotint.errors import STATUS
-from mezzotint.request import NOT_YET, RequestInput
+from mezzotint.schema import NOT_YET, RequestInput
 
 SOURCE = Path(mezzotint.__file__).parent
 REPOSITORY = SOURCE.parent.parent
@@ -23,10 +23,12 @@ ALLOWED: dict[str, set[str]] = {
     "errors": set(),
     "families.table": set(),
     "catalog": {"families.table"},
-    "request": {"catalog", "errors", "families.table"},
+    "preprocessors": {"errors"},
+    "schema": {"errors", "families.table"},
+    "request": {"catalog", "errors", "families.table", "preprocessors", "schema"},
     "session": {"errors", "request"},
     "events": set(),
-    "config": {"catalog", "errors", "request"},
+    "config": {"catalog", "errors", "schema"},
     "bodies": {"catalog", "errors", "events", "session"},
     "telemetry": set(),
     "images": {"request"},
@@ -41,15 +43,15 @@ ALLOWED: dict[str, set[str]] = {
     "devices": {"workers.base"},
     "dispatcher": {"catalog", "errors", "events", "request", "session", "store", "workers"},
     "operations": {
-        "", "bodies", "catalog", "config", "devices", "dispatcher", "errors", "events", "request", "session", "store",
-        "workers.base",
+        "", "bodies", "catalog", "config", "devices", "dispatcher", "errors", "events", "request", "schema",
+        "session", "store", "workers.base",
     },
     "doctor": {"", "catalog", "config", "devices"},
     "server": {
         "", "api.app", "catalog", "config", "devices", "dispatcher", "errors", "events", "operations", "session",
         "store", "workers.base",
     },
-    "api": {"", "api", "bodies", "errors", "events", "operations", "request", "session"},
+    "api": {"", "api", "bodies", "errors", "events", "operations", "schema", "session"},
     "client": {"errors"},
     "cli": {
         "", "bodies", "client", "config", "doctor", "errors", "operations", "server", "telemetry",

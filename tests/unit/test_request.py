@@ -1,10 +1,14 @@
+from dataclasses import replace
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mezzotint.catalog import Model
+from mezzotint.catalog import TYPES, Model
 from mezzotint.errors import STATUS, InvalidRequest
-from mezzotint.request import MAX_SEED, NOT_YET, RequestInput, Resolved, World, resolve
+from mezzotint.request import Picture, Resolved, World, resolve
+from mezzotint.schema import MAX_SEED, NOT_YET, RequestInput, parse, sources
 
 TINY = Model(
     id="tiny",
@@ -12,7 +16,7 @@ TINY = Model(
     path="/nowhere",
     state="ready",
     family="sd",
-    types=("text2img",),
+    types=TYPES,
     width=64,
     height=64,
     size_multiple=8,
@@ -21,15 +25,44 @@ TINY = Model(
     guidance_scale=3.0,
     scheduler="ddim",
     text_layers=3,
+    text_width=32,
+    shape="16-32/32/none",
 )
+PAINTER = replace(TINY, id="painter", types=("inpainting",))
+OTHER = replace(TINY, id="other", text_width=64, shape="16-32/64/none")
+
+
+def adapter(kind: str, name: str, **facts: Any) -> Model:
+    return Model(id=name, kind=kind, path="/nowhere", state="ready", **facts)
+
+
+ADAPTERS = [
+    adapter("controlnet", "edges", shape=TINY.shape, control_type="canny"),
+    adapter("controlnet", "wide", shape=OTHER.shape, control_type="depth"),
+    adapter("lora", "ink", text_width=32),
+    adapter("lora", "fog", text_width=0),
+    adapter("lora", "broad", text_width=64),
+]
 BROKEN = Model(id="broken", kind="checkpoint", path="/nowhere", state="invalid", reason="its unet is truncated")
 WORLD = World(
-    models={"tiny": TINY, "broken": BROKEN}, default_model="tiny", devices=frozenset({"cpu:0"}), max_pixels=1 << 20
+    models={model.id: model for model in (TINY, BROKEN, PAINTER, OTHER, *ADAPTERS)},
+    default_model="tiny",
+    devices=frozenset({"cpu:0"}),
+    max_pixels=1 << 20,
 )
+SIZES = {"asset:small": (64, 64), "asset:odd": (101, 40), "asset:big": (2048, 2048)}
 
 
 def resolved(body: object) -> Resolved:
-    return resolve(body, WORLD, lambda: 11)
+    sent, found = parse(body)
+    pictures = {
+        source.field: Picture(
+            id=source.text.removeprefix("asset:"), width=SIZES[source.text][0], height=SIZES[source.text][1]
+        )
+        for source in sources(sent)
+        if source.text in SIZES
+    }
+    return resolve(sent, found, pictures, WORLD, lambda: 11)
 
 
 def faults(body: object) -> dict[str | None, str]:
@@ -85,7 +118,9 @@ def test_all_faults_are_told_at_once() -> None:
         "device": "cuda:9",
         "clip_skip": 3,
         "metadata": {"x": "y" * 20_000},
-        "image": "asset:1",
+        "webhook": {},
+        "loras": [{"name": "ikn"}, {"weight": 9, "name": "ink"}],
+        "mask": "asset:small",
     }
     assert faults(body) == {
         "prompt": "invalid_value",
@@ -100,7 +135,9 @@ def test_all_faults_are_told_at_once() -> None:
         "device": "device_not_found",
         "clip_skip": "invalid_value",
         "metadata": "invalid_value",
-        "image": "unsupported_field",
+        "webhook": "unsupported_field",
+        "loras[1].scale": "invalid_value",
+        "image": "missing_field",
     }
 
 
@@ -117,7 +154,27 @@ def test_all_faults_are_told_at_once() -> None:
         ({"model": "tny"}, "the nearest is 'tiny'"),
         ({"model": "broken"}, "its unet is truncated"),
         ({"negativeprompt_": "", "negative_promt": ""}, "did you mean negative_prompt?"),
-        ({"type": "img2img"}, "it can run: text2img"),
+        ({"type": "img2img"}, "type 'img2img' needs image"),
+        ({"model": "painter"}, "it can run: inpainting"),
+        ({"scheduler": "lcm", "steps": 51}, "at most 50 steps"),
+        ({"loras": [{"name": "imk"}]}, "lora 'imk' is not here; the nearest is 'ink'"),
+        ({"loras": [{"name": "broad"}]}, "made for another architecture than 'tiny'; those that fit: ink, fog"),
+        ({"loras": [{"scale": 1}]}, "loras[0].name is missing"),
+        ({"loras": "ink"}, "loras must be a list"),
+        ({"loras": [{"name": "ink", "strength": 1}]}, "loras[0].strength is not a field"),
+        ({"controlnets": [{"model": "edges"}]}, "controlnets[0].image is missing"),
+        ({"controlnets": [{"image": "asset:small"}]}, "ControlNets for 'tiny': edges"),
+        ({"controlnets": [{"type": "depth", "image": "asset:small"}]}, "types: canny"),
+        ({"controlnets": [{"model": "wide", "image": "asset:small"}]}, "another architecture"),
+        ({"controlnets": [{"model": "edges", "image": "asset:small", "start": 0.9, "end": 0.1}]}, "never be at work"),
+        ({"controlnets": [{"model": "edges", "image": "asset:small", "preprocessor": "cany"}]}, "does not exist"),
+        ({"mask": "asset:small"}, "mask needs image"),
+        ({"image": "asset:odd", "mask": "asset:small"}, "send them in one size"),
+        ({"image": "asset:big"}, "at most 1048576"),
+        ({"strength": 0.5}, "send image or leave it out"),
+        ({"image": "asset:small", "mask_blur": 3}, "mask_blur needs mask"),
+        ({"image": "asset:small", "type": "text2img"}, "takes no image"),
+        ({"image": "asset:small", "mask": "asset:small", "type": "img2img"}, "takes no mask"),
         ({"prompt_syntax": "heavy"}, "'plain' or 'weighted'"),
     ],
 )
@@ -188,3 +245,44 @@ def test_any_json_is_resolved_or_refused_with_faults(body: dict[str, object]) ->
         assert request.width % 8 == 0
     else:
         assert all(fault.message and fault.code in STATUS for fault in found.faults)
+
+
+@pytest.mark.parametrize(
+    ("fields", "kind"),
+    [
+        ({"image": "asset:small"}, "img2img"),
+        ({"image": "asset:small", "mask": "asset:small"}, "inpainting"),
+        ({"controlnets": [{"model": "edges", "image": "asset:small"}]}, "controlnet"),
+        ({"loras": [{"name": "ink"}]}, "lora"),
+        ({"loras": [{"name": "ink"}], "image": "asset:small"}, "img2img"),
+        ({"LoRAs": [{"Name": "ink"}], "ControlNets": [{"Type": "canny", "Image": "asset:small"}]}, "controlnet"),
+        ({"type": "lora", "loras": [{"name": "ink"}], "image": "asset:small"}, "lora"),
+        ({"model": "painter", "image": "asset:small", "mask": "asset:small"}, "inpainting"),
+    ],
+    ids=str,
+)
+def test_the_type_follows_from_the_fields(fields: dict[str, Any], kind: str) -> None:
+    assert resolved(fields).request.type == kind
+
+
+def test_size_and_strength_follow_the_image() -> None:
+    request = resolved({"image": "asset:odd", "steps": 10}).request
+    assert (request.width, request.height, request.strength, request.steps) == (104, 40, 0.8, 8)
+    assert (request.image, request.mask) == ("asset:odd", None)
+    wide = resolved({"image": "asset:odd", "width": 64}).request
+    assert (wide.width, wide.height) == (64, 40)
+
+
+def test_a_strength_that_leaves_no_step_is_warned_of_and_one_is_run() -> None:
+    found = resolved({"image": "asset:small", "steps": 4, "strength": 0.1})
+    assert found.request.steps == 1
+    assert [warning["code"] for warning in found.warnings] == ["strength_too_small"]
+
+
+def test_a_controlnet_is_found_by_its_type_and_takes_its_preprocessors_defaults() -> None:
+    body = {"controlnets": [{"type": "canny", "image": "asset:odd", "preprocessor": "canny", "weight": 1}]}
+    assert faults(body) == {"controlnets[0].weight": "unknown_field"}
+    body = {"controlnets": [{"type": "canny", "image": "asset:odd", "preprocessor": "canny", "conditioningScale": 0.5}]}
+    (use,) = resolved(body).request.controlnets
+    assert (use.model, use.image, use.scale) == ("edges", "asset:odd", 0.5)
+    assert use.options == {"low_threshold": 100, "high_threshold": 200}

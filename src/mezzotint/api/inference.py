@@ -10,7 +10,7 @@ from mezzotint import bodies
 from mezzotint.api import events
 from mezzotint.errors import CallerError, Fault, InvalidRequest
 from mezzotint.operations import Operations
-from mezzotint.request import RequestInput
+from mezzotint.schema import RequestInput
 
 router = APIRouter(prefix="/api/inference/sessions", tags=["sessions"])
 

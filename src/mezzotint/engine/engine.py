@@ -11,11 +11,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from mezzotint.engine import inputs, prepare
 from mezzotint.engine.batching import Batch, pick_batch
-from mezzotint.engine.samplers import Sampler
+from mezzotint.engine.inputs import Pictures
+from mezzotint.engine.memory import Residents
 from mezzotint.engine.trajectory import BatchKey, Running, Trajectory
 from mezzotint.errors import ErrorInfo
 from mezzotint.families.base import Conditioning, Family, Prompt, Rows
+from mezzotint.families.lora import LoraSet
 from mezzotint.session import Usage
 from mezzotint.workers import wire
 
@@ -24,7 +27,6 @@ log = logging.getLogger(__name__)
 Event = tuple[wire.FromWorker, bytes]
 
 MAX_ROWS = 16  # of one model call, until caps are learned per model and shape
-MAX_MODELS = 2  # kept loaded; more only while sessions use them
 MAX_CONDITIONINGS = 128
 
 
@@ -37,13 +39,17 @@ class Engine:
         encode_image: Callable[[Tensor, wire.Submit, int], bytes],
         clock: Callable[[], float],
         *,
+        budget_bytes: int,
         max_rows: int = MAX_ROWS,
     ) -> None:
-        """`encode_image(pixels (H, W, 3) uint8, submit, index)` gives a file; `clock` is monotonic seconds."""
-        self._load, self._encode_image, self._clock = load, encode_image, clock
+        """`encode_image(pixels (H, W, 3) uint8, submit, index)` gives a file; `clock` is monotonic seconds.
+
+        `budget_bytes` of weights stay loaded; more only while sessions use them.
+        """
+        self._encode_image, self._clock = encode_image, clock
         self._max_rows = max_rows
         self._sessions: dict[str, Running] = {}
-        self._models: OrderedDict[wire.ModelRef, Family] = OrderedDict()  # least recently used first
+        self._residents = Residents(load, budget_bytes)
         self._conditionings: OrderedDict[tuple[wire.ModelRef, Prompt], Conditioning] = OrderedDict()
         self._served: dict[BatchKey, int] = {}
         self._calls = 0
@@ -57,7 +63,7 @@ class Engine:
     @property
     def resident(self) -> tuple[str, ...]:
         """Ids of the models that are loaded."""
-        return tuple(model.id for model in self._models)
+        return self._residents.models
 
     def submit(self, submit: wire.Submit) -> None:
         """Take a session. It joins the batch at a later step boundary."""
@@ -89,20 +95,23 @@ class Engine:
         started = self._clock()
         events: list[Event] = []
         for running in [one for one in self._sessions.values() if one.stage != "denoising"]:
-            loaded = running.submit.model in self._models
+            loaded = not self._residents.missing(running.submit)
             events += self._admit_one(running)
             if not loaded or self._clock() - started >= self._call_s:
                 break
         return events
 
     def _admit_one(self, running: Running) -> list[Event]:
-        """Announce a load, do it the next time, or encode and start."""
-        if running.submit.model not in self._models and running.phase != "loading":
+        """Announce a load, bring one part of it each time, or encode and start."""
+        missing = self._residents.missing(running.submit)
+        if missing and running.phase != "loading":
             return self._announce(running, "loading")
         try:
-            if running.submit.model not in self._models:
+            if missing:
                 self.phase = "loading"
-                self._load_model(running.submit.model)
+                self._residents.bring(missing[0], [one.submit for one in self._sessions.values()])
+                if len(missing) > 1:
+                    return []
             self.phase = running.stage = "encoding"
             announced = self._announce(running, "encoding")
             warnings = self._prepare(running)
@@ -112,65 +121,61 @@ class Engine:
             if _is_memory(error):
                 return self._fail(running, "out_of_memory", f"not enough memory for {running.stage}")
             log.exception("session %s failed while %s", running.id, running.stage)
-            code = "model_invalid" if running.stage == "loading" else "internal"
-            return self._fail(running, code, f"{running.stage} failed; the server's log has the cause")
+            code, message = _cause(running, missing[0][-1] if missing else None, error)
+            return self._fail(running, code, message)
         finally:
             self.phase = None
 
-    def _load_model(self, model: wire.ModelRef) -> None:
-        in_use = {running.submit.model for running in self._sessions.values()}
-        for loaded in list(self._models):
-            if len(self._models) >= MAX_MODELS and loaded not in in_use:
-                del self._models[loaded]
-        self._models[model] = self._load(model)
-
     def _prepare(self, running: Running) -> list[Event]:
-        """Encode the prompts and draw the first latents of every image."""
-        request, model = running.submit.request, running.submit.model
-        family = self._models[model]
-        self._models.move_to_end(model)
-        guided = request.guidance_scale > 1
-        texts = [request.prompt, request.negative_prompt] if guided else [request.prompt]
-        syntax = request.prompt_syntax
-        windows = max(family.windows(text, syntax) for text in texts)
-        encoded = [
-            self._conditioning(family, model, Prompt(text=text, syntax=syntax, clip_skip=skip, windows=windows))
-            # diffusers applies clip_skip to the prompt only
-            for text, skip in zip(texts, (request.clip_skip, None), strict=False)
-        ]
-        height, width = request.height // family.vae_factor, request.width // family.vae_factor
-        for index in range(request.num_images):
-            sampler = Sampler(request, family.scheduler_config, request.seed + index)
-            trajectory = Trajectory(
-                key=BatchKey(
-                    model=model.sha256,
-                    height=height,
-                    width=width,
-                    windows=windows,
-                    alone=f"{running.id}/{index}" if request.deterministic else "",
-                ),
-                family=family,
-                index=index,
-                seed=request.seed + index,
-                sampler=sampler,
-                latents=sampler.noise(family.latent_channels, height, width),
-                hidden=encoded[0].hidden,
-                negative=encoded[1].hidden if guided else None,
-                guidance_scale=request.guidance_scale,
-                priority=request.priority,
-            )
-            running.trajectories.append(trajectory)
-        if not any(conditioning.cut for conditioning in encoded):
+        """Encode the prompts, read the pictures, draw the first latents of every image."""
+        submit, request = running.submit, running.submit.request
+        family = self._residents.family(submit.model)
+        adapters = [self._residents.lora(submit.model, ref) for ref in submit.loras]
+        loras = tuple((lora, asked.scale) for lora, asked in zip(adapters, request.loras, strict=True))
+        text, negative = self._texts(running, family, loras)
+        running.pictures = inputs.read(request, submit.inputs) if submit.inputs else Pictures()
+        parts = prepare.Parts(
+            family=family,
+            model=submit.model.sha256,
+            session_id=running.id,
+            request=request,
+            text=text,
+            negative=negative,
+            pictures=running.pictures,
+            nets=[self._residents.controlnet(submit.model, ref) for ref in submit.controlnets],
+            loras=loras,
+        )
+        running.trajectories = prepare.trajectories(parts)
+        if not (text.cut or (negative is not None and negative.cut)):
             return []
         message = "the prompt is longer than the encoder's windows; the rest was left out"
         warned = wire.Warned(
             session_id=running.id,
-            attempt=running.submit.attempt,
+            attempt=submit.attempt,
             code="prompt_cut",
             message=message,
             field="prompt",
         )
         return [(warned, b"")]
+
+    def _texts(self, running: Running, family: Family, loras: LoraSet) -> tuple[Conditioning, Conditioning | None]:
+        """The prompt and, with guidance, the negative one, both as long as the longer."""
+        request, model = running.submit.request, running.submit.model
+        syntax = request.prompt_syntax
+        guided = request.guidance_scale > 1
+        windows = family.windows(request.prompt, syntax)
+        if guided:
+            windows = max(windows, family.windows(request.negative_prompt, syntax))
+        # diffusers applies clip_skip to the prompt only
+        skip = request.clip_skip
+        prompt = Prompt(text=request.prompt, syntax=syntax, clip_skip=skip, windows=windows, loras=loras)
+        text = self._conditioning(family, model, prompt)
+        if not guided:
+            return text, None
+        negative = Prompt(
+            text=request.negative_prompt, syntax=syntax, clip_skip=None, windows=windows, negative=True, loras=loras
+        )
+        return text, self._conditioning(family, model, negative)
 
     def _conditioning(self, family: Family, model: wire.ModelRef, prompt: Prompt) -> Conditioning:
         key = (model, prompt)
@@ -218,9 +223,9 @@ class Engine:
                 attempt=running.submit.attempt,
                 image_index=lowest.index,
                 step=lowest.sampler.step,
-                steps=request.num_inference_steps,
+                steps=request.steps,
                 done=running.steps_run,
-                total=request.num_inference_steps * request.num_images,
+                total=request.steps * request.num_images,
             )
             events.append((progress, b""))
             if all(one.sampler.done for one in running.trajectories):
@@ -241,6 +246,8 @@ class Engine:
         self.phase = "decoding"
         try:
             pixels = trajectory.family.decode(trajectory.latents)[0]
+            if running.pictures is not None:
+                pixels = running.pictures.paste(pixels)
         except (MemoryError, RuntimeError) as error:
             if not _is_memory(error):
                 raise
@@ -288,12 +295,36 @@ def _is_memory(error: Exception) -> bool:
     return told or isinstance(error, MemoryError | torch.OutOfMemoryError)
 
 
+def _cause(running: Running, ref: wire.ModelRef | None, error: Exception) -> tuple[str, str]:
+    """Code and message for a caller of what went wrong before the first step."""
+    if ref is None:
+        return "internal", f"{running.stage} failed; the server's log has the cause"
+    why = (
+        f": {error}"
+        if isinstance(error, ValueError) and ref.kind != "checkpoint"
+        else "; the server's log has the cause"
+    )
+    return "model_invalid", f"{ref.kind} {ref.id!r} could not be loaded for {running.submit.model.id!r}{why}"
+
+
 def _rows(members: tuple[Trajectory, ...]) -> Rows:
-    latents, timesteps, hidden = [], [], []
+    latents, timesteps, texts, extra = [], [], [], []
+    loras, controls = [], []
     for one in members:
-        scaled = one.sampler.scaled(one.latents)
-        texts = [one.hidden] if one.negative is None else [one.negative, one.hidden]
-        latents += [scaled] * len(texts)
-        timesteps += [one.sampler.timestep.to(torch.float32)] * len(texts)
-        hidden += texts
-    return Rows(latents=torch.cat(latents), timesteps=torch.stack(timesteps), hidden=torch.stack(hidden))
+        latents += [one.sampler.scaled(one.latents)] * one.rows
+        timesteps += [one.sampler.timestep.to(torch.float32)] * one.rows
+        texts += one.texts
+        extra += [one.extra] * one.rows
+        loras += [one.loras] * one.rows
+        controls += one.row_controls()
+    masks = [mask for mask in extra if mask is not None]
+    pooled = [text.pooled for text in texts if text.pooled is not None]
+    return Rows(
+        latents=torch.cat(latents),
+        timesteps=torch.stack(timesteps),
+        hidden=torch.stack([text.hidden for text in texts]),
+        pooled=torch.stack(pooled) if pooled else None,
+        extra=torch.cat(masks) if masks else None,
+        loras=tuple(loras) if any(loras) else (),
+        controls=tuple(controls) if any(controls) else (),
+    )

@@ -19,22 +19,34 @@ class Sampler:
 
     def __init__(self, request: Request, config: dict[str, Any], seed: int) -> None:
         scheduler_class = getattr(diffusers, SCHEDULERS[request.scheduler])
-        self._scheduler = scheduler_class.from_config(config, **_options(request, seed))
+        self._scheduler = scheduler_class.from_config(config, **_options(request, config, seed))
         self._scheduler.set_timesteps(request.num_inference_steps)
-        self._timesteps = self._scheduler.timesteps
+        skipped = (request.num_inference_steps - request.steps) * self._scheduler.order  # by `strength`
+        self._timesteps = self._scheduler.timesteps[skipped:]
+        if skipped and hasattr(self._scheduler, "set_begin_index"):
+            self._scheduler.set_begin_index(skipped)
         self._generator = torch.Generator("cpu").manual_seed(seed)
         accepted = inspect.signature(self._scheduler.step).parameters
         offered = {"generator": self._generator, "eta": request.eta}
         self._step_options = {name: value for name, value in offered.items() if name in accepted}
-        self.steps = request.num_inference_steps
+        self.steps = request.steps
         self.calls = 0
         self.total = len(self._timesteps)
 
-    def noise(self, channels: int, height: int, width: int) -> Tensor:
-        """The first latents: seeded normal noise in the scheduler's own scale. Call once, before anything else."""
-        shape = (1, channels, height, width)
-        drawn = torch.randn(shape, generator=self._generator, device="cpu", dtype=torch.float32)
-        return drawn * self._scheduler.init_noise_sigma
+    def draw(self, shape: tuple[int, ...]) -> Tensor:
+        """Seeded normal noise. The order of draws decides the picture: it is the pipelines' own."""
+        return torch.randn(shape, generator=self._generator, device="cpu", dtype=torch.float32)
+
+    def pure_noise(self, noise: Tensor) -> Tensor:
+        """The first latents when nothing but noise stands there, in the scheduler's own scale."""
+        return noise * self._scheduler.init_noise_sigma
+
+    def noised(self, clean: Tensor, noise: Tensor) -> Tensor:
+        """Clean latents as noisy as they would be at the next timestep; clean ones after the last."""
+        if self.done:
+            return clean
+        noisy: Tensor = self._scheduler.add_noise(clean, noise, self.timestep.reshape(1))
+        return noisy
 
     @property
     def done(self) -> bool:
@@ -62,12 +74,14 @@ class Sampler:
         return moved
 
 
-def _options(request: Request, seed: int) -> dict[str, Any]:
+def _options(request: Request, config: dict[str, Any], seed: int) -> dict[str, Any]:
     options = {_DIFFUSERS_NAMES.get(name, name): value for name, value in request.scheduler_options.items()}
     if request.scheduler == "pndm":
         options["skip_prk_steps"] = True
     if request.scheduler == "dpm_sde":
         options["noise_sampler_seed"] = seed  # without it the class draws from the global generator
+    if request.num_inference_steps == config.get("num_train_timesteps", 1000) and config.get("steps_offset"):
+        options["steps_offset"] = 0  # every timestep is used: an offset would lead past the last
     return options
 
 

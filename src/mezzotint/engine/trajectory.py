@@ -4,8 +4,10 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
+from mezzotint.engine.inputs import Pictures
 from mezzotint.engine.samplers import Sampler
-from mezzotint.families.base import Family
+from mezzotint.families.base import Conditioning, Control, ControlNet, Family
+from mezzotint.families.lora import LoraSet
 from mezzotint.workers.wire import Submit
 
 
@@ -20,6 +22,31 @@ class BatchKey:
     alone: str  # empty, or what makes a deterministic image share with nobody
 
 
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Kept:
+    """What an inpainting puts back after each step outside the mask, for UNets that do not know of masks."""
+
+    mask: Tensor  # (1, 1, height, width), 1 where it is drawn anew
+    latents: Tensor  # of the input picture
+    noise: Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class ControlPlan:
+    """One ControlNet of a session: at work from `start` to `end`, as shares of the steps."""
+
+    net: ControlNet
+    image: Tensor
+    scale: float
+    start: float
+    end: float
+    mode: str  # balanced, prompt, control
+
+    def at(self, call: int, total: int) -> bool:
+        """As diffusers decides it."""
+        return not (call / total < self.start or (call + 1) / total > self.end)
+
+
 @dataclass(kw_only=True, slots=True, eq=False)
 class Trajectory:
     """One image on its way. `latents` is (1, channels, height, width), float32, on the CPU."""
@@ -30,10 +57,14 @@ class Trajectory:
     seed: int
     sampler: Sampler
     latents: Tensor
-    hidden: Tensor  # (tokens, channels)
-    negative: Tensor | None  # None: no guidance, one row instead of two
+    text: Conditioning
+    negative: Conditioning | None  # None: no guidance, one row instead of two
     guidance_scale: float
     priority: int
+    extra: Tensor | None = None  # (1, 5, height, width): mask and masked latents
+    kept: Kept | None = None
+    loras: LoraSet = ()
+    controls: tuple[ControlPlan, ...] = ()
     waited: int = 0  # batches of its key that ran without it
 
     @property
@@ -44,12 +75,32 @@ class Trajectory:
     def remaining(self) -> int:
         return self.sampler.total - self.sampler.calls
 
+    @property
+    def texts(self) -> list[Conditioning]:
+        """One for each of its rows, the negative one first."""
+        return [self.text] if self.negative is None else [self.negative, self.text]
+
+    def row_controls(self) -> list[tuple[Control, ...]]:
+        """The ControlNets at work in the coming call, for each of its rows."""
+        plans = [plan for plan in self.controls if plan.at(self.sampler.calls, self.sampler.total) and plan.scale]
+        both = tuple(_control(plan) for plan in plans)
+        if self.negative is None:
+            return [both]
+        return [tuple(_control(plan) for plan in plans if plan.mode != "control"), both]
+
     def advance(self, output: Tensor) -> None:
         """Take the model's output for its rows, (rows, channels, height, width), the negative one first."""
         if self.negative is not None:
             negative, positive = output.chunk(2)
             output = negative + self.guidance_scale * (positive - negative)
         self.latents = self.sampler.advance(output, self.latents)
+        if self.kept is not None:
+            outside = self.sampler.noised(self.kept.latents, self.kept.noise)
+            self.latents = (1 - self.kept.mask) * outside + self.kept.mask * self.latents
+
+
+def _control(plan: ControlPlan) -> Control:
+    return Control(net=plan.net, image=plan.image, scale=plan.scale, fade=plan.mode != "balanced")
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
@@ -58,6 +109,7 @@ class Running:
 
     submit: Submit
     stage: str  # "loading", "encoding", "denoising": what to do for it next, or is being done
+    pictures: Pictures | None = None
     trajectories: list[Trajectory] = field(default_factory=list)  # those not decoded yet, lowest index first
     steps_done: int = 0  # of images that are decoded
     device_s: float = 0.0

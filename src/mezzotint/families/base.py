@@ -2,10 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
+from mezzotint.families.lora import Lora, LoraSet
+
+MAX_WINDOWS = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -16,6 +21,8 @@ class Prompt:
     syntax: str  # "plain" or "weighted"
     clip_skip: int | None
     windows: int  # encode to at least so many windows, padded with empty ones
+    negative: bool = False  # some architectures read an empty one as "nothing" instead of as a text
+    loras: LoraSet = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,15 +32,38 @@ class Conditioning:
     hidden: Tensor
     windows: int
     cut: bool  # text past the last window was left out
+    pooled: Tensor | None = None  # (channels,), of architectures that want it
+
+
+class ControlNet(Protocol):
+    """A loaded ControlNet. Called from a single thread; holds no per-session state."""
+
+    def residuals(self, rows: "Rows", images: Tensor, chosen: Tensor) -> tuple[Tensor, ...]:
+        """What it adds to the UNet for the rows `chosen` (indices, (m,)), of which row j has `images[j]`: one tensor
+        (m, channels, h, w) for each of the UNet's skips, the middle's last."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Control:
+    """One ControlNet at work on one row of one call."""
+
+    net: ControlNet
+    image: Tensor  # (3, H, W) in 0..1
+    scale: float
+    fade: bool  # weaker in the outer skips, by 0.825 a skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rows:
-    """One model call. Row i has its own timestep and text; rows do not see one another."""
+    """One model call. Row i has its own timestep, text, adapters; rows do not see one another."""
 
     latents: Tensor  # (n, channels, height, width), scaled as the row's sampler wants it
     timesteps: Tensor  # (n,)
     hidden: Tensor  # (n, tokens, channels)
+    pooled: Tensor | None = None  # (n, channels)
+    extra: Tensor | None = None  # (n, 5, height, width): mask and masked latents, of inpainting UNets
+    loras: tuple[LoraSet, ...] = ()  # by row; empty: none has any
+    controls: tuple[tuple[Control, ...], ...] = ()  # by row; empty: none has any
 
 
 class Family(Protocol):
@@ -43,6 +73,7 @@ class Family(Protocol):
     vae_factor: int
     scheduler_config: dict[str, Any]
     device: torch.device
+    inpaints: bool  # its UNet takes mask and masked latents beside the latents
 
     def windows(self, text: str, syntax: str) -> int:
         """How many encoder windows a text takes, at least 1, at most MAX_WINDOWS."""
@@ -53,8 +84,14 @@ class Family(Protocol):
     def predict(self, rows: Rows) -> Tensor:
         """Raw model output per row, float32, (n, channels, height, width). Guidance is the engine's."""
 
+    def encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """(1, 3, H, W) in -1..1 to mean and deviation of its latents, (1, channels, h, w), scaled, float32, CPU."""
+
     def decode(self, latents: Tensor) -> Tensor:
         """(n, channels, h, w) latents to (n, H, W, 3) uint8 pixels on the CPU. Never changes the size."""
 
+    def load_lora(self, path: Path) -> Lora:
+        """Read an adapter for this model. Raises ValueError when it does not fit."""
 
-MAX_WINDOWS = 8
+    def load_controlnet(self, path: Path) -> ControlNet:
+        """Read a ControlNet for this model. Raises OSError, ValueError or RuntimeError when it does not fit."""

@@ -54,24 +54,36 @@ class ClipTextEncoder(nn.Module):
         self.embeddings = _Embeddings(config)
         self.encoder = _Encoder(config)
         self.final_layer_norm = nn.LayerNorm(width, eps=float(config["layer_norm_eps"]))
+        self.text_projection: nn.Linear | None = None
 
     @classmethod
     def load(cls, folder: Path, device: torch.device, dtype: torch.dtype) -> "ClipTextEncoder":
         """Raises OSError, KeyError or RuntimeError when the files do not fit together."""
         with torch.device("meta"):
             module = cls(_json(folder / "config.json"))
-        named = {name.removeprefix("text_model."): tensor for name, tensor in read_state(folder, dtype).items()}
+            named = {name.removeprefix("text_model."): tensor for name, tensor in read_state(folder, dtype).items()}
+            if (projection := named.get("text_projection.weight")) is not None:
+                module.text_projection = nn.Linear(projection.shape[1], projection.shape[0], bias=False)
         named.pop("embeddings.position_ids", None)
         module.load_state_dict(named, assign=True)
         return module.to(device).eval().requires_grad_(False)
 
     def forward(self, ids: Tensor, skip: int = 0) -> Tensor:
         """The last `skip` layers are left out; the final norm always comes (diffusers' `clip_skip`)."""
-        hidden = self.embeddings(ids)
-        for layer in list(self.encoder.layers)[: len(self.encoder.layers) - skip]:
-            hidden = layer(hidden)
-        normed: Tensor = self.final_layer_norm(hidden)
+        normed: Tensor = self.final_layer_norm(self.states(ids)[-1 - skip])
         return normed
+
+    def states(self, ids: Tensor) -> list[Tensor]:
+        """The embeddings, then what each layer makes of them, without the final norm."""
+        states = [self.embeddings(ids)]
+        for layer in self.encoder.layers:
+            states.append(layer(states[-1]))
+        return states
+
+    def pool(self, last: Tensor, end: int) -> Tensor:
+        """The whole text in one vector, (channels,): the last layer's state at the end token, normed and projected."""
+        normed: Tensor = self.final_layer_norm(last[end])
+        return normed if self.text_projection is None else self.text_projection(normed)
 
 
 class _Embeddings(nn.Module):

@@ -12,9 +12,13 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
 from mezzotint.families import weighting
-from mezzotint.families.base import MAX_WINDOWS, Conditioning, Prompt, Rows
+from mezzotint.families.base import MAX_WINDOWS, Conditioning, ControlNet, Prompt, Rows
 from mezzotint.families.clip import ClipTextEncoder, ClipTokenizer
+from mezzotint.families.control import DiffusersControlNet, add_up
+from mezzotint.families.lora import Adapted, Lora, read_lora
 from mezzotint.families.weights import load_module
+
+Chunk = list[tuple[int, float]]  # tokens of one window with their weights
 
 
 class StableDiffusion:
@@ -32,6 +36,10 @@ class StableDiffusion:
         self.device, self.dtype = device, dtype
         self.latent_channels = int(self.vae.config.latent_channels)
         self.vae_factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        self.inpaints = int(self.unet.config.in_channels) == 2 * self.latent_channels + 1
+        self.text_encoders = {"text_encoder": self.text_encoder}
+        self._adapted = Adapted(self.unet, "unet")
+        self._adapted_texts = {part: Adapted(module, part) for part, module in self.text_encoders.items()}
 
     def windows(self, text: str, syntax: str) -> int:
         return min(MAX_WINDOWS, len(self._chunks(text, syntax)))
@@ -40,42 +48,59 @@ class StableDiffusion:
         return [self._encode(prompt) for prompt in prompts]
 
     def predict(self, rows: Rows) -> Tensor:
-        with torch.inference_mode():
+        with torch.inference_mode(), self._adapted.using(rows.loras):
+            residuals = add_up(rows) if any(rows.controls) else None
+            latents = rows.latents if rows.extra is None else torch.cat([rows.latents, rows.extra], dim=1)
             output = self.unet(
-                rows.latents.to(self.device, self.dtype),
+                latents.to(self.device, self.dtype),
                 rows.timesteps.to(self.device),
                 encoder_hidden_states=rows.hidden,
+                added_cond_kwargs=self._added(rows, slice(None)),
+                down_block_additional_residuals=None if residuals is None else residuals[:-1],
+                mid_block_additional_residual=None if residuals is None else residuals[-1],
                 return_dict=False,
             )[0]
         return output.to("cpu", torch.float32)
 
+    def encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.inference_mode():
+            posterior = self.vae.encode(pixels.to(self.device, self.dtype), return_dict=False)[0]
+            mean, deviation = posterior.mean, posterior.std
+        return mean.to("cpu", torch.float32) * self._scaling, deviation.to("cpu", torch.float32) * self._scaling
+
     def decode(self, latents: Tensor) -> Tensor:
         with torch.inference_mode():
-            scaled = latents.to(self.device, self.dtype) / self.vae.config.scaling_factor
+            scaled = latents.to(self.device, self.dtype) / self._scaling
             pixels = self.vae.decode(scaled, return_dict=False)[0].to("cpu", torch.float32)
             pixels = (pixels * 0.5 + 0.5).clamp(0, 1)  # as diffusers' VaeImageProcessor does it
             return (pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
 
+    def load_lora(self, path: Path) -> Lora:
+        return read_lora(path, {"unet": self.unet, **self.text_encoders}, self.device)
+
+    def load_controlnet(self, path: Path) -> ControlNet:
+        return DiffusersControlNet(path, self.unet, self.device, self.dtype, self._added)
+
+    @property
+    def _scaling(self) -> float:
+        return float(self.vae.config.scaling_factor)
+
+    def _added(self, rows: Rows, chosen: Tensor | slice) -> dict[str, Tensor] | None:
+        """What the UNet is told of the chosen rows beside time and text: nothing, in this architecture."""
+        return None
+
     def _encode(self, prompt: Prompt) -> Conditioning:
-        """Chunks as diffusers pads a single one: start, text, end, padding; then one after another along the tokens."""
-        frame, inside = self.tokenizer, self.tokenizer.window - 2
         chunks = self._chunks(prompt.text, prompt.syntax)
         count = max(prompt.windows, min(MAX_WINDOWS, len(chunks)))
-        kept = [*chunks[:count], *([[]] * (count - len(chunks)))]
-        rows = [
-            [frame.start, *(token for token, _ in chunk), frame.end, *[frame.pad] * (inside - len(chunk))]
-            for chunk in kept
-        ]
-        weights = [[1.0, *(weight for _, weight in chunk), *[1.0] * (inside + 1 - len(chunk))] for chunk in kept]
-        with torch.inference_mode():
-            hidden = self.text_encoder(torch.tensor(rows, device=self.device), skip=prompt.clip_skip or 0)
-            hidden = _weigh(hidden, torch.tensor(weights, device=self.device, dtype=hidden.dtype))
+        framed = Framed(self.tokenizer, chunks[:count], count, self.device)
+        with torch.inference_mode(), self._adapted_texts["text_encoder"].using([prompt.loras] * count):
+            hidden = framed.weigh(self.text_encoder(framed.ids, skip=prompt.clip_skip or 0))
         return Conditioning(hidden=hidden.flatten(0, 1), windows=count, cut=len(chunks) > MAX_WINDOWS)
 
-    def _chunks(self, text: str, syntax: str) -> list[list[tuple[int, float]]]:
+    def _chunks(self, text: str, syntax: str) -> list[Chunk]:
         """Token ids with their weights, by windows. At least one window, the last ones maybe beyond what is encoded."""
         inside = self.tokenizer.window - 2
-        chunks: list[list[tuple[int, float]]] = [[]]
+        chunks: list[Chunk] = [[]]
         for part, weight in weighting.parse(text) if syntax == "weighted" else weighting.plain(text):
             if part is weighting.BREAK:
                 chunks.append([])
@@ -87,16 +112,28 @@ class StableDiffusion:
         return chunks
 
 
-def _weigh(hidden: Tensor, weights: Tensor) -> Tensor:
-    """Scale each token's states and keep each window's mean as it was, as AUTOMATIC1111 does.
+class Framed:
+    """Chunks as diffusers pads a single one: start, text, end, padding; those missing at the end are empty ones."""
 
-    `hidden` (windows, tokens, channels), `weights` (windows, tokens).
-    """
-    if bool((weights == 1).all()):
-        return hidden
-    weighed = hidden * weights.unsqueeze(-1)
-    before, after = hidden.mean(dim=(1, 2), keepdim=True), weighed.mean(dim=(1, 2), keepdim=True)
-    return weighed * (before / after)
+    def __init__(self, frame: ClipTokenizer, chunks: list[Chunk], count: int, device: torch.device) -> None:
+        inside = frame.window - 2
+        kept = [*chunks, *([[]] * (count - len(chunks)))]
+        rows = [
+            [frame.start, *(token for token, _ in chunk), frame.end, *[frame.pad] * (inside - len(chunk))]
+            for chunk in kept
+        ]
+        self.ids = torch.tensor(rows, device=device)  # (windows, tokens)
+        self.end = rows[0].index(frame.end)  # of the first window
+        weights = [[1.0, *(weight for _, weight in chunk), *[1.0] * (inside + 1 - len(chunk))] for chunk in kept]
+        self._weights = torch.tensor(weights, device=device)
+
+    def weigh(self, hidden: Tensor) -> Tensor:
+        """Scale each token's states, (windows, tokens, channels); each window keeps its mean, as in AUTOMATIC1111."""
+        if bool((self._weights == 1).all()):
+            return hidden
+        weighed = hidden * self._weights.unsqueeze(-1).to(hidden.dtype)
+        before, after = hidden.mean(dim=(1, 2), keepdim=True), weighed.mean(dim=(1, 2), keepdim=True)
+        return weighed * torch.where(after.abs() > 1e-6, before / after, 1.0)
 
 
 class _SizedAttention:

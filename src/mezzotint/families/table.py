@@ -10,7 +10,6 @@ class FamilyFacts:
     implementation: str  # module:class, imported only inside a worker
     num_inference_steps: int
     guidance_scale: float
-    types: tuple[str, ...]  # request types that the engine can run for it
     components: dict[str, frozenset[tuple[str, str]]] = field(default_factory=dict)
     # component name -> the (library, class) pairs that may stand for it in model_index.json
 
@@ -33,6 +32,9 @@ SCHEDULERS: dict[str, str] = {
     "lcm": "LCMScheduler",
 }
 
+# Most steps of those that cannot do as many as a request may ask for.
+SCHEDULER_STEPS: dict[str, int] = {"lcm": 50}
+
 _SIGMAS = frozenset({"karras_sigmas", "exponential_sigmas", "beta_sigmas"})
 
 # Which of a request's `scheduler_options` each can do; a test compares it with diffusers.
@@ -53,20 +55,41 @@ SCHEDULER_OPTIONS: dict[str, frozenset[str]] = {
     "lcm": frozenset({"timestep_spacing"}),
 }
 
+_TOKENIZER = frozenset({("transformers", "CLIPTokenizer"), ("transformers", "CLIPTokenizerFast")})
+_COMMON: dict[str, frozenset[tuple[str, str]]] = {
+    "unet": frozenset({("diffusers", "UNet2DConditionModel")}),
+    "vae": frozenset({("diffusers", "AutoencoderKL")}),
+    "text_encoder": frozenset({("transformers", "CLIPTextModel")}),
+    "tokenizer": _TOKENIZER,
+    "scheduler": frozenset(("diffusers", name) for name in SCHEDULERS.values()),
+}
+
 FAMILIES: dict[str, FamilyFacts] = {
     "sd": FamilyFacts(
         name="sd",
-        pipelines=frozenset({"StableDiffusionPipeline"}),
+        pipelines=frozenset(
+            {"StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline", "StableDiffusionInpaintPipeline"}
+        ),
         implementation="mezzotint.families.sd:StableDiffusion",
         num_inference_steps=30,
         guidance_scale=7.5,
-        types=("text2img",),
-        components={
-            "unet": frozenset({("diffusers", "UNet2DConditionModel")}),
-            "vae": frozenset({("diffusers", "AutoencoderKL")}),
-            "text_encoder": frozenset({("transformers", "CLIPTextModel")}),
-            "tokenizer": frozenset({("transformers", "CLIPTokenizer"), ("transformers", "CLIPTokenizerFast")}),
-            "scheduler": frozenset(("diffusers", name) for name in SCHEDULERS.values()),
+        components=_COMMON,
+    ),
+    "sdxl": FamilyFacts(
+        name="sdxl",
+        pipelines=frozenset(
+            {"StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline", "StableDiffusionXLInpaintPipeline"}
+        ),
+        implementation="mezzotint.families.sdxl:StableDiffusionXL",
+        num_inference_steps=30,
+        guidance_scale=5.0,
+        components=_COMMON
+        | {
+            "text_encoder_2": frozenset({("transformers", "CLIPTextModelWithProjection")}),
+            "tokenizer_2": _TOKENIZER,
         },
     ),
 }
+
+# Parts of published folders that nothing here runs: they are left where they are.
+UNUSED_COMPONENTS = frozenset({"safety_checker", "feature_extractor", "image_encoder"})

@@ -28,17 +28,17 @@ class Blobs:
 
         Raises TryLater `storage_full`; then nothing new is left behind.
         """
-        return await asyncio.to_thread(self._put, self._folder(session_id), data)
+        return await asyncio.to_thread(self._put, self.folder(session_id), data)
 
     def path(self, session_id: str, sha256: str) -> Path:
         """Where the bytes are, if they were put. Does not look."""
         if not _SHA256.fullmatch(sha256):
             raise ValueError(f"{sha256[:80]!r} is not a SHA-256 in lower-case hex")
-        return self._folder(session_id) / sha256
+        return self.folder(session_id) / sha256
 
     async def delete(self, session_id: str) -> None:
         """Remove the session's folder. Not an error when there is none."""
-        await asyncio.to_thread(_remove, self._folder(session_id))
+        await asyncio.to_thread(_remove, self.folder(session_id))
 
     def sweep(self) -> int:
         """Remove what puts that were cut off left behind, and count it. Blocks. Not while a put may be under way."""
@@ -47,7 +47,8 @@ class Blobs:
             stray.unlink()
         return len(strays)
 
-    def _folder(self, session_id: str) -> Path:
+    def folder(self, session_id: str) -> Path:
+        """Where a session's files lie. Does not look."""
         if not _ID.fullmatch(session_id):
             raise ValueError(f"{session_id[:80]!r} is not a session id")
         return self._root / session_id

@@ -76,7 +76,7 @@ def session(row: Row[Any], pictures: tuple[ImageRecord, ...]) -> Session:
 
 def _progress(state: State, request: Request) -> Progress:
     """What a row alone can tell: all of it when succeeded, else nothing yet."""
-    steps = request.num_inference_steps
+    steps = request.steps
     if state is State.SUCCEEDED:
         return Progress(step=steps, steps=steps, fraction=1.0, image_index=request.num_images - 1)
     return Progress(steps=steps)

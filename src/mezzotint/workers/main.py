@@ -145,7 +145,7 @@ class Worker:
             made = {"model": {key: getattr(submit.model, key) for key in ("id", "family", "sha256")}, **made_with}
             return images.encode(pixels.numpy(), submit.request, submit.request.seed + index, made)
 
-        engine = Engine(load, encode, time.monotonic)
+        engine = Engine(load, encode, time.monotonic, budget_bytes=_weights_budget())
         facts = _device_facts(self._device_id, device, self._threads)
         self.send(wire.Hello(version=wire.VERSION, pid=os.getpid(), device=facts))
         return engine
@@ -160,6 +160,13 @@ def _load(model: wire.ModelRef, device: "torch.device", dtype: "torch.dtype") ->
     module, _, name = FAMILIES[model.family].implementation.partition(":")
     family: Family = getattr(import_module(module), name)(Path(model.path), device, dtype)
     return family
+
+
+def _weights_budget() -> int:
+    """Bytes of weights that may stay loaded: half the memory, since calls need room too."""
+    import psutil
+
+    return int(psutil.virtual_memory().total) // 2
 
 
 def _versions() -> dict[str, str]:

@@ -14,7 +14,7 @@ from mezzotint.errors import ErrorInfo
 from mezzotint.request import Request
 from mezzotint.session import Usage
 
-VERSION = 1
+VERSION = 2
 MAX_MESSAGE_BYTES = 8 << 20
 MAX_BLOB_BYTES = 256 << 20
 _HEAD = struct.Struct(">II")
@@ -32,11 +32,13 @@ class _Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", forbid_
 
 
 class ModelRef(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a model lies and what it is; the worker opens nothing else."""
+    """Where a model, ControlNet or LoRA lies and what it is; the worker opens nothing else but a session's inputs."""
 
     id: str
+    kind: str
     family: str
     path: str
+    bytes: int
     sha256: str
 
 
@@ -45,6 +47,9 @@ class Submit(_Message, frozen=True, kw_only=True, tag="submit"):
     attempt: int
     request: Request
     model: ModelRef
+    controlnets: tuple[ModelRef, ...] = ()  # in the order of the request's
+    loras: tuple[ModelRef, ...] = ()
+    inputs: dict[str, str] = {}  # a picture's field, such as "controlnets[0].image" -> its normalised PNG
 
 
 class Cancel(_Message, frozen=True, kw_only=True, tag="cancel"):

@@ -1,0 +1,82 @@
+"""What is loaded: models, and the ControlNets and LoRAs read for them, within a budget of bytes.
+
+Must not decide which session runs; it is told what the sessions need, and lets the rest go by recency.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from mezzotint.families.base import ControlNet, Family
+from mezzotint.families.lora import Lora
+from mezzotint.workers.wire import ModelRef, Submit
+
+Key = tuple[ModelRef, ...]  # a model alone, or (model, adapter)
+LoadedPart = Family | ControlNet | Lora
+
+
+class Residents:
+    """Loaded parts, the least recently used first. Adapters belong to the model they were fitted to."""
+
+    def __init__(self, load: Callable[[ModelRef], Family], budget_bytes: int) -> None:
+        self._load, self._budget = load, budget_bytes
+        self._parts: OrderedDict[Key, LoadedPart] = OrderedDict()
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """Ids of the models that are loaded."""
+        return tuple(key[0].id for key in self._parts if len(key) == 1)
+
+    def missing(self, submit: Submit) -> list[Key]:
+        """What a session needs that is not loaded, the model first."""
+        return [key for key in _keys(submit) if key not in self._parts]
+
+    def bring(self, key: Key, needed: Iterable[Submit]) -> None:
+        """Load one part; blocks. Lets go first of what no session in `needed` needs, for as long as room is short.
+
+        Raises whatever the loading raises; then it is not there.
+        """
+        self._make_room(_size(key), {used for submit in needed for used in _keys(submit)})
+        model, *adapters = key
+        if not adapters:
+            self._parts[key] = self._load(model)
+            return
+        family, (adapter,) = self.family(model), adapters
+        read = family.load_lora if adapter.kind == "lora" else family.load_controlnet
+        self._parts[key] = read(Path(adapter.path))
+
+    def family(self, model: ModelRef) -> Family:
+        found: Family = self._use((model,))
+        return found
+
+    def lora(self, model: ModelRef, adapter: ModelRef) -> Lora:
+        found: Lora = self._use((model, adapter))
+        return found
+
+    def controlnet(self, model: ModelRef, adapter: ModelRef) -> ControlNet:
+        found: ControlNet = self._use((model, adapter))
+        return found
+
+    def _use(self, key: Key):  # type: ignore[no-untyped-def]
+        self._parts.move_to_end(key)
+        return self._parts[key]
+
+    def _make_room(self, wanted: int, in_use: set[Key]) -> None:
+        for key in list(self._parts):
+            if sum(map(_size, self._parts)) + wanted <= self._budget:
+                return
+            if key not in in_use and key in self._parts:
+                self._drop(key)
+
+    def _drop(self, key: Key) -> None:
+        for other in [other for other in self._parts if other[: len(key)] == key]:
+            del self._parts[other]
+
+
+def _keys(submit: Submit) -> Sequence[Key]:
+    adapters = (*submit.controlnets, *submit.loras)
+    return [(submit.model,), *dict.fromkeys((submit.model, adapter) for adapter in adapters)]
+
+
+def _size(key: Key) -> int:
+    return key[-1].bytes

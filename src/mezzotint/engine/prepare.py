@@ -1,0 +1,126 @@
+"""Turns a session into trajectories: text, pictures and adapters in, first latents out. Must not run a UNet.
+
+The draws of noise come in the order of diffusers' pipelines: the input picture's sample, the noise, the masked
+picture's sample.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from mezzotint.engine.inputs import Pictures
+from mezzotint.engine.samplers import Sampler
+from mezzotint.engine.trajectory import BatchKey, ControlPlan, Kept, Trajectory
+from mezzotint.families.base import Conditioning, ControlNet, Family
+from mezzotint.families.lora import LoraSet
+from mezzotint.request import Request
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Parts:
+    """All that the images of a session have in common."""
+
+    family: Family
+    model: str  # digest
+    session_id: str
+    request: Request
+    text: Conditioning
+    negative: Conditioning | None
+    pictures: Pictures
+    nets: Sequence[ControlNet]
+    loras: LoraSet
+
+
+def trajectories(parts: Parts) -> list[Trajectory]:
+    """One for each image of the request, at its first step."""
+    encoded = _Encoded(parts.family, parts.pictures)
+    return [_trajectory(parts, encoded, index) for index in range(parts.request.num_images)]
+
+
+class _Encoded:
+    """The input pictures' latents, encoded once for all images of a session; each image draws its own sample."""
+
+    def __init__(self, family: Family, pictures: Pictures) -> None:
+        self._family, self._pictures = family, pictures
+        self._image: tuple[Tensor, Tensor] | None = None
+        self._masked: tuple[Tensor, Tensor] | None = None
+
+    def image(self, sampler: Sampler) -> Tensor:
+        assert self._pictures.image is not None  # noqa: S101  invariant: asked for only with an image
+        if self._image is None:
+            self._image = self._family.encode_pixels(self._pictures.image)
+        mean, deviation = self._image
+        return mean + deviation * sampler.draw(tuple(mean.shape))
+
+    def masked(self, sampler: Sampler) -> Tensor:
+        assert self._pictures.image is not None and self._pictures.mask is not None  # noqa: S101, PT018  invariant
+        if self._masked is None:
+            self._masked = self._family.encode_pixels(self._pictures.image * (self._pictures.mask < 0.5))
+        mean, deviation = self._masked
+        return mean + deviation * sampler.draw(tuple(mean.shape))
+
+
+def _trajectory(parts: Parts, encoded: _Encoded, index: int) -> Trajectory:
+    request, family = parts.request, parts.family
+    height, width = request.height // family.vae_factor, request.width // family.vae_factor
+    shape = (1, family.latent_channels, height, width)
+    sampler = Sampler(request, family.scheduler_config, request.seed + index)
+    latents, extra, kept = _start(parts, encoded, sampler, shape)
+    return Trajectory(
+        key=BatchKey(
+            model=parts.model,
+            height=height,
+            width=width,
+            windows=parts.text.windows,
+            alone=f"{parts.session_id}/{index}" if request.deterministic else "",
+        ),
+        family=family,
+        index=index,
+        seed=request.seed + index,
+        sampler=sampler,
+        latents=latents,
+        text=parts.text,
+        negative=parts.negative,
+        guidance_scale=request.guidance_scale,
+        priority=request.priority,
+        extra=extra,
+        kept=kept,
+        loras=parts.loras,
+        controls=tuple(
+            ControlPlan(
+                net=net,
+                image=image,
+                scale=asked.scale,
+                start=asked.start,
+                end=asked.end,
+                mode=asked.control_mode,
+            )
+            for net, image, asked in zip(parts.nets, parts.pictures.controls, request.controlnets, strict=True)
+        ),
+    )
+
+
+def _start(
+    parts: Parts, encoded: _Encoded, sampler: Sampler, shape: tuple[int, ...]
+) -> tuple[Tensor, Tensor | None, Kept | None]:
+    """First latents, the UNet's extra channels, and what is put back after each step."""
+    family, pictures = parts.family, parts.pictures
+    if pictures.image is None:
+        return sampler.pure_noise(sampler.draw(shape)), None, None
+    if pictures.mask is None:
+        begun = encoded.image(sampler)
+        return sampler.noised(begun, sampler.draw(shape)), None, None
+
+    whole = parts.request.strength == 1.0  # nothing of the picture shines through
+    image = None if whole and family.inpaints else encoded.image(sampler)
+    noise = sampler.draw(shape)
+    latents = sampler.pure_noise(noise) if whole or image is None else sampler.noised(image, noise)
+    mask = functional.interpolate(pictures.mask, size=shape[2:])
+    if family.inpaints:
+        return latents, torch.cat([mask, encoded.masked(sampler)], dim=1), None
+    sampler.draw(shape)  # the pipeline encodes the masked picture here too, and throws it away
+    assert image is not None  # noqa: S101  invariant: encoded above
+    return latents, None, Kept(mask=mask, latents=image, noise=noise)

@@ -1,0 +1,219 @@
+"""LoRA adapters that stay apart from the weights: each row of a call adds its own low-rank product. Hu et al. 2021.
+
+Reads the layouts of diffusers, peft and kohya. Must not merge anything into a model or know of sessions.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import cast
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from torch.nn import functional
+
+_DOWN = (
+    ".lora_A.weight",
+    ".lora.down.weight",
+    ".lora_down.weight",
+    "_lora.down.weight",
+    ".lora_linear_layer.down.weight",
+)
+_UP = (".lora_B.weight", ".lora.up.weight", ".lora_up.weight", "_lora.up.weight", ".lora_linear_layer.up.weight")
+_KOHYA = {"lora_unet_": "unet", "lora_te_": "text_encoder", "lora_te1_": "text_encoder", "lora_te2_": "text_encoder_2"}
+_OTHER_KINDS = ("hada_w1_a", "lokr_w1", "lora_mid", "oft_diag", "dora_scale")
+
+
+@dataclass(frozen=True, slots=True)
+class Factors:
+    """down (r, in) or (r, in, kh, kw), up (out, r), with alpha / rank multiplied in. float32."""
+
+    down: Tensor
+    up: Tensor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Lora:
+    """An adapter as read: the factors of each layer, by part of the pipeline and the layer's name in it."""
+
+    parts: Mapping[str, Mapping[str, Factors]]
+
+    @property
+    def bytes(self) -> int:
+        tensors = (tensor for part in self.parts.values() for pair in part.values() for tensor in (pair.down, pair.up))
+        return sum(tensor.nbytes for tensor in tensors)
+
+
+LoraSet = tuple[tuple[Lora, float], ...]  # adapters with their scales
+
+
+def read_lora(path: Path, modules: Mapping[str, nn.Module], device: torch.device) -> Lora:
+    """Fit a file's factors to the layers of `modules` (part -> module). Raises ValueError with the reason.
+
+    A file may leave layers out, but every layer that it names must be there and of its shape.
+    """
+    layers = {part: dict(_layers(module)) for part, module in modules.items()}
+    tensors, alphas, ranks = _read(path)
+    parts: dict[str, dict[str, Factors]] = {}
+    for key, down in tensors.items():
+        suffix = next((suffix for suffix in _DOWN if key.endswith(suffix)), None)
+        if suffix is None:
+            continue
+        stem = key.removesuffix(suffix)
+        up = tensors.get(stem + _UP[_DOWN.index(suffix)])
+        if up is None:
+            raise ValueError(f"{stem[:96]} has one factor of two")
+        part, name = _place(stem + ("_lora" if suffix.startswith("_") else ""), layers)
+        layer = layers[part][name]
+        down, up = _shaped(down.float(), up.float(), layer, name)
+        rank = len(down)
+        alpha = alphas.get(stem, ranks.get(part, float(rank)))
+        parts.setdefault(part, {})[name] = Factors(down.to(device), (up * (alpha / rank)).to(device))
+    if not parts:
+        raise ValueError("it holds no LoRA factors of a known layout")
+    return Lora(parts=parts)
+
+
+class Adapted:
+    """A module whose layers can take factors. Outside `using` it computes what it always did."""
+
+    def __init__(self, module: nn.Module, part: str) -> None:
+        self._module, self._part = module, part
+        self._hooked: set[str] = set()
+        self._rows: tuple[LoraSet, ...] = ()
+        self._active = False
+        self._stacked: dict[
+            str, _Stacked | None
+        ] = {}  # of these rows, by layer: made once while a batch stays together
+
+    @contextmanager
+    def using(self, rows: Sequence[LoraSet]) -> Iterator[None]:
+        """Inside, row i of every call has the adapters `rows[i]`. No rows: nobody has any."""
+        if not any(rows):
+            yield
+            return
+        if tuple(rows) != self._rows:
+            self._rows = tuple(rows)
+            self._stacked.clear()
+        for name in {name for loras in rows for lora, _ in loras for name in lora.parts.get(self._part, {})}:
+            if name not in self._hooked:
+                self._hooked.add(name)
+                self._module.get_submodule(name).register_forward_hook(partial(self._add, name))
+        self._active = True
+        try:
+            yield
+        finally:
+            self._active = False
+
+    def _add(self, name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        if not self._active:
+            return None
+        if name not in self._stacked:
+            self._stacked[name] = _stack(self._rows, self._part, name, output.dtype)
+        stacked = self._stacked[name]
+        if stacked is None:
+            return None
+        rows = stacked.rows
+        if len(rows) == len(output):
+            return output + _product(layer, inputs[0], stacked)
+        return output.index_add(0, rows, _product(layer, inputs[0][rows], stacked))
+
+
+@dataclass(frozen=True, slots=True)
+class _Stacked:
+    """The factors of one layer for the rows that have any, (m,): down (m, r, ...), up (m, out, r), scales within."""
+
+    rows: Tensor
+    down: Tensor
+    up: Tensor
+
+
+def _stack(rows: Sequence[LoraSet], part: str, name: str, dtype: torch.dtype) -> _Stacked | None:
+    """Adapters of a row one after another along the rank, shorter rows padded with zeros."""
+    found = {
+        row: [(lora.parts[part][name], scale) for lora, scale in loras if scale and name in lora.parts.get(part, {})]
+        for row, loras in enumerate(rows)
+    }
+    found = {row: pairs for row, pairs in found.items() if pairs}
+    if not found:
+        return None
+    downs = [torch.cat([pair.down for pair, _ in pairs]) for pairs in found.values()]
+    ups = [torch.cat([pair.up * scale for pair, scale in pairs], dim=1).T for pairs in found.values()]
+    down = nn.utils.rnn.pad_sequence(downs, batch_first=True)
+    up = nn.utils.rnn.pad_sequence(ups, batch_first=True).transpose(1, 2)
+    return _Stacked(torch.tensor(list(found), device=down.device), down.to(dtype), up.to(dtype))
+
+
+def _product(layer: nn.Module, inputs: Tensor, stacked: _Stacked) -> Tensor:
+    if isinstance(layer, nn.Conv2d):
+        rows, rank = stacked.down.shape[:2]
+        low = functional.conv2d(  # a group a row: each is convolved with its own factors
+            inputs.flatten(0, 1).unsqueeze(0), stacked.down.flatten(0, 1), None, layer.stride, layer.padding,
+            layer.dilation, groups=rows,
+        ).squeeze(0).unflatten(0, (rows, rank))  # fmt: skip
+        return torch.bmm(stacked.up, low.flatten(2)).unflatten(2, low.shape[2:])
+    flat = inputs.flatten(1, -2) if inputs.dim() > 2 else inputs.unsqueeze(1)
+    high = torch.bmm(torch.bmm(flat, stacked.down.transpose(1, 2)), stacked.up.transpose(1, 2))
+    return high.reshape(*inputs.shape[:-1], high.shape[-1])
+
+
+def _layers(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.groups == 1):
+            yield name, layer
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, float], dict[str, float]]:
+    """Tensors by key, kohya's alphas by the key's stem, peft's alphas by part."""
+    with safe_open(path, framework="pt") as file:
+        keys = list(file.keys())
+        other = next((kind for kind in _OTHER_KINDS for key in keys if kind in key), None)
+        if other is not None:
+            raise ValueError(f"it holds {other!r} factors, which are no plain LoRA")
+        tensors = {key: file.get_tensor(key) for key in keys}
+        told = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
+    alphas = {key.removesuffix(".alpha"): float(tensor) for key, tensor in tensors.items() if key.endswith(".alpha")}
+    whole = {
+        key.removesuffix(".lora_alpha"): float(value) for key, value in told.items() if key.endswith(".lora_alpha")
+    }
+    return tensors, alphas, whole
+
+
+def _place(stem: str, layers: Mapping[str, Mapping[str, nn.Module]]) -> tuple[str, str]:
+    """The part and layer that a key means. Raises ValueError when the model has none such."""
+    for prefix, part in _KOHYA.items():
+        if stem.startswith(prefix):
+            flat = stem.removeprefix(prefix).removeprefix("text_model_")
+            for name in layers.get(part, {}):
+                if name.replace(".", "_") == flat:
+                    return part, name
+            raise ValueError(f"it adapts {stem[:96]!r}, which this model does not have")
+    part, _, name = stem.removeprefix("base_model.model.").partition(".")
+    if part not in layers:  # UNet factors alone, without the part's name
+        part, name = "unet", stem.removeprefix("base_model.model.")
+    name = name.removeprefix("text_model.").replace(".processor.", ".").replace(".to_out_lora", ".to_out.0")
+    name = name.removesuffix("_lora")
+    for candidate in (name, f"{name}.0"):  # old files say to_out for to_out.0
+        if candidate in layers.get(part, {}):
+            return part, candidate
+    raise ValueError(f"it adapts {stem[:96]!r}, which this model does not have")
+
+
+def _shaped(down: Tensor, up: Tensor, layer: nn.Module, name: str) -> tuple[Tensor, Tensor]:
+    """Bring the factors to the layer's own form. Raises ValueError when they are of another size."""
+    weight = cast(Tensor, layer.weight)
+    if isinstance(layer, nn.Linear):
+        down, up = down.flatten(1), up.flatten(1)  # linear projections that were 1x1 convolutions, or the reverse
+    elif down.dim() == 2:
+        down = down[:, :, None, None]
+    up = up.flatten(1)
+    fits = down.shape[1:] == weight.shape[1:] and up.shape == (weight.shape[0], len(down))
+    if not fits:
+        raise ValueError(
+            f"its factors for {name} are {tuple(down.shape)} and {tuple(up.shape)}; the layer is {tuple(weight.shape)}"
+        )
+    return down, up

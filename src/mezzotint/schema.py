@@ -1,0 +1,307 @@
+"""What a caller may send: `RequestInput`, read from JSON in any of the three spellings, with every fault it has.
+
+Must not know of models or devices: whether a value fits this server is decided in request.py.
+"""
+
+import difflib
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, get_args
+
+from annotated_types import Ge, Gt, Le, MaxLen
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.fields import FieldInfo
+
+from mezzotint.errors import Fault
+from mezzotint.families.table import SCHEDULERS
+
+MAX_SEED = 2**63 - 1
+MAX_STEPS = 1000
+
+Type = Literal["text2img", "img2img", "inpainting", "controlnet", "lora"]
+ResizeMode = Literal["stretch", "crop", "pad"]
+Scheduler = Literal[
+    "ddim", "ddpm", "dpm_multistep", "dpm_singlestep", "dpm_sde", "euler", "euler_ancestral",
+    "heun", "lms", "kdpm2", "kdpm2_ancestral", "pndm", "unipc", "lcm",
+]  # fmt: skip
+assert get_args(Scheduler) == tuple(SCHEDULERS)  # noqa: S101  invariant: one list, spelt twice for the type checker
+
+# Names of the contract that this version does not run yet. A request that uses one is refused by name, never ignored.
+NOT_YET = frozenset({"cancel_on_disconnect", "hires", "preview", "variation", "webhook"})
+
+ALIASES: dict[str, str] = {
+    "steps": "num_inference_steps",
+    "cfg_scale": "guidance_scale",
+    "sampler": "scheduler",
+    "n": "num_images",
+    "batch_size": "num_images",
+}
+
+
+class OutputInput(BaseModel):
+    """How pictures are encoded."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    format: Literal["png", "jpeg", "webp"] = "png"
+    quality: Annotated[int, Field(ge=1, le=100, description="of jpeg and webp; png is lossless")] = 95
+    embed_metadata: Annotated[bool, Field(description="write the parameters into the file")] = True
+
+
+class ControlNetInput(BaseModel):
+    """One ControlNet: which, the picture it is to follow, and how far."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    model: Annotated[str | None, Field(max_length=256)] = None
+    type: Annotated[str | None, Field(max_length=64)] = None  # in place of a model: the first of that control type
+    image: str | None = None
+    preprocessor: Annotated[str, Field(max_length=64)] = "none"
+    options: dict[str, Any] = {}
+    scale: Annotated[float, Field(ge=0, le=4)] = 1.0
+    start: Annotated[float, Field(ge=0, le=1)] = 0.0
+    end: Annotated[float, Field(ge=0, le=1)] = 1.0
+    resize_mode: ResizeMode = "stretch"
+    control_mode: Literal["balanced", "prompt", "control"] = "balanced"
+
+
+class LoraInput(BaseModel):
+    """One LoRA and how strongly it works."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    name: Annotated[str, Field(max_length=256)]
+    scale: Annotated[float, Field(ge=-4, le=4)] = 1.0
+
+
+class SchedulerOptionsInput(BaseModel):
+    """What a scheduler may be told beyond its name. Options left out stay as the model's own scheduler has them."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    karras_sigmas: bool | None = None
+    exponential_sigmas: bool | None = None
+    beta_sigmas: bool | None = None
+    timestep_spacing: Literal["linspace", "leading", "trailing"] | None = None
+    algorithm_type: Literal["dpmsolver++", "sde-dpmsolver++"] | None = None
+    solver_order: Annotated[int | None, Field(ge=1, le=3)] = None
+
+
+class RequestInput(BaseModel):
+    """A request as a caller sends it. Every field may be left out."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    model: Annotated[str | None, Field(max_length=256, description="catalog id; default: the configured model")] = None
+    type: Annotated[Type | None, Field(description="inferred when absent")] = None
+    prompt: Annotated[str, Field(max_length=10_000)] = ""
+    negative_prompt: Annotated[str, Field(max_length=10_000)] = ""
+    prompt_syntax: Annotated[
+        Literal["plain", "weighted"], Field(description="weighted: (word:1.2), ((word)), [word], BREAK")
+    ] = "plain"
+    width: Annotated[int | None, Field(ge=1, le=65_536, description="px; default: the model's own")] = None
+    height: Annotated[int | None, Field(ge=1, le=65_536, description="px; default: the model's own")] = None
+    num_inference_steps: Annotated[int | None, Field(ge=1, le=MAX_STEPS, description="alias: steps")] = None
+    guidance_scale: Annotated[
+        float | None, Field(ge=0, le=50, description="alias: cfg_scale; at most 1 means no guidance and half the work")
+    ] = None
+    scheduler: Annotated[Scheduler | None, Field(description="alias: sampler; default: the model's own")] = None
+    scheduler_options: Annotated[
+        SchedulerOptionsInput,
+        Field(
+            description="karras_sigmas, exponential_sigmas, beta_sigmas, timestep_spacing, algorithm_type, solver_order"
+        ),
+    ] = SchedulerOptionsInput()
+    eta: Annotated[float, Field(ge=0, le=1, description="noise of ddim")] = 0.0
+    seed: Annotated[int | None, Field(ge=0, le=MAX_SEED, description="drawn when absent; image i uses seed+i")] = None
+    num_images: Annotated[int, Field(ge=1, le=64, description="aliases: n, batch_size")] = 1
+    clip_skip: Annotated[int | None, Field(ge=1, le=64, description="text encoder layers to skip")] = None
+    image: Annotated[str | None, Field(description="base64, a data URL or asset:ID; drawing begins at it")] = None
+    mask: Annotated[str | None, Field(description="as image, of its size; white is drawn anew")] = None
+    strength: Annotated[
+        float | None, Field(ge=0, le=1, description="how far from the image, default 0.8; steps run = steps x strength")
+    ] = None
+    mask_blur: Annotated[int, Field(ge=0, le=256, description="px, softens the edge of the mask")] = 0
+    mask_fill: Annotated[
+        Literal["original", "fill"], Field(description="what the masked area begins as; fill: the colours around it")
+    ] = "original"
+    padding_mask_crop: Annotated[
+        int | None, Field(ge=0, le=4096, description="px; draws only the masked area and so much around it, enlarged")
+    ] = None
+    resize_mode: Annotated[ResizeMode, Field(description="how image and mask come to width x height")] = "stretch"
+    controlnets: Annotated[
+        list[ControlNetInput],
+        Field(
+            max_length=8,
+            description="model or type, image, preprocessor, options, scale, start, end, resize_mode, control_mode",
+        ),
+    ] = []
+    loras: Annotated[list[LoraInput], Field(max_length=8, description="name, scale (alias: weight)")] = []
+    output: OutputInput = OutputInput()
+    priority: Annotated[int, Field(ge=0, le=9, description="higher first")] = 5
+    timeout_s: Annotated[float | None, Field(gt=0, le=604_800, description="running longer fails")] = None
+    expires_s: Annotated[float | None, Field(gt=0, le=31_536_000, description="not started by then: expired")] = None
+    device: Annotated[str | None, Field(max_length=64, description="pin to a device id")] = None
+    deterministic: Annotated[bool, Field(description="bit-equal anywhere; runs alone in its model calls")] = False
+    metadata: Annotated[dict[str, Any], Field(description="yours, returned as sent; 16 KiB of JSON")] = {}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Source:
+    """A picture of a request as it was sent: base64, a data URL or `asset:ID`."""
+
+    field: str
+    text: str
+    role: Literal["image", "mask"]
+
+
+def parse(body: Any) -> tuple[RequestInput, list[Fault]]:
+    """Read a decoded JSON object in snake, camel or Pascal case. Never raises: what cannot be read is a fault and is
+    left at its default in the returned input, so that the caller can go on looking for more."""
+    if not isinstance(body, dict):
+        return RequestInput(), [Fault(field=None, code="invalid_request", message="the body must be a JSON object")]
+    faults: list[Fault] = []
+    fields = _fold(body, RequestInput, "", faults)
+    for _ in range(2):  # the second pass reads what is left after the faulty fields are taken out
+        try:
+            return RequestInput.model_validate(fields), faults
+        except ValidationError as error:
+            for item in error.errors(include_url=False):
+                faults.append(_fault(item))
+                fields.pop(str(item["loc"][0]), None)
+    raise AssertionError("a request without its faulty fields is valid")
+
+
+def sources(sent: RequestInput) -> Iterator[Source]:
+    """The pictures of a request, in the order of its fields."""
+    if sent.image is not None:
+        yield Source(field="image", text=sent.image, role="image")
+    if sent.mask is not None:
+        yield Source(field="mask", text=sent.mask, role="mask")
+    for index, control in enumerate(sent.controlnets):
+        if control.image is not None:
+            yield Source(field=f"controlnets[{index}].image", text=control.image, role="image")
+
+
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name closest to a misspelt one, or None when nothing is close."""
+    found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return found[0] if found else None
+
+
+def _key(name: str) -> str:
+    return name.replace("_", "").lower()
+
+
+def _names(schema: type[BaseModel]) -> dict[str, str]:
+    extra = _ALIASES.get(schema, {})
+    return {_key(name): name for name in schema.model_fields} | {_key(alias): name for alias, name in extra.items()}
+
+
+_ALIASES: dict[type[BaseModel], dict[str, str]] = {
+    RequestInput: ALIASES,
+    LoraInput: {"weight": "scale"},
+    ControlNetInput: {"conditioning_scale": "scale"},
+}
+_NESTED: dict[str, type[BaseModel]] = {"output": OutputInput, "scheduler_options": SchedulerOptionsInput}
+_LISTS: dict[str, type[BaseModel]] = {"controlnets": ControlNetInput, "loras": LoraInput}
+_SCHEMAS: tuple[type[BaseModel], ...] = (RequestInput, *_NESTED.values(), *_LISTS.values())
+_NAMES = {schema: _names(schema) for schema in _SCHEMAS}
+_NOT_YET_KEYS = {_key(name): name for name in NOT_YET}
+
+
+def _fold(body: dict[str, Any], schema: type[BaseModel], prefix: str, faults: list[Fault]) -> dict[str, Any]:
+    """Rename the keys of one level to the contract's."""
+    names = _NAMES[schema]
+    found: dict[str, Any] = {}
+    spelt: dict[str, str] = {}
+    for key, value in body.items():
+        name = names.get(_key(key))
+        if name is None:
+            faults.append(_unknown(key, prefix, names, at_top=schema is RequestInput))
+        elif name in found:
+            message = f"{prefix}{name} is given twice, as {spelt[name]!r} and {key!r}; send one"
+            faults.append(Fault(field=prefix + name, code="duplicate_field", message=message))
+        else:
+            spelt[name] = key
+            found[name] = _fold_inside(name, value, faults) if schema is RequestInput else value
+    return found
+
+
+def _fold_inside(name: str, value: Any, faults: list[Fault]) -> Any:
+    """The objects below one field. A user's own dictionaries (metadata, options) are not entered."""
+    if (nested := _NESTED.get(name)) is not None and isinstance(value, dict):
+        return _fold(value, nested, f"{name}.", faults)
+    if (listed := _LISTS.get(name)) is not None and isinstance(value, list):
+        return [
+            _fold(item, listed, f"{name}[{index}].", faults) if isinstance(item, dict) else item
+            for index, item in enumerate(value)
+        ]
+    return value
+
+
+def _unknown(key: str, prefix: str, names: dict[str, str], *, at_top: bool) -> Fault:
+    if at_top and (known := _NOT_YET_KEYS.get(_key(key))):
+        message = f"{known} is not supported by this version; leave it out"
+        return Fault(field=known, code="unsupported_field", message=message)
+    near = nearest(_key(key), names)
+    hint = f"; did you mean {prefix}{names[near]}?" if near else ""
+    shown = prefix + key[:64]
+    return Fault(field=shown, code="unknown_field", message=f"{shown} is not a field of a request{hint}")
+
+
+def _fault(item: Any) -> Fault:
+    """Translate one of pydantic's errors: the path, the rule in our words, the value that broke it."""
+    path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in item["loc"]).removeprefix(".")
+    if item["type"] == "missing":
+        return Fault(field=path, code="missing_field", message=f"{path} is missing")
+    code = "invalid_value"
+    return Fault(field=path, code=code, message=f"{path} must be {_rule(item)}; got {_shown(item['input'])}")
+
+
+def _rule(item: Any) -> str:
+    field = _field_at(item["loc"])
+    low = next((f"{m.ge:g}" for m in field.metadata if isinstance(m, Ge)), None)
+    above = next((f"above {m.gt:g}" for m in field.metadata if isinstance(m, Gt)), None)
+    high = next((_number(m.le) for m in field.metadata if isinstance(m, Le)), None)
+    longest = next((m.max_length for m in field.metadata if isinstance(m, MaxLen)), None)
+    kind = {
+        "int": "a whole number",
+        "float": "a number",
+        "string": "a text",
+        "bool": "true or false",
+        "dict": "an object",
+        "list": "a list",
+        "model": "an object",
+    }
+    word = next((text for name, text in kind.items() if item["type"].startswith(name)), "")
+    if item["type"] == "literal_error":
+        return f"one of {item['ctx']['expected']}"
+    if high is not None:
+        whole = "a whole number " if "int" in str(field.annotation) else "a number "
+        return f"{whole}from {low} to {high}" if low is not None else f"{whole}{above} and at most {high}"
+    if longest is not None:
+        return (
+            f"a list of at most {longest}"
+            if "list" in str(field.annotation)
+            else f"a text of at most {longest} characters"
+        )
+    return word or "an object"
+
+
+def _number(value: Any) -> str:
+    return "2^63-1" if value == MAX_SEED else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _field_at(path: tuple[Any, ...]) -> FieldInfo:
+    schema: type[BaseModel] = RequestInput
+    names = [part for part in path if isinstance(part, str)]
+    for part in names[:-1]:
+        schema = _NESTED.get(part) or _LISTS.get(part) or schema
+    return schema.model_fields[names[-1]]
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value, default=str, ensure_ascii=True)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,0 +1,90 @@
+"""LoRAs of each layout, several at once, in company with others; diffusers with peft is the oracle."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mezzotint.families.lora import read_lora
+from mezzotint.request import LoraUse
+from tests.models import build_lora, build_sd
+from tests.parity.rig import COMPANY, Asked, Rig, assert_equal, difference
+from tests.requests import request
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("loras")
+    build_sd(root / "tiny")
+    for seed in range(8):
+        build_lora(root / f"style{seed}.safetensors", root / "tiny", seed=seed, rank=2 + seed % 3)
+    build_lora(root / "kohya.safetensors", root / "tiny", seed=3, rank=4, layout="kohya")
+    build_lora(root / "same.safetensors", root / "tiny", seed=3, rank=4)
+    return root
+
+
+@pytest.fixture(scope="module")
+def rig(folder: Path) -> Rig:
+    return Rig(folder / "tiny")
+
+
+def adapted(folder: Path, *uses: tuple[str, float], **changes: Any) -> Asked:
+    loras = tuple(LoraUse(name=name, scale=scale) for name, scale in uses)
+    return Asked(
+        request=request(type="lora", loras=loras, **changes),
+        loras=tuple(folder / f"{name}.safetensors" for name, _ in uses),
+    )
+
+
+@pytest.mark.parametrize(
+    "uses",
+    [
+        [("style0", 1.0)],
+        [("style0", 0.4)],
+        [("style0", -0.5)],
+        [("style1", 0.6), ("style2", 0.5)],
+        [("style0", 0.3), ("style1", 0.3), ("style2", 0.3)],
+    ],
+    ids=str,
+)
+def test_loras_equal_the_pipelines(rig: Rig, folder: Path, uses: list[tuple[str, float]]) -> None:
+    asked = adapted(folder, *uses)
+    expected = rig.oracle(asked)
+    assert difference(rig.oracle(request()), expected) > 1, "the LoRA changes nothing"
+    assert_equal(rig.draw([asked])[0][0], expected)
+    assert_equal(rig.draw([*COMPANY, adapted(folder, ("style5", 1.0)), asked], stagger=1)[-1][0], expected)
+
+
+def test_the_layout_of_kohya_is_read(rig: Rig, folder: Path) -> None:
+    # diffusers cannot be asked: it loses the text encoder's part of such files with this transformers
+    expected = rig.oracle(adapted(folder, ("same", 0.45)))
+    assert_equal(rig.draw([adapted(folder, ("kohya", 0.9))])[0][0], expected)  # alpha is half the rank
+
+
+def test_eight_sets_of_loras_share_each_call_and_each_is_as_alone(rig: Rig, folder: Path) -> None:
+    asked = [adapted(folder, (f"style{i}", 0.2 + 0.1 * i), seed=i, num_inference_steps=20) for i in range(8)]
+    together = rig.draw(asked)
+    assert 16 in rig.calls, "eight sessions with guidance, once all are loaded"
+    for one, drawn in zip(asked, together, strict=True):
+        assert_equal(drawn[0], rig.draw([one])[0][0])
+
+
+def test_scale_zero_is_the_base_picture(rig: Rig, folder: Path) -> None:
+    drawn = rig.draw([adapted(folder, ("style0", 0.0))])[0][0]
+    assert torch.equal(drawn.latents, rig.draw([request()])[0][0].latents)
+
+
+def test_a_lora_of_another_shape_is_refused_with_the_layer_named(rig: Rig, folder: Path, tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    name = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+    wide = {f"{name}.lora_A.weight": torch.zeros(2, 99), f"{name}.lora_B.weight": torch.zeros(32, 2)}
+    save_file(wide, tmp_path / "wide.safetensors")
+    modules = {"unet": rig.family.unet}
+    with pytest.raises(ValueError, match=r"attn1\.to_q are \(2, 99\)"):
+        read_lora(tmp_path / "wide.safetensors", modules, torch.device("cpu"))
+    save_file({"unet.nowhere.lora_A.weight": torch.zeros(2, 2), "unet.nowhere.lora_B.weight": torch.zeros(2, 2)},
+              tmp_path / "nowhere.safetensors")  # fmt: skip
+    with pytest.raises(ValueError, match="nowhere"):
+        read_lora(tmp_path / "nowhere.safetensors", modules, torch.device("cpu"))

@@ -1,0 +1,159 @@
+"""Pictures in: img2img, inpainting of both kinds, ControlNets; diffusers' pipelines are the oracle."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw, ImageFilter
+
+from mezzotint.families.table import SCHEDULERS
+from mezzotint.request import ControlNetUse, Request
+from tests.models import build_controlnet, build_sd
+from tests.parity.rig import COMPANY, Asked, Rig, assert_equal, difference
+from tests.requests import request
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("pictures")
+    build_sd(root / "tiny")
+    build_sd(root / "inpainting", seed=1, inpaints=True)
+    build_controlnet(root / "edges", root / "tiny", seed=2)
+    build_controlnet(root / "poses", root / "tiny", seed=3)
+    noise = np.random.default_rng(5)
+    for name, size in (("image", 16), ("edges", 16), ("poses", 24)):
+        big = Image.fromarray(noise.integers(0, 256, (4, 4, 3), dtype=np.uint8), "RGB")
+        big.resize((size, size), Image.Resampling.NEAREST).save(root / f"{name}.png")
+    mask = Image.new("L", (16, 16))
+    ImageDraw.Draw(mask).rectangle((5, 4, 11, 10), fill=255)
+    mask.save(root / "mask.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def rig(folder: Path) -> Rig:
+    return Rig(folder / "tiny")
+
+
+@pytest.fixture(scope="module")
+def inpainting(folder: Path) -> Rig:
+    return Rig(folder / "inpainting")
+
+
+def img2img(folder: Path, **changes: Any) -> Asked:
+    asked = request(type="img2img", image="asset:i", **{"strength": 0.6, **changes})
+    return Asked(request=asked, files={"image": folder / "image.png"})
+
+
+def inpaint(folder: Path, **changes: Any) -> Asked:
+    asked = request(type="inpainting", image="asset:i", mask="asset:m", **{"strength": 0.8, **changes})
+    return Asked(request=asked, files={"image": folder / "image.png", "mask": folder / "mask.png"})
+
+
+def control(folder: Path, *names: str, base: Asked | None = None, **changes: Any) -> Asked:
+    use = {"preprocessor": "none", "options": {}, "scale": 0.8, "start": 0.0, "end": 1.0, **changes}
+    uses = tuple(
+        ControlNetUse(model=name, image=f"asset:{name}", resize_mode="stretch", control_mode="balanced", **use)
+        for name in names
+    )
+    base = base or Asked(request=request(type="controlnet"))
+    return Asked(
+        request=replace(base.request, controlnets=uses),
+        files=base.files | {f"controlnets[{i}].image": folder / f"{name}.png" for i, name in enumerate(names)},
+        nets=tuple(folder / name for name in names),
+    )
+
+
+def mixed(folder: Path) -> list[Asked | Request]:
+    """Company of every kind, so that a case shares its calls with rows that have what it lacks."""
+    return [*COMPANY, img2img(folder, seed=50), inpaint(folder, seed=51), control(folder, "edges")]
+
+
+@pytest.mark.parametrize("scheduler", list(SCHEDULERS))
+@pytest.mark.parametrize("kind", [img2img, inpaint])
+def test_a_picture_from_a_picture_equals_the_pipelines(rig: Rig, folder: Path, kind: Any, scheduler: str) -> None:
+    asked = kind(folder, scheduler=scheduler)
+    expected = rig.oracle(asked)
+    assert_equal(rig.draw([asked])[0][0], expected)
+    assert_equal(rig.draw([*mixed(folder), asked], stagger=1)[-1][0], expected)
+    assert difference(rig.oracle(kind(folder, scheduler=scheduler, seed=8)), expected) > 1, "any picture would pass"
+
+
+@pytest.mark.parametrize("strength", [0.0, 0.1, 0.5, 1.0])
+@pytest.mark.parametrize("kind", [img2img, inpaint])
+def test_strength_decides_how_many_steps_run(rig: Rig, folder: Path, kind: Any, strength: float) -> None:
+    asked = kind(folder, strength=strength)
+    same = kind(folder, strength=max(strength, 0.17))  # diffusers raises an error below one step of six
+    assert_equal(rig.draw([asked])[0][0], rig.oracle(same))
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "euler_ancestral", "heun", "lcm"])
+@pytest.mark.parametrize("strength", [0.5, 1.0])
+def test_a_unet_that_knows_of_masks_equals_the_pipeline(
+    inpainting: Rig, folder: Path, scheduler: str, strength: float
+) -> None:
+    asked = inpaint(folder, scheduler=scheduler, strength=strength)
+    expected = inpainting.oracle(asked)
+    assert_equal(inpainting.draw([asked])[0][0], expected)
+    assert_equal(inpainting.draw([inpaint(folder, seed=3), asked], stagger=1)[1][0], expected)
+
+
+@pytest.mark.parametrize("changes", [{"mask_blur": 2}, {"padding_mask_crop": 2}, {"num_images": 2}], ids=str)
+def test_a_field_of_inpainting_means_what_it_means_in_diffusers(
+    rig: Rig, folder: Path, changes: dict[str, Any]
+) -> None:
+    asked = inpaint(folder, **changes)
+    for index in range(asked.request.num_images):
+        assert_equal(rig.draw([*mixed(folder), asked])[-1][index], rig.oracle(asked, index))
+
+
+@pytest.mark.parametrize("changes", [{}, {"mask_blur": 1}, {"padding_mask_crop": 3}, {"mask_fill": "fill"}], ids=str)
+def test_what_the_mask_keeps_is_the_input_to_the_bit(rig: Rig, folder: Path, changes: dict[str, Any]) -> None:
+    drawn = rig.draw([inpaint(folder, **changes)])[0][0].pixels
+    image, mask = (Image.open(folder / f"{name}.png") for name in ("image", "mask"))
+    kept = np.array(mask.filter(ImageFilter.GaussianBlur(changes.get("mask_blur", 0)))) == 0
+    assert kept.sum() > 100
+    assert np.array_equal(drawn[kept], np.array(image)[kept])
+    assert not np.array_equal(drawn[~kept], np.array(image)[~kept])
+
+
+@pytest.mark.parametrize("scheduler", ["ddim", "heun", "euler_ancestral"])
+def test_a_controlnet_equals_the_pipelines(rig: Rig, folder: Path, scheduler: str) -> None:
+    asked = control(folder, "edges")
+    asked = replace(asked, request=replace(asked.request, scheduler=scheduler))
+    expected = rig.oracle(asked)
+    assert difference(rig.oracle(request(scheduler=scheduler)), expected) > 1, "the net changes nothing"
+    assert_equal(rig.draw([asked])[0][0], expected)
+    assert_equal(rig.draw([*mixed(folder), asked], stagger=1)[-1][0], expected)
+
+
+@pytest.mark.parametrize("changes", [{"scale": 0.3}, {"start": 0.4}, {"end": 0.5}, {"start": 0.3, "end": 0.7}], ids=str)
+def test_a_field_of_a_controlnet_means_what_it_means_in_diffusers(
+    rig: Rig, folder: Path, changes: dict[str, Any]
+) -> None:
+    asked = control(folder, "edges", **changes)
+    assert_equal(rig.draw([asked, *mixed(folder)])[0][0], rig.oracle(asked))
+
+
+def test_several_controlnets_add_up(rig: Rig, folder: Path) -> None:
+    asked = control(folder, "edges", "poses")
+    assert_equal(rig.draw([asked, *mixed(folder)])[0][0], rig.oracle(asked))
+
+
+@pytest.mark.parametrize("kind", [img2img, inpaint])
+def test_a_controlnet_beside_a_picture_equals_the_pipelines(rig: Rig, folder: Path, kind: Any) -> None:
+    asked = control(folder, "edges", base=kind(folder))
+    assert_equal(rig.draw([asked, *mixed(folder)])[0][0], rig.oracle(asked))
+
+
+def test_all_kinds_share_one_call(rig: Rig, folder: Path) -> None:
+    asked: list[Asked | Request] = [
+        request(),
+        img2img(folder, strength=1.0),
+        inpaint(folder, strength=1.0),
+        control(folder, "edges"),
+    ]
+    rig.draw(asked)
+    assert max(rig.calls) == 8

@@ -1,0 +1,90 @@
+"""SDXL's base model against its pipelines: text, pictures, ControlNet, LoRA, alone and in company."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mezzotint.families.table import SCHEDULERS
+from mezzotint.request import ControlNetUse, LoraUse
+from tests.models import build_controlnet, build_lora, build_sdxl
+from tests.parity.rig import COMPANY, Asked, Rig, assert_equal, difference
+from tests.requests import request
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("sdxl")
+    build_sdxl(root / "tiny")
+    build_controlnet(root / "edges", root / "tiny", seed=2)
+    build_lora(root / "style.safetensors", root / "tiny", seed=3)
+    build_lora(root / "kohya.safetensors", root / "tiny", seed=3, layout="kohya")
+    noise = np.random.default_rng(5)
+    for name in ("image", "edges"):
+        big = Image.fromarray(noise.integers(0, 256, (4, 4, 3), dtype=np.uint8), "RGB")
+        big.resize((16, 16), Image.Resampling.NEAREST).save(root / f"{name}.png")
+    mask = np.zeros((16, 16), np.uint8)
+    mask[4:11, 5:12] = 255
+    Image.fromarray(mask, "L").save(root / "mask.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def rig(folder: Path) -> Rig:
+    return Rig(folder / "tiny")
+
+
+@pytest.mark.parametrize("scheduler", list(SCHEDULERS))
+def test_a_picture_equals_the_pipelines(rig: Rig, scheduler: str) -> None:
+    asked = request(scheduler=scheduler, negative_prompt="blur")
+    expected = rig.oracle(asked)
+    assert_equal(rig.draw([asked])[0][0], expected)
+    assert_equal(rig.draw([*COMPANY, asked], stagger=2)[-1][0], expected)
+    assert difference(rig.oracle(request(scheduler=scheduler, seed=8)), expected) > 5, "any picture would pass"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"negative_prompt": ""}, {"guidance_scale": 1.0}, {"clip_skip": 1}, {"width": 24, "height": 32}],
+    ids=str,
+)
+def test_a_field_means_what_it_means_in_diffusers(rig: Rig, changes: dict[str, Any]) -> None:
+    asked = request(**changes)
+    assert_equal(rig.draw([asked, *COMPANY])[0][0], rig.oracle(asked))
+
+
+@pytest.mark.parametrize("kind", ["img2img", "inpainting", "controlnet", "lora", "all"])
+def test_every_type_equals_the_pipelines(rig: Rig, folder: Path, kind: str) -> None:
+    asked = Asked(request=request(type=kind if kind != "all" else "inpainting"))
+    if kind in ("img2img", "inpainting", "all"):
+        changed = replace(asked.request, image="asset:i", strength=0.7)
+        asked = replace(asked, request=changed, files={"image": folder / "image.png"})
+    if kind in ("inpainting", "all"):
+        changed = replace(asked.request, mask="asset:m")
+        asked = replace(asked, request=changed, files=asked.files | {"mask": folder / "mask.png"})
+    if kind in ("controlnet", "all"):
+        use = ControlNetUse(
+            model="edges", image="asset:e", preprocessor="none", options={}, scale=0.8, start=0.0, end=0.7,
+            resize_mode="stretch", control_mode="balanced",
+        )  # fmt: skip
+        changed = replace(asked.request, controlnets=(use,))
+        files = asked.files | {"controlnets[0].image": folder / "edges.png"}
+        asked = replace(asked, request=changed, files=files, nets=(folder / "edges",))
+    if kind in ("lora", "all"):
+        changed = replace(asked.request, loras=(LoraUse(name="style", scale=0.8),))
+        asked = replace(asked, request=changed, loras=(folder / "style.safetensors",))
+    expected = rig.oracle(asked)
+    assert difference(rig.oracle(request()), expected) > 1
+    assert_equal(rig.draw([asked])[0][0], expected)
+    assert_equal(rig.draw([*COMPANY, asked], stagger=1)[-1][0], expected)
+
+
+def test_the_layout_of_kohya_is_read(rig: Rig, folder: Path) -> None:
+    half = replace(request(type="lora"), loras=(LoraUse(name="style", scale=0.4),))
+    whole = replace(half, loras=(LoraUse(name="kohya", scale=0.8),))
+    theirs = rig.draw([Asked(request=half, loras=(folder / "style.safetensors",))])[0][0]
+    ours = rig.draw([Asked(request=whole, loras=(folder / "kohya.safetensors",))])[0][0]
+    assert_equal(ours, theirs)
