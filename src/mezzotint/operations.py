@@ -7,16 +7,18 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from ulid import ULID
 
 from mezzotint import bodies, devices
+from mezzotint.assets import Asset, Assets
 from mezzotint.catalog import Catalog
 from mezzotint.config import Settings
 from mezzotint.dispatcher import Dispatcher
 from mezzotint.errors import Conflict, Fault, InvalidRequest, NotFound
 from mezzotint.events import Event, Events
+from mezzotint.image_wire import Role
 from mezzotint.request import World, nearest, resolve
 from mezzotint.session import FINAL, ImageRecord, Session, State
 from mezzotint.store.blobs import Blobs
@@ -42,9 +44,11 @@ class Operations:
         supervisor: Supervisor,
         dispatcher: Dispatcher,
         events: Events,
+        assets: Assets,
     ) -> None:
         self._settings, self._catalog, self._store, self._blobs = settings, catalog, store, blobs
         self._supervisor, self._dispatcher, self._events = supervisor, dispatcher, events
+        self._assets = assets
 
     # ---- sessions
 
@@ -128,6 +132,25 @@ class Operations:
         except TimeoutError:
             pass
         return await self.get(session_id)
+
+    # ---- assets
+
+    @property
+    def max_upload_bytes(self) -> int:
+        return self._settings.max_upload_bytes
+
+    async def add_asset(self, data: bytes, role: str = "image") -> Asset:
+        """Keep a picture. On disk when it returns. Raises InvalidRequest, or TryLater when there is no room."""
+        if role not in get_args(Role):
+            message = f"role must be {' or '.join(get_args(Role))}; got {role[:64]!r}"
+            raise InvalidRequest([Fault(field="role", code="invalid_value", message=message)])
+        return await self._assets.put(data, "mask" if role == "mask" else "image")
+
+    async def asset(self, asset_id: str) -> tuple[Asset, Path]:
+        found = await asyncio.to_thread(self._assets.find, asset_id)
+        if found is None:
+            raise NotFound(f"asset {asset_id[:64]!r} is not here", code="asset_not_found")
+        return found, self._assets.path(asset_id)
 
     # ---- what there is
 

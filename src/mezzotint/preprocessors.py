@@ -1,0 +1,79 @@
+"""What can turn a picture into a control map, as facts: names, options, ranges. Must not touch a pixel.
+
+The functions themselves run in the image child.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from mezzotint.errors import Fault
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Option:
+    """A number that a preprocessor takes. `whole` refuses fractions."""
+
+    default: float
+    low: float
+    high: float
+    whole: bool = False
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Preprocessor:
+    makes: str
+    options: dict[str, Option] = field(default_factory=dict)
+
+
+PREPROCESSORS: dict[str, Preprocessor] = {
+    "none": Preprocessor(makes="nothing: the picture is a control map already"),
+    "canny": Preprocessor(
+        makes="white edges on black, by Canny's method on the RGB picture",
+        options={
+            "low_threshold": Option(default=100, low=0, high=255, whole=True),
+            "high_threshold": Option(default=200, low=0, high=255, whole=True),
+        },
+    ),
+    "invert": Preprocessor(makes="the negative: black lines on white become white lines on black"),
+    "blur_gaussian": Preprocessor(
+        makes="the picture blurred, for tile and blur ControlNets; sigma in pixels",
+        options={"sigma": Option(default=9.0, low=0.1, high=64.0)},
+    ),
+}
+
+
+def faults(name: str, options: Mapping[str, Any], path: str = "") -> list[Fault]:
+    """Everything wrong with a preprocessor and its options; empty when nothing is. `path` goes before the fields."""
+    known = PREPROCESSORS.get(name)
+    if known is None:
+        message = f"preprocessor {name[:64]!r} does not exist; {', '.join(PREPROCESSORS)}"
+        return [Fault(field=f"{path}preprocessor", code="invalid_value", message=message)]
+    found = []
+    for key, value in options.items():
+        shown, option = f"{path}options.{key[:64]}", known.options.get(key)
+        if option is None:
+            hint = f"it has {', '.join(known.options)}" if known.options else "it has none"
+            message = f"{shown} is not an option of {name}; {hint}"
+            found.append(Fault(field=shown, code="unknown_field", message=message))
+        elif not _fits(value, option):
+            kind = "a whole number" if option.whole else "a number"
+            message = f"{shown} must be {kind} from {option.low:g} to {option.high:g}; got {_shown(value)}"
+            found.append(Fault(field=shown, code="invalid_value", message=message))
+    return found
+
+
+def complete(name: str, options: Mapping[str, Any]) -> dict[str, float]:
+    """Every option of a preprocessor, the given ones over the defaults. Only for what has no faults."""
+    return {key: options.get(key, option.default) for key, option in PREPROCESSORS[name].options.items()}
+
+
+def _fits(value: Any, option: Option) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int if option.whole else (int, float)):
+        return False
+    return option.low <= value <= option.high  # never true of nan
+
+
+def _shown(value: Any) -> str:
+    is_huge = isinstance(value, int) and value.bit_length() > 64  # Python refuses to write out the longest
+    return "a far larger number" if is_huge else repr(value)[:64]
