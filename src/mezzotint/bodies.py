@@ -5,12 +5,14 @@ from typing import Any
 
 import msgspec
 
+from mezzotint.assets import Asset
 from mezzotint.catalog import Model
 from mezzotint.errors import Fault, InvalidRequest, MezzotintError
 from mezzotint.events import Event
 from mezzotint.session import SPANS, ImageRecord, Session
 
 SESSIONS = "/api/inference/sessions"
+ASSETS = "/api/assets"
 
 
 def session(value: Session) -> dict[str, Any]:
@@ -50,6 +52,10 @@ def session(value: Session) -> dict[str, Any]:
 def image(session_id: str, value: ImageRecord) -> dict[str, Any]:
     body: dict[str, Any] = msgspec.to_builtins(value)
     return body | {"url": f"{SESSIONS}/{session_id}/images/{value.index}"}
+
+
+def asset(value: Asset) -> dict[str, Any]:
+    return {name: getattr(value, name) for name in ("id", "width", "height", "bytes", "sha256")}
 
 
 def event(session_id: str, value: Event) -> dict[str, Any]:

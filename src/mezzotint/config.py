@@ -51,6 +51,9 @@ class Settings(BaseSettings):
         10_000
     )
     max_pixels: Annotated[int, Field(ge=4096, le=67_108_864, description="largest picture, width x height")] = 4_194_304
+    max_upload_bytes: Annotated[
+        int, Field(ge=65_536, le=268_435_456, description="largest body of an upload; one picture is never larger")
+    ] = 33_554_432
     drain_s: Annotated[float, Field(ge=0, le=3600, description="time that running sessions get at a stop")] = 30.0
     log_level: Annotated[str, Field(pattern="^(debug|info|warning|error)$", description="least severe line to log")] = (
         "info"

@@ -3,7 +3,7 @@
     MezzotintError
     ├── CallerError            the caller can mend it
     │   ├── InvalidRequest     one or more faults of a request, all at once
-    │   ├── NotFound           an id in a path names nothing (session, model, device, image)
+    │   ├── NotFound           an id in a path names nothing (session, model, device, image, asset)
     │   └── Conflict           the session's state does not allow it (session_ended, illegal_state)
     ├── TryLater               waiting mends it (queue_full, not_ready, storage_full)
     ├── RunFailure             an accepted session could not be finished (worker_lost, out_of_memory, ...)
@@ -36,6 +36,8 @@ STATUS: dict[str, int] = {
     "missing_field": 422,
     "device_not_found": 422,
     "seed_overflow": 422,
+    "invalid_image": 422,
+    "asset_not_found": 422,
     "body_too_large": 413,
     "unsupported_media_type": 415,
     "bad_host": 421,

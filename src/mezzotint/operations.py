@@ -7,18 +7,20 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from ulid import ULID
 
 from mezzotint import bodies, devices
+from mezzotint.assets import Asset, Assets
 from mezzotint.catalog import Catalog, Model, fitting
 from mezzotint.config import Settings
-from mezzotint.dispatcher import Dispatcher
-from mezzotint.errors import Conflict, Fault, InvalidRequest, NotFound
+from mezzotint.dispatcher import Dispatcher, input_name
+from mezzotint.errors import Conflict, Fault, InvalidRequest, MezzotintError, NotFound
 from mezzotint.events import Event, Events
-from mezzotint.request import World, resolve
-from mezzotint.schema import nearest, parse, sources
+from mezzotint.image_wire import Role
+from mezzotint.request import Picture, Request, World, resolve
+from mezzotint.schema import RequestInput, Source, nearest, parse, sources
 from mezzotint.session import FINAL, ImageRecord, Session, State
 from mezzotint.store.blobs import Blobs
 from mezzotint.store.sql import Store
@@ -43,21 +45,65 @@ class Operations:
         supervisor: Supervisor,
         dispatcher: Dispatcher,
         events: Events,
+        assets: Assets,
     ) -> None:
         self._settings, self._catalog, self._store, self._blobs = settings, catalog, store, blobs
         self._supervisor, self._dispatcher, self._events = supervisor, dispatcher, events
+        self._assets = assets
 
     # ---- sessions
 
     async def create(self, body: Any) -> Session:
         """Accept a request. Durable when it returns. Raises InvalidRequest with every fault, TryLater when full."""
         sent, faults = parse(body)
-        for source in sources(sent):
-            message = f"{source.field}: pictures are not taken by this version"
-            faults.append(Fault(field=source.field, code="unsupported_field", message=message))
-        resolved = resolve(sent, faults, {}, self._world(), lambda: secrets.randbelow(2**32))
+        pictures = await self._take(sent, faults)
+        resolved = resolve(sent, faults, pictures, self._world(), lambda: secrets.randbelow(2**32))
+        session_id = f"ses_{ULID()}"
+
+        async def accept() -> Session:
+            try:
+                await self._lay_out(session_id, resolved.request)
+                return await self._dispatcher.accept(session_id, resolved)
+            except MezzotintError:
+                await self._blobs.delete(session_id)
+                raise
+
         # a caller who leaves meanwhile must not leave a row that nobody runs
-        return await asyncio.shield(self._dispatcher.accept(f"ses_{ULID()}", resolved))
+        return await asyncio.shield(accept())
+
+    async def _take(self, sent: RequestInput, faults: list[Fault]) -> dict[str, Picture]:
+        """Keep the request's pictures. What is wrong with one is a fault beside the others."""
+        taken: dict[str, Picture] = {}
+        for source in sources(sent):
+            try:
+                asset = await self._keep(source)
+            except InvalidRequest as error:
+                faults += error.faults
+            else:
+                taken[source.field] = Picture(id=asset.id, width=asset.width, height=asset.height)
+        return taken
+
+    async def _keep(self, source: Source) -> Asset:
+        data = self._assets.read_source(source.text, source.field)
+        if isinstance(data, bytes):
+            return await self._assets.put(data, source.role, field=source.field)
+        asset = await asyncio.to_thread(self._assets.find, data)
+        if asset is None:
+            message = f"asset {data!r} is not here; upload the picture to /api/assets, or send it as base64"
+            raise InvalidRequest([Fault(field=source.field, code="asset_not_found", message=message)])
+        return asset
+
+    async def _lay_out(self, session_id: str, request: Request) -> None:
+        """Link the pictures that a session needs into its own folder, control maps made."""
+        ids = {field: asset_id for field, asset_id in (("image", request.image), ("mask", request.mask)) if asset_id}
+        for index, use in enumerate(request.controlnets):
+            source = use.image.removeprefix("asset:")
+            field = f"controlnets[{index}]."
+            made = await self._assets.preprocess(source, use.preprocessor, use.options, path=field)
+            ids[f"{field}image"] = made.id
+        for field, asset_id in ids.items():
+            folder = self._blobs.folder(session_id)
+            await self._assets.link(asset_id.removeprefix("asset:"), folder, input_name(field))
 
     async def get(self, session_id: str) -> Session:
         session = await self._store.get(session_id)
@@ -133,6 +179,25 @@ class Operations:
         except TimeoutError:
             pass
         return await self.get(session_id)
+
+    # ---- assets
+
+    @property
+    def max_upload_bytes(self) -> int:
+        return self._settings.max_upload_bytes
+
+    async def add_asset(self, data: bytes, role: str = "image") -> Asset:
+        """Keep a picture. On disk when it returns. Raises InvalidRequest, or TryLater when there is no room."""
+        if role not in get_args(Role):
+            message = f"role must be {' or '.join(get_args(Role))}; got {role[:64]!r}"
+            raise InvalidRequest([Fault(field="role", code="invalid_value", message=message)])
+        return await self._assets.put(data, "mask" if role == "mask" else "image")
+
+    async def asset(self, asset_id: str) -> tuple[Asset, Path]:
+        found = await asyncio.to_thread(self._assets.find, asset_id)
+        if found is None:
+            raise NotFound(f"asset {asset_id[:64]!r} is not here", code="asset_not_found")
+        return found, self._assets.path(asset_id)
 
     # ---- what there is
 

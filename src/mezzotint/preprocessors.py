@@ -3,7 +3,6 @@
 The functions themselves run in the image child.
 """
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -59,7 +58,7 @@ def faults(name: str, options: Mapping[str, Any], path: str = "") -> list[Fault]
             found.append(Fault(field=shown, code="unknown_field", message=message))
         elif not _fits(value, option):
             kind = "a whole number" if option.whole else "a number"
-            message = f"{shown} must be {kind} from {option.low:g} to {option.high:g}; got {repr(value)[:64]}"
+            message = f"{shown} must be {kind} from {option.low:g} to {option.high:g}; got {_shown(value)}"
             found.append(Fault(field=shown, code="invalid_value", message=message))
     return found
 
@@ -72,4 +71,9 @@ def complete(name: str, options: Mapping[str, Any]) -> dict[str, float]:
 def _fits(value: Any, option: Option) -> bool:
     if isinstance(value, bool) or not isinstance(value, int if option.whole else (int, float)):
         return False
-    return math.isfinite(value) and option.low <= value <= option.high
+    return option.low <= value <= option.high  # never true of nan
+
+
+def _shown(value: Any) -> str:
+    is_huge = isinstance(value, int) and value.bit_length() > 64  # Python refuses to write out the longest
+    return "a far larger number" if is_huge else repr(value)[:64]

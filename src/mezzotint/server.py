@@ -17,6 +17,7 @@ import structlog
 import uvicorn
 
 from mezzotint import devices
+from mezzotint.assets import Assets
 from mezzotint.catalog import Catalog
 from mezzotint.config import Settings, load_settings
 from mezzotint.dispatcher import Dispatcher
@@ -54,6 +55,9 @@ class Mezzotint:
             await asyncio.to_thread(catalog.scan)
             blobs = Blobs(settings.data / "sessions")
             blobs.sweep()
+            self.assets = Assets(settings.data / "assets", settings.max_upload_bytes)
+            await asyncio.to_thread(self.assets.sweep)
+            opened.push_async_callback(self.assets.close)
             events = Events()
             found = settings.devices or devices.find()
             self.supervisor = Supervisor(found, settings.threads or devices.default_threads())
@@ -62,7 +66,9 @@ class Mezzotint:
             opened.push_async_callback(self.supervisor.stop)
             opened.push_async_exit(self._drain)
             self.supervisor.start()
-            self.operations = Operations(settings, catalog, store, blobs, self.supervisor, self._dispatcher, events)
+            self.operations = Operations(
+                settings, catalog, store, blobs, self.supervisor, self._dispatcher, events, self.assets
+            )
             self._opened = opened.pop_all()
         return self
 
@@ -153,6 +159,7 @@ async def serve(settings: Settings) -> None:
         raise BadSetting(message)
     with _listen(settings.host, settings.port) as listener:
         async with Mezzotint(settings=settings) as mezzotint:
+            await mezzotint.assets.start()
             url = f"http://{settings.host}:{listener.getsockname()[1]}"
             config = uvicorn.Config(
                 build(mezzotint.operations),

@@ -29,7 +29,11 @@ ALLOWED: dict[str, set[str]] = {
     "session": {"errors", "request"},
     "events": set(),
     "config": {"catalog", "errors", "schema"},
-    "bodies": {"catalog", "errors", "events", "session"},
+    "image_wire": set(),
+    "image_child": {"image_wire"},
+    "image_handle": {"errors", "image_wire"},
+    "assets": {"errors", "image_handle", "image_wire", "preprocessors"},
+    "bodies": {"assets", "catalog", "errors", "events", "session"},
     "telemetry": set(),
     "images": {"request"},
     "store": {"errors", "request", "session", "store"},
@@ -43,13 +47,13 @@ ALLOWED: dict[str, set[str]] = {
     "devices": {"workers.base"},
     "dispatcher": {"catalog", "errors", "events", "request", "session", "store", "workers"},
     "operations": {
-        "", "bodies", "catalog", "config", "devices", "dispatcher", "errors", "events", "request", "schema",
-        "session", "store", "workers.base",
+        "", "assets", "bodies", "catalog", "config", "devices", "dispatcher", "errors", "events", "image_wire",
+        "request", "schema", "session", "store", "workers.base",
     },
     "doctor": {"", "catalog", "config", "devices"},
     "server": {
-        "", "api.app", "catalog", "config", "devices", "dispatcher", "errors", "events", "operations", "session",
-        "store", "workers.base",
+        "", "api.app", "assets", "catalog", "config", "devices", "dispatcher", "errors", "events", "operations",
+        "session", "store", "workers.base",
     },
     "api": {"", "api", "bodies", "errors", "events", "operations", "schema", "session"},
     "client": {"errors"},
@@ -105,7 +109,7 @@ def test_nothing_that_the_api_process_imports_is_torch() -> None:
     code = (
         "import mezzotint.api.app, mezzotint.cli, mezzotint.client, mezzotint.doctor, mezzotint.server, sys;"
         "print(sorted({name.partition('.')[0] for name in sys.modules} & "
-        "{'torch', 'diffusers', 'transformers', 'numpy', 'PIL', 'safetensors', 'scipy'}))"
+        "{'torch', 'diffusers', 'transformers', 'numpy', 'PIL', 'safetensors', 'scipy', 'cv2'}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -9,9 +9,9 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mezzotint import __version__
-from mezzotint.api import inference, models
+from mezzotint.api import assets, inference, models
 from mezzotint.api.problems import problem
-from mezzotint.api.security import Gate
+from mezzotint.api.security import UPLOADS, Gate
 from mezzotint.errors import Fault, InvalidRequest, MezzotintError
 from mezzotint.operations import Operations
 
@@ -25,10 +25,13 @@ def build(operations: Operations) -> ASGIApp:
     app.state.operations = operations
     app.include_router(inference.router)
     app.include_router(models.router)
+    app.include_router(assets.router, max_body_size=operations.max_upload_bytes)
     app.add_exception_handler(MezzotintError, _told)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _validation)
-    return RequestIds(Gate(app, MAX_BODY_BYTES))  # outside FastAPI, whose own refusals have another shape
+    return RequestIds(
+        Gate(app, MAX_BODY_BYTES, operations.max_upload_bytes)
+    )  # outside FastAPI, whose own refusals have another shape
 
 
 class RequestIds:
@@ -77,10 +80,15 @@ async def _http(request: Request, error: Exception) -> Response:
     messages = {
         404: f"{request.method} {request.url.path[:200]} is not a route here; /docs lists them",
         405: f"{request.method} is not for {request.url.path[:200]}",
-        413: f"the body is over {MAX_BODY_BYTES} bytes",
+        413: f"the body is over {_max_body_bytes(request)} bytes",
     }
     message = messages.get(error.status_code, str(error.detail))
     return problem(MezzotintError(message, code=code), request.state.request_id, error.status_code)
+
+
+def _max_body_bytes(request: Request) -> int:
+    operations: Operations = request.app.state.operations
+    return operations.max_upload_bytes if request.scope["path"] in UPLOADS else MAX_BODY_BYTES
 
 
 async def _validation(request: Request, error: Exception) -> Response:

@@ -12,14 +12,17 @@ from mezzotint.api.problems import problem
 from mezzotint.errors import CallerError
 
 HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
-_JSON = "application/json"
+_JSON = frozenset({"application/json"})
+
+# Paths whose bodies are or hold pictures: what they may be sent as. Their bodies may be larger than others.
+UPLOADS = {"/api/assets": frozenset({"multipart/form-data", "image/png", "image/jpeg", "image/webp"})}
 
 
 class Gate:
     """Refuses what no route should see: foreign hosts and pages, other media types, bodies declared too large."""
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int) -> None:
-        self._app, self._max_body_bytes = app, max_body_bytes
+    def __init__(self, app: ASGIApp, max_body_bytes: int, max_upload_bytes: int) -> None:
+        self._app, self._max_body_bytes, self._max_upload_bytes = app, max_body_bytes, max_upload_bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         error = self._refusal(scope) if scope["type"] == "http" else None
@@ -39,14 +42,15 @@ class Gate:
         if site not in (None, "same-origin", "none"):
             return CallerError("pages of other sites may not use this server", code="cross_site")
         length = headers.get("content-length", "0")
-        if not (length.isascii() and length.isdigit()) or int(length[:20]) > self._max_body_bytes:
-            return CallerError(f"the body is over {self._max_body_bytes} bytes", code="body_too_large")
+        most = self._max_upload_bytes if scope["path"] in UPLOADS else self._max_body_bytes
+        if not (length.isascii() and length.isdigit()) or int(length[:20]) > most:
+            return CallerError(f"the body is over {most} bytes", code="body_too_large")
         if scope["method"] in ("POST", "PUT", "PATCH") and ("transfer-encoding" in headers or int(length)):
             media = headers.get("content-type", "").partition(";")[0].strip().lower()
-            if media != _JSON:
-                return CallerError(
-                    f"send {_JSON}; got {media[:64] or 'no Content-Type'!r}", code="unsupported_media_type"
-                )
+            taken = UPLOADS.get(scope["path"], _JSON)
+            if media not in taken:
+                message = f"send {', '.join(sorted(taken))}; got {media[:64] or 'no Content-Type'!r}"
+                return CallerError(message, code="unsupported_media_type")
         return None
 
 

@@ -1,0 +1,284 @@
+"""The image child: decodes every picture that callers send, in a process that may die of it. Must not import torch.
+
+It opens no network connection, writes only into the folder it was given, and does not outlive the API process.
+"""
+
+import argparse
+import contextlib
+import ctypes
+import errno
+import hashlib
+import io
+import logging
+import os
+import resource
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+
+from mezzotint import image_wire as wire
+
+log = logging.getLogger("mezzotint.image_child")
+
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+
+MEMORY_BYTES = 1 << 30  # of address space; the largest picture takes 710 MiB of it, measured
+FILE_BYTES = 256 << 20
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_PR_SET_PDEATHSIG = 1
+_PR_SET_NO_NEW_PRIVS = 38
+
+_DECODERS = {
+    "PNG": PngImagePlugin.PngImageFile,
+    "JPEG": JpegImagePlugin.jpeg_factory,
+    "WEBP": WebPImagePlugin.WebPImageFile,
+}
+# What else a caller may have sent, to call it by its name.
+_FOREIGN = (
+    (0, b"GIF8", "a GIF"),
+    (0, b"II*\0", "a TIFF"),
+    (0, b"MM\0*", "a TIFF"),
+    (0, b"BM", "a BMP"),
+    (0, b"%PDF", "a PDF"),
+    (0, b"8BPS", "a Photoshop file"),
+    (0, b"\0\0\1\0", "an ICO"),
+    (0, b"\xff\x0a", "a JPEG XL"),
+    (0, b"\0\0\0\x0cJXL ", "a JPEG XL"),
+    (0, b"\0\0\0\x0cjP  ", "a JPEG 2000"),
+    (4, b"ftypavi", "an AVIF"),
+    (4, b"ftyphei", "a HEIC"),
+    (4, b"ftypmif", "a HEIC"),
+)
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class Unreadable(Exception):
+    """The picture cannot be taken; the text is for its caller."""
+
+
+def main() -> None:
+    args = _arguments()
+    _limit_myself()
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    cv2.setNumThreads(1)
+    Image.MAX_IMAGE_PIXELS = None  # `decode` has its own, lower cap
+    connection = socket.socket(fileno=args.fd)
+    connection.sendall(wire.head(wire.Hello()))
+    while (received := wire.receive_to_child(connection)) is not None:
+        connection.sendall(wire.head(answer(*received, args.folder)))
+
+
+def answer(message: wire.ToChild, blob: bytes, folder: Path) -> wire.FromChild:
+    """Do what is asked. Never raises: what goes wrong is the answer."""
+    try:
+        image = normalise(blob, message.role) if isinstance(message, wire.Keep) else _preprocess(message, folder)
+        return _keep(image, message.asset_id, folder)
+    except Unreadable as error:
+        return wire.Refused(code="invalid_image", message=str(error))
+    except MemoryError:
+        message_text = "decoding it takes more memory than a picture may; send a smaller one"
+        return wire.Refused(code="invalid_image", message=message_text)
+    except OSError as error:
+        if error.errno in _FULL:
+            return wire.Refused(code="storage_full", message="the disk that holds the pictures is full")
+        log.exception("a picture could not be kept")
+    except Exception:
+        log.exception("a picture could not be kept")
+    return wire.Refused(code="internal", message="the picture could not be kept; the server's log says why")
+
+
+def normalise(data: bytes, role: wire.Role) -> Image.Image:
+    """Any PNG, JPEG or WebP as upright RGB, alpha laid over white; a mask as L, alpha laid over black.
+
+    Of an animated picture the first frame. 16-bit channels keep their high byte. Raises Unreadable.
+    """
+    image, orientation = decode(data)
+    flat = _flat(image, background=255 if role == "image" else 0).convert("RGB" if role == "image" else "L")
+    turned = flat.transpose(_TURNS[orientation]) if orientation in _TURNS else flat
+    turned.info = {}  # else colour profiles and the like would be written again
+    return turned
+
+
+def decode(data: bytes) -> tuple[Image.Image, int]:
+    """The picture as its file has it, and its EXIF orientation (1 to 8). Sizes are checked before pixels are decoded.
+
+    Raises Unreadable.
+    """
+    name = _format(data)
+    with _blaming(name):
+        if name == "WEBP":
+            _check_size(*_webp_size(data))  # its decoder allocates as it opens
+        image = _DECODERS[name](io.BytesIO(data))
+        _check_size(*image.size)
+        image.load()
+    return image, _orientation(image)
+
+
+def canny(pixels: Pixels, low_threshold: float, high_threshold: float) -> Pixels:
+    """J. Canny, 1986: white edges on black, of RGB as ControlNets were trained on."""
+    edges = cv2.Canny(pixels, low_threshold, high_threshold)
+    return np.repeat(edges[:, :, None], 3, axis=2).astype(np.uint8)
+
+
+def invert(pixels: Pixels) -> Pixels:
+    return 255 - pixels
+
+
+def blur_gaussian(pixels: Pixels, sigma: float) -> Pixels:
+    return cv2.GaussianBlur(pixels, (0, 0), sigma).astype(np.uint8)
+
+
+PREPROCESSORS: dict[str, Callable[..., Pixels]] = {"canny": canny, "invert": invert, "blur_gaussian": blur_gaussian}
+
+
+def _preprocess(message: wire.Preprocess, folder: Path) -> Image.Image:
+    with open(folder / wire.file_name(message.source_id), "rb", opener=_no_link) as file:
+        pixels = np.asarray(normalise(file.read(), "image"))
+    return Image.fromarray(PREPROCESSORS[message.preprocessor](pixels, **message.options), "RGB")
+
+
+def _format(data: bytes) -> str:
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "PNG"
+    if data.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        return "WEBP"
+    if not data:
+        raise Unreadable("the picture is empty; send a PNG, JPEG or WebP")
+    shown = next((shown for at, magic, shown in _FOREIGN if data[at:].startswith(magic)), None)
+    if data[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<svg", b"<?xml", b"<!doctype svg")):
+        shown = "an SVG"
+    what = f"it is {shown}" if shown else "its first bytes are of no picture known here"
+    raise Unreadable(f"{what}; send a PNG, JPEG or WebP")
+
+
+@contextlib.contextmanager
+def _blaming(name: str) -> Iterator[None]:
+    """Whatever a decoder raises on hostile bytes is one fault of the picture. Its own text goes to nobody."""
+    try:
+        yield
+    except (Unreadable, MemoryError):
+        raise
+    except Exception as error:
+        shown = "WebP" if name == "WEBP" else name
+        message = f"the {shown} is damaged or cut short; send the whole file, or save it anew"
+        raise Unreadable(message) from error
+
+
+def _check_size(width: int, height: int) -> None:
+    if width < 1 or height < 1:
+        raise Unreadable(f"the picture is {width} x {height} and has no pixels; send one that has")
+    if width * height > wire.MAX_PIXELS:
+        message = f"the picture is {width} x {height}; at most {wire.MAX_PIXELS} pixels are taken, send a smaller one"
+        raise Unreadable(message)
+
+
+def _webp_size(data: bytes) -> tuple[int, int]:
+    """Width and height of the canvas, by https://developers.google.com/speed/webp/docs/riff_container."""
+    kind, body = data[12:16], data[20:30]
+    if len(body) < 10:
+        raise ValueError("too short")
+    if kind == b"VP8X":
+        return 1 + int.from_bytes(body[4:7], "little"), 1 + int.from_bytes(body[7:10], "little")
+    if kind == b"VP8L":
+        bits = int.from_bytes(body[1:5], "little")
+        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+    if kind == b"VP8 ":
+        return int.from_bytes(body[6:8], "little") & 0x3FFF, int.from_bytes(body[8:10], "little") & 0x3FFF
+    raise ValueError("no picture in it")
+
+
+def _orientation(image: Image.Image) -> int:
+    with contextlib.suppress(Exception):  # viewers show a picture with broken EXIF, so it is taken upright
+        return int(image.getexif().get(0x0112, 1))
+    return 1
+
+
+def _flat(image: Image.Image, background: int) -> Image.Image:
+    """Without alpha and at 8 bits."""
+    if image.mode.startswith("I"):
+        values, clear = np.asarray(image), image.info.get("transparency")
+        levels = (values >> 8).astype(np.uint8)
+        if isinstance(clear, int):
+            levels[values == clear] = background
+        return Image.fromarray(levels, "L")
+    if not image.has_transparency_data:
+        return image
+    under = Image.new("RGBA", image.size, (background, background, background, 255))
+    try:
+        over = image.convert("RGBA")
+    except ValueError:  # a 16-bit tRNS colour does not fit what Pillow kept of the pixels
+        return image
+    return Image.alpha_composite(under, over)
+
+
+def _keep(image: Image.Image, asset_id: str, folder: Path) -> wire.Kept:
+    """Write, fsync, rename, fsync of the folder: once this returns, it would survive a power cut."""
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG", compress_level=1)
+    data = buffer.getbuffer()
+    temporary = folder / wire.temporary_name(asset_id)
+    try:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with open(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.rename(folder / wire.file_name(asset_id))
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    return wire.Kept(
+        width=image.width,
+        height=image.height,
+        channels=len(image.getbands()),
+        bytes=len(data),
+        sha256=hashlib.sha256(data).hexdigest(),
+    )
+
+
+def _no_link(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+
+def _limit_myself() -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_BYTES, FILE_BYTES))
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the API process to turn into a clean stop
+    if sys.platform == "linux":
+        libc = ctypes.CDLL(None, use_errno=True)
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="mezzotint-image-child")
+    parser.add_argument("--fd", type=int, required=True)
+    parser.add_argument("--folder", type=Path, required=True)
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
