@@ -7,18 +7,19 @@ import io
 import json
 from typing import Any
 
+import msgspec
 import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from mezzotint.request import Request
+from mezzotint.request import ControlNetUse, Request
 
 MAX_METADATA_BYTES = 64 * 1024
 _MAX_EXIF_BYTES = 60 * 1024
 
 # Fields that say who asked or how to run it, not what is drawn.
 _NOT_THE_PICTURE = frozenset(
-    {"metadata", "priority", "timeout_s", "expires_s", "device", "output", "num_images", "seed"}
+    {"metadata", "priority", "timeout_s", "expires_s", "device", "output", "num_images", "seed", "image", "mask"}
 )
 
 _A1111_SAMPLERS = {
@@ -44,7 +45,7 @@ def encode(
 ) -> bytes:
     """(H, W, 3) uint8 to a file of `request.output.format`.
 
-    `made_with` holds model, versions, device_kind, dtype and executor.
+    `made_with` holds model, loras and controlnets with their digests, versions, device_kind, dtype and executor.
     """
     output, image, file = request.output, Image.fromarray(pixels, "RGB"), io.BytesIO()
     text = parameters_text(request, seed, made_with) if output.embed_metadata else ""
@@ -61,7 +62,9 @@ def encode(
 
 def metadata(request: Request, seed: int, made_with: dict[str, Any]) -> dict[str, Any]:
     """The `mezzotint` chunk: enough to draw the same picture again."""
-    fields = {name: getattr(request, name) for name in Request.__dataclass_fields__ if name not in _NOT_THE_PICTURE}
+    fields = {name: value for name, value in msgspec.to_builtins(request).items() if name not in _NOT_THE_PICTURE}
+    for control in fields["controlnets"]:
+        del control["image"]
     return {"v": 1, "seed": seed, "request": fields, **made_with}
 
 
@@ -79,7 +82,10 @@ def parameters_text(request: Request, seed: int, made_with: dict[str, Any]) -> s
         "Size": f"{request.width}x{request.height}",
         "Model hash": made_with["model"]["sha256"][:10],
         "Model": request.model,
+        **({} if request.strength is None else {"Denoising strength": f"{request.strength:g}"}),
         **({"Clip skip": request.clip_skip + 1} if request.clip_skip else {}),
+        **_inpainting(request),
+        **{f"ControlNet {index}": _control(use) for index, use in enumerate(request.controlnets)},
         "RNG": "CPU",
         "Version": f"mezzotint {made_with['versions']['mezzotint']}",
     }
@@ -96,6 +102,20 @@ def _schedule_type(request: Request) -> dict[str, str]:
     names = {"karras_sigmas": "Karras", "exponential_sigmas": "Exponential", "beta_sigmas": "Beta"}
     chosen = [shown for name, shown in names.items() if request.scheduler_options.get(name)]
     return {"Schedule type": chosen[0]} if chosen else {}
+
+
+def _inpainting(request: Request) -> dict[str, str]:
+    pairs = {"Mask blur": str(request.mask_blur)} if request.mask_blur else {}
+    if request.padding_mask_crop is not None:
+        pairs |= {"Inpaint area": "Only masked", "Masked area padding": str(request.padding_mask_crop)}
+    return pairs
+
+
+def _control(use: ControlNetUse) -> str:
+    return (
+        f"Module: {use.preprocessor}, Model: {use.model}, Weight: {use.scale:g}, "
+        f"Guidance Start: {use.start:g}, Guidance End: {use.end:g}"
+    )
 
 
 def _quoted(value: str) -> str:

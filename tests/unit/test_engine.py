@@ -87,7 +87,13 @@ class Rig:
             self.now += 0.001
             return self.now
 
-        encode = lambda pixels, submit, index: b"picture"  # noqa: E731
+        self.encode_error: Exception | None = None
+
+        def encode(pixels: Tensor, submit: wire.Submit, index: int) -> bytes:
+            if self.encode_error is not None:
+                raise self.encode_error
+            return b"picture"
+
         self.engine = Engine(load, encode, clock, budget_bytes=BUDGET, max_rows=8)
         self.told: list[Event] = []
 
@@ -217,6 +223,17 @@ def test_a_model_that_cannot_be_loaded_fails_its_session_only(error: Exception, 
     rig.run()
     assert rig.outcome("a") == code
     assert "shapes" not in rig.of("a", wire.Ended)[0].error.message
+
+
+def test_a_picture_that_cannot_be_encoded_fails_its_session_only(rig: Rig) -> None:
+    rig.encode_error = TypeError("not JSON")
+    rig.submit("a", request(num_inference_steps=1))
+    rig.run()
+    assert rig.outcome("a") == "internal"
+    rig.encode_error = None
+    rig.submit("b", request(num_inference_steps=1))
+    rig.run()
+    assert rig.outcome("b") == "succeeded"
 
 
 def test_no_memory_for_decoding_is_told_as_that(rig: Rig) -> None:

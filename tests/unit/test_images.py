@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from mezzotint import images
-from mezzotint.request import Output, Request
+from mezzotint.request import ControlNetUse, LoraUse, Output, Request
 from tests.requests import request
 
 MADE_WITH: dict[str, Any] = {
@@ -40,6 +40,25 @@ def test_png_keeps_every_pixel_and_tells_how_it_was_made() -> None:
     assert record["seed"] == 7
     assert record["request"]["prompt"] == "a, b: c"
     assert record["model"]["sha256"] == "ab" * 32
+
+
+def test_adapters_and_pictures_in_are_told_without_the_pictures() -> None:
+    use = ControlNetUse(
+        model="edges", image="asset:secret", preprocessor="canny", options={"low_threshold": 9}, scale=0.5, start=0.0,
+        end=0.8, resize_mode="stretch", control_mode="balanced",
+    )  # fmt: skip
+    asked = request(
+        image="asset:a", mask="asset:b", strength=0.6, mask_blur=4, padding_mask_crop=8, controlnets=(use,),
+        loras=(LoraUse(name="ink", scale=0.7),),
+    )  # fmt: skip
+    picture = encoded(asked)
+    line = picture.info["parameters"].split("\n")[-1]
+    assert "Denoising strength: 0.6, Mask blur: 4, Inpaint area: Only masked, Masked area padding: 8" in line
+    assert 'ControlNet 0: "Module: canny, Model: edges, Weight: 0.5, Guidance Start: 0, Guidance End: 0.8"' in line
+    record = json.loads(picture.info["mezzotint"])["request"]
+    assert record["loras"] == [{"name": "ink", "scale": 0.7}]
+    assert record["controlnets"][0]["options"] == {"low_threshold": 9}
+    assert "asset" not in picture.info["mezzotint"]
 
 
 def test_what_does_not_change_the_picture_does_not_change_the_file() -> None:

@@ -254,7 +254,11 @@ class Engine:
             return self._fail(running, "out_of_memory", "not enough memory for decoding")
         finally:
             self.phase = None
-        blob = self._encode_image(pixels, submit, trajectory.index)
+        try:
+            blob = self._encode_image(pixels, submit, trajectory.index)
+        except Exception:
+            log.exception("session %s: its picture cannot be encoded", running.id)
+            return self._fail(running, "internal", "the picture could not be encoded; the server's log has the cause")
         running.trajectories.remove(trajectory)
         running.steps_done += trajectory.sampler.steps
         image = wire.ImageDone(

@@ -142,7 +142,12 @@ class Worker:
         def encode(pixels: "Tensor", submit: wire.Submit, index: int) -> bytes:
             from mezzotint import images
 
-            made = {"model": {key: getattr(submit.model, key) for key in ("id", "family", "sha256")}, **made_with}
+            made = {
+                "model": {key: getattr(submit.model, key) for key in ("id", "family", "sha256")},
+                "loras": [{"id": ref.id, "sha256": ref.sha256} for ref in submit.loras],
+                "controlnets": [{"id": ref.id, "sha256": ref.sha256} for ref in submit.controlnets],
+                **made_with,
+            }
             return images.encode(pixels.numpy(), submit.request, submit.request.seed + index, made)
 
         engine = Engine(load, encode, time.monotonic, budget_bytes=_weights_budget())
