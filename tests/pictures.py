@@ -35,10 +35,11 @@ def encoded(image: Image.Image, form: str = "PNG", **options: Any) -> bytes:
     return file.getvalue()
 
 
-def png16(channels: int) -> bytes:
-    """A PNG with 16 bits a channel, which Pillow cannot write."""
+def png16(channels: int, clear: tuple[int, ...] = ()) -> bytes:
+    """A PNG with 16 bits a channel, which Pillow cannot write; `clear` is its transparent colour."""
     wide = pixels(channels=channels).astype(np.uint16) * 256 + 77
-    return cv2.imencode(".png", wide)[1].tobytes()
+    data = cv2.imencode(".png", wide)[1].tobytes()
+    return data[:33] + (png_chunk(b"tRNS", struct.pack(f">{len(clear)}H", *clear)) if clear else b"") + data[33:]
 
 
 def exif(orientation: int) -> Image.Exif:

@@ -108,7 +108,8 @@ def normalise(data: bytes, role: wire.Role) -> Image.Image:
     Of an animated picture the first frame. 16-bit channels keep their high byte. Raises Unreadable.
     """
     image, orientation = decode(data)
-    flat = _flat(image, background=255 if role == "image" else 0).convert("RGB" if role == "image" else "L")
+    with _blaming(_format(data)):
+        flat = _flat(image, background=255 if role == "image" else 0).convert("RGB" if role == "image" else "L")
     turned = flat.transpose(_TURNS[orientation]) if orientation in _TURNS else flat
     turned.info = {}  # else colour profiles and the like would be written again
     return turned
@@ -220,12 +221,11 @@ def _flat(image: Image.Image, background: int) -> Image.Image:
         return Image.fromarray(levels, "L")
     if not image.has_transparency_data:
         return image
+    clear = image.info.get("transparency")
+    if image.mode == "RGB" and isinstance(clear, tuple) and max(clear) > 255:
+        image.info["transparency"] = tuple(value >> 8 for value in clear)  # of a PNG with 16 bits, as its pixels
     under = Image.new("RGBA", image.size, (background, background, background, 255))
-    try:
-        over = image.convert("RGBA")
-    except ValueError:  # a 16-bit tRNS colour does not fit what Pillow kept of the pixels
-        return image
-    return Image.alpha_composite(under, over)
+    return Image.alpha_composite(under, image.convert("RGBA"))
 
 
 def _keep(image: Image.Image, asset_id: str, folder: Path) -> wire.Kept:

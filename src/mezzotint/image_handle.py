@@ -22,6 +22,7 @@ DEADLINE_S = 20.0  # for one picture, without the time it waits for its turn
 START_S = 60.0  # imports from a cold disk
 LOSSES = 2  # a child may die of something else than the picture, so each gets a second try
 MAX_WAITING = 64
+MAX_WAITING_BYTES = 256 << 20
 
 # All that its environment holds of ours. No secrets, no paths of ours but the one of the code.
 _KEPT = ("LANG", "LC_ALL", "LD_LIBRARY_PATH", "PYTHONPATH")
@@ -35,7 +36,7 @@ class ImageChild:
         self._folder, self._deadline_s = folder, deadline_s
         self._turn = asyncio.Lock()
         self._child: asyncio.Task[_Child] | None = None
-        self._waiting = 0
+        self._waiting = self._waiting_bytes = 0
         self._closed = False
 
     def start(self) -> None:
@@ -52,8 +53,11 @@ class ImageChild:
 
         Raises TryLater when too many wait or the child cannot start. A caller who leaves meanwhile disturbs nobody.
         """
-        if self._waiting >= MAX_WAITING:
-            raise TryLater(f"{MAX_WAITING} pictures wait to be read already", code="not_ready", retry_after_s=2)
+        is_full = self._waiting >= MAX_WAITING or self._waiting_bytes + len(blob) > MAX_WAITING_BYTES
+        if self._waiting and is_full:
+            raise TryLater(f"{self._waiting} pictures wait to be read already", code="not_ready", retry_after_s=2)
+        self._waiting += 1
+        self._waiting_bytes += len(blob)
         return await asyncio.shield(self._ask(message, blob))
 
     async def close(self) -> None:
@@ -62,7 +66,6 @@ class ImageChild:
         await self._end()
 
     async def _ask(self, message: wire.ToChild, blob: bytes) -> wire.Kept | wire.Refused:
-        self._waiting += 1
         try:
             async with self._turn:
                 for _ in range(LOSSES):
@@ -80,6 +83,7 @@ class ImageChild:
             return wire.Refused(code="invalid_image", message=text)
         finally:
             self._waiting -= 1
+            self._waiting_bytes -= len(blob)
 
     async def _ready(self) -> "_Child":
         if self._closed:

@@ -38,7 +38,8 @@ PREPROCESSORS: dict[str, Preprocessor] = {
     "invert": Preprocessor(makes="the negative: black lines on white become white lines on black"),
     "blur_gaussian": Preprocessor(
         makes="the picture blurred, for tile and blur ControlNets; sigma in pixels",
-        options={"sigma": Option(default=9.0, low=0.1, high=64.0)},
+        # above 32 the largest picture would come near the image child's deadline
+        options={"sigma": Option(default=9.0, low=0.1, high=32.0)},
     ),
 }
 
