@@ -65,6 +65,7 @@ class Usage:
     device_s: float | None = None  # time of the model calls, each shared by rows
     steps_run: int = 0
     steps_resumed: int = 0
+    batch_rows: dict[str, int] = field(default_factory=dict)  # rows that shared a call, its own too -> calls
     unknown: dict[str, str] = field(default_factory=dict)
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from mezzotint.engine.engine import Engine
+from mezzotint.engine.meter import HostMeter
 from mezzotint.families.base import Family
 from mezzotint.families.sd import StableDiffusion
 from mezzotint.families.sdxl import StableDiffusionXL
@@ -75,7 +76,9 @@ class Rig:
             return watched
 
         ticks = itertools.count()
-        engine = Engine(load, keep, lambda: float(next(ticks)), budget_bytes=1 << 30, max_rows=max_rows)
+        engine = Engine(
+            load, keep, lambda: float(next(ticks)), meter=HostMeter(), budget_bytes=1 << 30, max_rows=max_rows
+        )
         waiting = [(i, one if isinstance(one, Asked) else Asked(request=one)) for i, one in enumerate(asked)]
         images = [one.request.num_images for _, one in waiting]
         steps = 0

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from mezzotint.errors import InvalidRequest
+from mezzotint.errors import CallerError, InvalidRequest
 from tests.models import build_controlnet, build_lora, build_sd, build_sdxl
 from tests.process.conftest import BIN, RunningServer
 
@@ -150,3 +150,15 @@ def test_the_command_line_takes_files(server: RunningServer, tmp_path: Path) -> 
     assert (missing.returncode, missing.stderr) == (
         2, "mezzotint: --image no.png cannot be read: No such file or directory\n",
     )  # fmt: skip
+
+
+def test_a_large_picture_fits_into_a_request_and_a_larger_one_is_refused(server: RunningServer) -> None:
+    noise = np.random.default_rng(1).integers(0, 256, (900, 900, 3), dtype=np.uint8)
+    big = png(Image.fromarray(noise, "RGB"))
+    assert len(big) > 1 << 20
+    session = server.client.wait(server.client.submit(image=big, width=32, height=32, steps=2)["id"])
+    assert session["state"] == "succeeded"
+    assert session["usage"]["batch_rows"] == {"2": 1}
+    assert session["usage"]["peak_memory_bytes"] > 100 << 20
+    with pytest.raises(CallerError, match="over"):
+        server.client.submit(image="A" * (33 << 20))

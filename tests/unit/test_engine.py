@@ -29,6 +29,7 @@ class Toy:
         self.calls: list[int] = []  # rows of each
         self.encoded: list[str] = []
         self.read: list[str] = []  # adapters
+        self.room = 1000  # rows that memory holds
         self.decode_error: BaseException | None = None
 
     def windows(self, text: str, syntax: str) -> int:
@@ -41,6 +42,8 @@ class Toy:
         ]
 
     def predict(self, rows: Rows) -> Tensor:
+        if len(rows.latents) > self.room:
+            raise MemoryError
         self.calls.append(len(rows.latents))
         assert len(rows.latents) == len(rows.timesteps) == len(rows.hidden)
         return rows.latents * 0.1
@@ -71,6 +74,14 @@ def ref(name: str, kind: str = "checkpoint") -> wire.ModelRef:
     return wire.ModelRef(id=name, kind=kind, family="sd", path=name, bytes=size, sha256=name)
 
 
+class ToyMeter:
+    def start(self) -> None:
+        pass
+
+    def peak(self) -> int:
+        return 1000
+
+
 class Rig:
     def __init__(self, load_error: Exception | None = None) -> None:
         self.toy = Toy()
@@ -94,7 +105,7 @@ class Rig:
                 raise self.encode_error
             return b"picture"
 
-        self.engine = Engine(load, encode, clock, budget_bytes=BUDGET, max_rows=8)
+        self.engine = Engine(load, encode, clock, meter=ToyMeter(), budget_bytes=BUDGET, max_rows=8)
         self.told: list[Event] = []
 
     def submit(
@@ -160,6 +171,33 @@ def test_a_late_arrival_joins_the_running_batch_and_leaves_it_earlier(rig: Rig) 
     ends = [one.session_id for one, _ in rig.told if isinstance(one, wire.Ended)]
     assert ends == ["short", "long"]
     assert len(rig.toy.calls) == 10
+
+
+def test_a_call_that_memory_does_not_hold_is_tried_with_half_the_rows(rig: Rig) -> None:
+    rig.toy.room = 5
+    for name in "abcd":
+        rig.submit(name, request(num_inference_steps=3))
+    rig.run()
+    assert {rig.outcome(name) for name in "abcd"} == {"succeeded"}
+    assert max(rig.toy.calls) == 4
+
+
+def test_one_image_that_memory_does_not_hold_fails_alone(rig: Rig) -> None:
+    rig.toy.room = 1
+    rig.submit("guided", request(num_inference_steps=3))
+    rig.submit("plain", request(num_inference_steps=3, guidance_scale=1.0))
+    rig.run()
+    assert (rig.outcome("guided"), rig.outcome("plain")) == ("out_of_memory", "succeeded")
+
+
+def test_a_session_tells_the_rows_it_shared_calls_with(rig: Rig) -> None:
+    rig.submit("a", request(num_inference_steps=4))
+    rig.step(3)  # load, encode and one step, and one more
+    rig.submit("b", request(num_inference_steps=2, guidance_scale=1.0))
+    rig.run()
+    (ended,) = rig.of("a", wire.Ended)
+    assert ended.usage.batch_rows == {"2": 2, "3": 2}
+    assert ended.usage.peak_memory_bytes == 1000
 
 
 def test_equal_prompts_are_encoded_once(rig: Rig) -> None:

@@ -15,7 +15,10 @@ HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
 _JSON = frozenset({"application/json"})
 
 # Paths whose bodies are or hold pictures: what they may be sent as. Their bodies may be larger than others.
-UPLOADS = {"/api/assets": frozenset({"multipart/form-data", "image/png", "image/jpeg", "image/webp"})}
+UPLOADS = {
+    "/api/assets": frozenset({"multipart/form-data", "image/png", "image/jpeg", "image/webp"}),
+    "/api/inference/sessions": _JSON,
+}
 
 
 class Gate:

@@ -1,6 +1,6 @@
 """Which trajectories share the next model call. Pure: no tensors are touched, nothing is remembered here."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from mezzotint.engine.trajectory import BatchKey, Trajectory
@@ -12,11 +12,13 @@ class Batch:
     trajectories: tuple[Trajectory, ...]
 
 
-def pick_batch(running: Sequence[Trajectory], served: Mapping[BatchKey, int], max_rows: int) -> Batch | None:
+def pick_batch(
+    running: Sequence[Trajectory], served: Mapping[BatchKey, int], limit: Callable[[BatchKey], int]
+) -> Batch | None:
     """The next call: the key served longest ago (`served`: key -> number of the call that served it last), and of its
     trajectories those with the highest priority, then the least work left, less what they have waited.
 
-    Fills up to `max_rows` rows, at least one trajectory. None when nothing denoises.
+    Fills up to `limit(key)` rows, at least one trajectory. None when nothing denoises.
     """
     waiting = [trajectory for trajectory in running if not trajectory.sampler.done]
     if not waiting:
@@ -25,6 +27,7 @@ def pick_batch(running: Sequence[Trajectory], served: Mapping[BatchKey, int], ma
     key = min(keys, key=lambda candidate: served.get(candidate, -1))
     members = [trajectory for trajectory in waiting if trajectory.key == key]
     members.sort(key=lambda trajectory: (-trajectory.priority, trajectory.remaining - trajectory.waited))
+    max_rows = limit(key)
     chosen: list[Trajectory] = []
     rows = 0
     for trajectory in members:

@@ -14,7 +14,9 @@ from torch import Tensor
 from mezzotint.engine import inputs, prepare
 from mezzotint.engine.batching import Batch, pick_batch
 from mezzotint.engine.inputs import Pictures
+from mezzotint.engine.limits import MAX_ROWS, Limits
 from mezzotint.engine.memory import Residents
+from mezzotint.engine.meter import Meter
 from mezzotint.engine.trajectory import BatchKey, Running, Trajectory
 from mezzotint.errors import ErrorInfo
 from mezzotint.families.base import Conditioning, Family, Prompt, Rows
@@ -26,7 +28,6 @@ log = logging.getLogger(__name__)
 
 Event = tuple[wire.FromWorker, bytes]
 
-MAX_ROWS = 16  # of one model call, until caps are learned per model and shape
 MAX_CONDITIONINGS = 128
 
 
@@ -39,6 +40,7 @@ class Engine:
         encode_image: Callable[[Tensor, wire.Submit, int], bytes],
         clock: Callable[[], float],
         *,
+        meter: Meter,
         budget_bytes: int,
         max_rows: int = MAX_ROWS,
     ) -> None:
@@ -47,7 +49,8 @@ class Engine:
         `budget_bytes` of weights stay loaded; more only while sessions use them.
         """
         self._encode_image, self._clock = encode_image, clock
-        self._max_rows = max_rows
+        self._meter = meter
+        self.limits = Limits(max_rows)
         self._sessions: dict[str, Running] = {}
         self._residents = Residents(load, budget_bytes)
         self._conditionings: OrderedDict[tuple[wire.ModelRef, Prompt], Conditioning] = OrderedDict()
@@ -78,11 +81,11 @@ class Engine:
     def step(self) -> list[Event]:
         """Advance one batch by one denoising step. Returns what happened; never blocks on a caller."""
         events = self._drop_cancelled() + self._admit() + self._decode_one()
-        batch = pick_batch(self._denoising(), self._served, self._max_rows)
+        batch = pick_batch(self._denoising(), self._served, self.limits.rows)
         if batch is None:
             return events
-        self._denoise(batch)
-        return events + self._report(batch)
+        failed = self._denoise(batch)
+        return events + (self._report(batch) if failed is None else failed)
 
     # ---- sessions in
 
@@ -191,13 +194,23 @@ class Engine:
     def _denoising(self) -> list[Trajectory]:
         return [trajectory for running in self._sessions.values() for trajectory in running.trajectories]
 
-    def _denoise(self, batch: Batch) -> None:
+    def _denoise(self, batch: Batch) -> list[Event] | None:
+        """One model call. None when it went well; else, of memory, what that means for its sessions."""
         members = batch.trajectories
         self.phase = "denoising"
+        self._meter.start()
         started = self._clock()
-        output = members[0].family.predict(_rows(members))
+        try:
+            output = members[0].family.predict(_rows(members))
+        except (MemoryError, RuntimeError) as error:
+            if not _is_memory(error):
+                raise
+            return self._run_short(batch)
+        finally:
+            self.phase = None
         spent = self._call_s = self._clock() - started
-        self.phase = None
+        peak = self._meter.peak()
+        self.limits.measured(batch.key, len(output), spent, peak)
         for trajectory, part in zip(members, output.split([one.rows for one in members]), strict=True):
             trajectory.advance(part)
         self._calls += 1
@@ -205,10 +218,25 @@ class Engine:
         chosen = set(members)
         for running in self._sessions.values():
             own = sum(one.rows for one in running.trajectories if one in chosen)
+            if own:
+                running.ran_in(len(output), peak)
             running.device_s += spent * own / len(output)
             for trajectory in running.trajectories:
                 if trajectory.key == batch.key and trajectory not in chosen:
                     trajectory.waited += 1
+        return None
+
+    def _run_short(self, batch: Batch) -> list[Event]:
+        """Memory did not hold the call: the next one has half the rows; one image alone can only fail."""
+        rows = sum(one.rows for one in batch.trajectories)
+        log.warning("no memory for %d rows of %dx%d latents", rows, batch.key.width, batch.key.height)
+        self.limits.exhausted(batch.key, rows)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if len(batch.trajectories) > 1:
+            return []
+        lost = next(one for one in self._sessions.values() if batch.trajectories[0] in one.trajectories)
+        return self._fail(lost, "out_of_memory", "not enough memory for one image of this size")
 
     def _report(self, batch: Batch) -> list[Event]:
         chosen = set(batch.trajectories)
@@ -281,8 +309,14 @@ class Engine:
 
     def _end(self, running: Running, outcome: str, error: ErrorInfo | None = None) -> list[Event]:
         del self._sessions[running.id]
-        unknown = {"peak_memory_bytes": "not measured per session by this version"}
-        usage = Usage(device_s=running.device_s, steps_run=running.steps_run, unknown=unknown)
+        unknown = {} if running.peak_bytes else {"peak_memory_bytes": "no step of it ran, or the system does not tell"}
+        usage = Usage(
+            peak_memory_bytes=running.peak_bytes,
+            device_s=running.device_s,
+            steps_run=running.steps_run,
+            batch_rows={str(rows): calls for rows, calls in sorted(running.batch_rows.items())},
+            unknown=unknown,
+        )
         attempt = running.submit.attempt
         ended = wire.Ended(session_id=running.id, attempt=attempt, outcome=outcome, usage=usage, error=error)
         return [(ended, b"")]

@@ -113,12 +113,20 @@ class Running:
     trajectories: list[Trajectory] = field(default_factory=list)  # those not decoded yet, lowest index first
     steps_done: int = 0  # of images that are decoded
     device_s: float = 0.0
+    peak_bytes: int | None = None  # of the worker while its calls ran
+    batch_rows: dict[int, int] = field(default_factory=dict)  # rows of a call -> how many of its calls had so many
     cancelled: bool = False
     phase: str = ""  # what was last announced
 
     @property
     def id(self) -> str:
         return self.submit.session_id
+
+    def ran_in(self, rows: int, peak_bytes: int | None) -> None:
+        """One model call with so many rows, its own and its neighbours', is done."""
+        self.batch_rows[rows] = self.batch_rows.get(rows, 0) + 1
+        if peak_bytes is not None:
+            self.peak_bytes = max(peak_bytes, self.peak_bytes or 0)
 
     @property
     def steps_run(self) -> int:

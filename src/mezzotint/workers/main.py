@@ -120,6 +120,7 @@ class Worker:
         import torch
 
         from mezzotint.engine.engine import Engine
+        from mezzotint.engine.meter import CudaMeter, HostMeter
 
         torch.set_num_threads(self._threads)
         torch.set_grad_enabled(False)
@@ -150,7 +151,8 @@ class Worker:
             }
             return images.encode(pixels.numpy(), submit.request, submit.request.seed + index, made)
 
-        engine = Engine(load, encode, time.monotonic, budget_bytes=_weights_budget())
+        meter = HostMeter() if device.type == "cpu" else CudaMeter(device)
+        engine = Engine(load, encode, time.monotonic, meter=meter, budget_bytes=_weights_budget())
         facts = _device_facts(self._device_id, device, self._threads)
         self.send(wire.Hello(version=wire.VERSION, pid=os.getpid(), device=facts))
         return engine

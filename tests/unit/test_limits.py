@@ -1,0 +1,63 @@
+from dataclasses import replace
+
+from mezzotint.engine.limits import ENOUGH_CALLS, LOOK_AGAIN, Limits
+from mezzotint.engine.trajectory import BatchKey
+
+KEY = BatchKey(model="a", height=8, width=8, windows=1, alone="")
+
+
+def after(*calls: tuple[int, float]) -> Limits:
+    """Limits that saw each (rows, seconds of a call) often enough."""
+    limits = Limits(16)
+    for rows, seconds in calls:
+        for _ in range(ENOUGH_CALLS):
+            limits.measured(KEY, rows, seconds, None)
+    return limits
+
+
+def test_nothing_known_is_the_most() -> None:
+    assert Limits(16).rows(KEY) == 16
+
+
+def test_rows_that_get_cheaper_in_company_fill_the_call() -> None:
+    assert after((2, 1.0), (8, 2.0)).rows(KEY) == 16
+
+
+def test_rows_that_cost_the_same_in_company_do_not_wait_for_one_another() -> None:
+    assert after((2, 1.0), (4, 1.96), (8, 4.0)).rows(KEY) == 2
+    assert after((2, 1.0), (4, 1.5), (8, 2.9)).rows(KEY) == 4
+
+
+def test_what_memory_did_not_hold_is_halved_and_remembered() -> None:
+    limits = after((2, 1.0), (8, 2.0))
+    limits.exhausted(KEY, 12)
+    assert limits.rows(KEY) == 6
+    limits.exhausted(KEY, 6)
+    limits.exhausted(KEY, 16)
+    assert limits.rows(KEY) == 3
+    limits.exhausted(KEY, 1)
+    assert limits.rows(KEY) == 1
+
+
+def test_a_shape_says_nothing_of_another() -> None:
+    limits = after((2, 1.0), (8, 4.0))
+    assert limits.rows(replace(KEY, height=16)) == 16
+    assert limits.rows(replace(KEY, alone="x")) == 2
+
+
+def test_now_and_then_a_larger_call_is_tried_again() -> None:
+    limits = after((2, 1.0), (8, 4.0))
+    seen = []
+    for _ in range(2 * LOOK_AGAIN):
+        seen.append(limits.rows(KEY))
+        limits.measured(KEY, 2, 1.0, None)
+    assert seen.count(16) == 2
+    assert set(seen) == {2, 16}
+
+
+def test_the_slow_first_call_of_a_shape_is_forgotten() -> None:
+    limits = after((2, 1.0))
+    for seconds in (50.0, 2.0, 2.0, 2.0):
+        limits.measured(KEY, 8, seconds, 7)
+    seen = limits.learned()[KEY].seen[8]
+    assert (seen.seconds, seen.calls, seen.peak_bytes) == (2.0, 4, 7)
