@@ -3,23 +3,21 @@
 Each figure is a whole process from start to exit, median of several runs in turn. Run it by `make bench`.
 """
 
+import contextlib
 import json
-import os
-import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 
+from benchmarks import machine
 from mezzotint.catalog import BUNDLED, BUNDLED_MODEL
 
 RUNS = 5
 PROMPT, SEED = "a slice of pizza", 7
-MEZZOTINT = Path(sys.executable).parent / "mezzotint"
 DIFFUSERS = """
 import sys, torch
 from diffusers import StableDiffusionPipeline
@@ -31,13 +29,10 @@ pipeline("a slice of pizza", num_inference_steps=int(sys.argv[2]), guidance_scal
 
 def main() -> None:
     defaults = json.loads((BUNDLED / BUNDLED_MODEL / "mezzotint.json").read_text())["defaults"]
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as opened:
         out = Path(folder)
-        server = subprocess.Popen(
-            [MEZZOTINT, "serve", "--port", "0", "--data", out / "data"], stderr=subprocess.PIPE, text=True
-        )
-        url = _listening(server)
-        draw = [MEZZOTINT, "generate", PROMPT, "--seed", str(SEED), "-o"]
+        url = opened.enter_context(machine.running_server(out / "data"))
+        draw = [machine.MEZZOTINT, "generate", PROMPT, "--seed", str(SEED), "-o"]
         steps, guidance = str(defaults["num_inference_steps"]), str(defaults["guidance_scale"])
         script = [sys.executable, "-c", DIFFUSERS, BUNDLED / BUNDLED_MODEL, steps, guidance, out / "peer.png"]
         cases: dict[str, Callable[[], object]] = {
@@ -53,34 +48,17 @@ def main() -> None:
                 case()
                 times[name].append(time.perf_counter() - started)
         equal = (out / "alone.png").read_bytes() == (out / "served.png").read_bytes()
-        server.terminate()
-        server.wait()
     medians = {name: statistics.median(taken) for name, taken in times.items()}
-    print(f"{_machine()}, seed {SEED}, {steps} steps, median of {RUNS} whole processes")
+    print(f"{machine.describe()}, seed {SEED}, {steps} steps, median of {RUNS} whole processes")
     for name, median in medians.items():
         ratio = medians["a diffusers script"] / median
         print(f"{name:30} {median:6.2f} s  ({min(times[name]):.2f} to {max(times[name]):.2f})  {ratio:4.1f} x")
     print(f"alone and served byte-identical: {equal}")
-    result = {"at": time.time(), "machine": _machine(), "medians_s": medians, "times_s": times, "equal": equal}
-    with (Path(__file__).parent / "results" / "first_picture.jsonl").open("a") as file:
-        file.write(json.dumps(result) + "\n")
+    machine.keep("first_picture", {"medians_s": medians, "times_s": times, "equal": equal})
 
 
 def _run(command: list[str | Path]) -> None:
     subprocess.run(command, check=True, capture_output=True)
-
-
-def _listening(server: "subprocess.Popen[str]") -> str:
-    assert server.stderr is not None
-    for line in server.stderr:
-        if (told := json.loads(line))["event"] == "listening":
-            return str(told["url"])
-    raise RuntimeError("the server did not start")
-
-
-def _machine() -> str:
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "diffusers"))
-    return f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, {versions}"
 
 
 if __name__ == "__main__":

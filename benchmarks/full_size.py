@@ -1,0 +1,112 @@
+"""One request on a full-size Stable Diffusion 1.5 with random weights: diffusers with its defaults, and Mezzotint over
+HTTP. Run it by `python -m benchmarks.full_size --size 256`; random weights cost the same as trained ones.
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import httpx2
+
+from benchmarks import machine
+from mezzotint.config import load_settings
+
+PEER = """
+import sys, time, torch
+from diffusers import StableDiffusionPipeline
+pipeline = StableDiffusionPipeline.from_pretrained(sys.argv[1], dtype=torch.float32)
+pipeline.set_progress_bar_config(disable=True)
+def draw():
+    pipeline("a rocket", width=int(sys.argv[2]), height=int(sys.argv[2]), num_inference_steps=int(sys.argv[3]),
+             generator=torch.Generator().manual_seed(1))
+draw()
+for _ in range(int(sys.argv[4])):
+    started = time.perf_counter()
+    draw()
+    print(time.perf_counter() - started)
+"""
+
+
+def build(path: Path) -> Path:
+    """The real layout and sizes: 860 M parameters in the UNet. Kept for later runs."""
+    if path.exists():
+        return path
+    import torch
+    from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from tokenizers import pre_tokenizers
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+    torch.manual_seed(0)
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = ["<|startoftext|>", "<|endoftext|>", *alphabet, *(byte + "</w>" for byte in alphabet)]
+    text = CLIPTextConfig(
+        vocab_size=len(tokens), hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
+        bos_token_id=0, eos_token_id=1, pad_token_id=1,
+    )  # fmt: skip
+    pipeline = StableDiffusionPipeline(
+        vae=AutoencoderKL(
+            block_out_channels=(128, 256, 512, 512),
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            layers_per_block=2,
+            latent_channels=4,
+        ),
+        text_encoder=CLIPTextModel(text),
+        tokenizer=CLIPTokenizer(vocab={token: i for i, token in enumerate(tokens)}, merges=[], model_max_length=77),
+        unet=UNet2DConditionModel(sample_size=64, cross_attention_dim=768, attention_head_dim=8),
+        scheduler=PNDMScheduler(
+            beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, skip_prk_steps=True, steps_offset=1
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    draft = path.with_name("draft")
+    pipeline.save_pretrained(draft, safe_serialization=True)
+    draft.rename(path)
+    return path
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--executor", default="torch")
+    parser.add_argument("--dtype", default="float32")
+    asked = parser.parse_args()
+    model = build(load_settings().cache / "benchmarks" / "random-sd15")
+    command = [sys.executable, "-c", PEER, str(model), str(asked.size), str(asked.steps), str(asked.runs)]
+    told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    times = {"diffusers": [float(line) for line in told.split()]}
+    flags = ["--executor", asked.executor, "--dtype", asked.dtype]
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        machine.running_server(Path(folder) / "data", "--models", str(model.parent), *flags) as url,
+    ):
+        _draw(url, model.name, asked)  # loads the model
+        times["mezzotint, HTTP"] = [_draw(url, model.name, asked) for _ in range(asked.runs)]
+    medians = {name: statistics.median(taken) for name, taken in times.items()}
+    print(f"{machine.describe()}, SD 1.5 random, {asked.size} px, {asked.steps} steps, median of {asked.runs}")
+    for name, median in medians.items():
+        print(f"{name:18}{median:8.2f} s a request  {medians['diffusers'] / median:5.2f} x")
+    machine.keep("full_size", {"asked": vars(asked), "medians_s": medians, "times_s": times})
+
+
+def _draw(url: str, model: str, asked: argparse.Namespace) -> float:
+    body = {"model": model, "prompt": "a rocket", "width": asked.size, "height": asked.size, "steps": asked.steps}
+    started = time.perf_counter()
+    answer = httpx2.post(
+        f"{url}/api/inference/sessions", json=body | {"seed": 1}, headers={"Prefer": "wait=600"}, timeout=700
+    )
+    session = answer.raise_for_status().json()
+    assert session["state"] == "succeeded", session["error"]
+    return time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    main()
