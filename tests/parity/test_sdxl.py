@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from mezzotint.families.table import SCHEDULERS
 from mezzotint.request import ControlNetUse, LoraUse
@@ -22,6 +23,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     build_controlnet(root / "edges", root / "tiny", seed=2)
     build_lora(root / "style.safetensors", root / "tiny", seed=3)
     build_lora(root / "kohya.safetensors", root / "tiny", seed=3, layout="kohya")
+    kohya = load_file(root / "kohya.safetensors")
+    save_file({renumbered(name): tensor for name, tensor in kohya.items()}, root / "stability.safetensors")
     noise = np.random.default_rng(5)
     for name in ("image", "edges"):
         big = Image.fromarray(noise.integers(0, 256, (4, 4, 3), dtype=np.uint8), "RGB")
@@ -85,6 +88,33 @@ def test_every_type_equals_the_pipelines(rig: Rig, folder: Path, kind: str) -> N
 def test_the_layout_of_kohya_is_read(rig: Rig, folder: Path) -> None:
     half = replace(request(type="lora"), loras=(LoraUse(name="style", scale=0.4),))
     whole = replace(half, loras=(LoraUse(name="kohya", scale=0.8),))
+    stability = replace(whole, loras=(LoraUse(name="stability", scale=0.8),))
     theirs = rig.draw([Asked(request=half, loras=(folder / "style.safetensors",))])[0][0]
     ours = rig.draw([Asked(request=whole, loras=(folder / "kohya.safetensors",))])[0][0]
     assert_equal(ours, theirs)
+    numbered = rig.draw([Asked(request=stability, loras=(folder / "stability.safetensors",))])[0][0]
+    assert_equal(numbered, theirs)
+
+
+# the tiny model's blocks in the numbering of the original code: one resnet a level on the way down, two on the way up
+STABILITY = {
+    "down_blocks_0_resnets_0": "input_blocks_1_0",
+    "down_blocks_0_downsamplers_0_conv": "input_blocks_2_0_op",
+    "down_blocks_1_resnets_0": "input_blocks_3_0",
+    "down_blocks_1_attentions_0": "input_blocks_3_1",
+    "mid_block_resnets_0": "middle_block_0",
+    "mid_block_attentions_0": "middle_block_1",
+    "mid_block_resnets_1": "middle_block_2",
+    "up_blocks_0_resnets_0": "output_blocks_0_0",
+    "up_blocks_0_attentions_0": "output_blocks_0_1",
+    "up_blocks_0_resnets_1": "output_blocks_1_0",
+    "up_blocks_0_attentions_1": "output_blocks_1_1",
+    "up_blocks_1_resnets_0": "output_blocks_2_0",
+    "up_blocks_1_resnets_1": "output_blocks_3_0",
+}
+
+
+def renumbered(name: str) -> str:
+    for ours, theirs in STABILITY.items():
+        name = name.replace(f"lora_unet_{ours}_", f"lora_unet_{theirs}_")
+    return name.replace("_conv1.", "_in_layers_2.") if "_blocks_" in name else name

@@ -4,6 +4,7 @@ Reads the layouts of diffusers, peft and kohya. Must not merge anything into a m
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -57,6 +58,7 @@ def read_lora(path: Path, modules: Mapping[str, nn.Module], device: torch.device
     A file may leave layers out, but every layer that it names must be there and of its shape.
     """
     layers = {part: dict(_layers(module)) for part, module in modules.items()}
+    depth = int(getattr(modules["unet"], "config", {}).get("layers_per_block", 2))
     tensors, alphas, ranks = _read(path)
     parts: dict[str, dict[str, Factors]] = {}
     for key, down in tensors.items():
@@ -67,7 +69,7 @@ def read_lora(path: Path, modules: Mapping[str, nn.Module], device: torch.device
         up = tensors.get(stem + _UP[_DOWN.index(suffix)])
         if up is None:
             raise ValueError(f"{stem[:96]} has one factor of two")
-        part, name = _place(stem + ("_lora" if suffix.startswith("_") else ""), layers)
+        part, name = _place(stem + ("_lora" if suffix.startswith("_") else ""), layers, depth)
         layer = layers[part][name]
         down, up = _shaped(down.float(), up.float(), layer, name)
         rank = len(down)
@@ -183,11 +185,11 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, float], dict[str, fl
     return tensors, alphas, whole
 
 
-def _place(stem: str, layers: Mapping[str, Mapping[str, nn.Module]]) -> tuple[str, str]:
+def _place(stem: str, layers: Mapping[str, Mapping[str, nn.Module]], depth: int) -> tuple[str, str]:
     """The part and layer that a key means. Raises ValueError when the model has none such."""
     for prefix, part in _KOHYA.items():
         if stem.startswith(prefix):
-            flat = stem.removeprefix(prefix).removeprefix("text_model_")
+            flat = _from_stability(stem.removeprefix(prefix).removeprefix("text_model_"), depth)
             for name in layers.get(part, {}):
                 if name.replace(".", "_") == flat:
                     return part, name
@@ -201,6 +203,39 @@ def _place(stem: str, layers: Mapping[str, Mapping[str, nn.Module]]) -> tuple[st
         if candidate in layers.get(part, {}):
             return part, candidate
     raise ValueError(f"it adapts {stem[:96]!r}, which this model does not have")
+
+
+_STABILITY = re.compile(r"(input_blocks|middle_block|output_blocks)_(\d+)_(?:(\d+)_)?(.*)")
+_RESNET = {
+    "in_layers_2": "conv1",
+    "out_layers_3": "conv2",
+    "emb_layers_1": "time_emb_proj",
+    "skip_connection": "conv_shortcut",
+}
+
+
+def _from_stability(flat: str, depth: int) -> str:
+    """A layer's name in the original code's numbering, as files for SDXL have it, in that of diffusers.
+
+    `depth`: resnets of a level; the levels of the way up have one more.
+    """
+    found = _STABILITY.fullmatch(flat)
+    if found is None:
+        return flat
+    side, index, inner, rest = found[1], int(found[2]), int(found[3] or 0), found[4]
+    if side == "middle_block":
+        block, inner, place = "mid_block", index, index // 2
+        kind = "attentions" if index == 1 else "resnets"
+    else:
+        level, place = divmod(index - (side == "input_blocks"), depth + 1)
+        block = f"{'down' if side == 'input_blocks' else 'up'}_blocks_{level}"
+        kind = "attentions" if inner == 1 and not rest.startswith("conv") else "resnets"
+        if side == "input_blocks" and place == depth:
+            return f"{block}_downsamplers_0_conv"
+        if rest == "conv":
+            return f"{block}_upsamplers_0_conv"
+    place = 0 if kind == "attentions" and side == "middle_block" else place
+    return f"{block}_{kind}_{place}_{_RESNET.get(rest, rest) if kind == 'resnets' else rest}"
 
 
 def _shaped(down: Tensor, up: Tensor, layer: nn.Module, name: str) -> tuple[Tensor, Tensor]:
