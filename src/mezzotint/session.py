@@ -65,6 +65,8 @@ class Usage:
     device_s: float | None = None  # time of the model calls, each shared by rows
     steps_run: int = 0
     steps_resumed: int = 0
+    executor: str | None = None  # what ran the model, and in which dtype; None until it has
+    dtype: str | None = None
     unknown: dict[str, str] = field(default_factory=dict)
 
 

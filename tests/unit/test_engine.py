@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from mezzotint.engine.engine import MAX_MODELS, Engine, Event
-from mezzotint.families.base import Conditioning, Family, Prompt, Rows
+from mezzotint.families.base import PLAIN, Conditioning, Executor, Family, Prompt, Rows
 from mezzotint.request import Request
 from mezzotint.workers import wire
 from tests.requests import request
@@ -22,6 +22,7 @@ class Toy:
     device = torch.device("cpu")
 
     def __init__(self) -> None:
+        self.executor = PLAIN
         self.scheduler_config: dict[str, Any] = {"num_train_timesteps": 1000, "clip_sample": False}
         self.calls: list[int] = []  # rows of each
         self.encoded: list[str] = []
@@ -49,7 +50,8 @@ class Toy:
 
 class Rig:
     def __init__(self, load_error: Exception | None = None) -> None:
-        self.toy = Toy()
+        self.toy = self.served = Toy()
+        self.encoded_with: dict[str, tuple[str, str]] = {}
         self.loads: list[str] = []
         self.now = 0.0
 
@@ -57,13 +59,17 @@ class Rig:
             self.loads.append(model.id)
             if load_error is not None:
                 raise load_error
-            return self.toy
+            return self.served
+
+        def encode(pixels: Tensor, submit: wire.Submit, index: int) -> bytes:
+            self.encoded_with[submit.session_id] = (submit.model.executor, submit.model.dtype)
+            return b"picture"
 
         def clock() -> float:
             self.now += 0.001
             return self.now
 
-        self.engine = Engine(load, lambda pixels, submit, index: b"picture", clock, max_rows=8)
+        self.engine = Engine(load, encode, clock, max_rows=8)
         self.told: list[Event] = []
 
     def submit(self, session_id: str, asked: Request | None = None, *, model: str = "tiny") -> None:
@@ -207,6 +213,43 @@ def test_the_least_recently_used_model_makes_room(rig: Rig) -> None:
     rig.submit("again", request(num_inference_steps=1), model=names[-1])
     rig.run()
     assert rig.loads == names
+
+
+def test_a_deterministic_session_runs_in_the_plain_twin_and_others_do_not(rig: Rig) -> None:
+    fast = Toy()
+    fast.executor = Executor(name="openvino", dtype="bfloat16", twin=rig.toy)
+    rig.served = fast
+    rig.submit("any", request(num_inference_steps=2))
+    rig.submit("exact", request(num_inference_steps=2, deterministic=True))
+    rig.run()
+    assert (rig.toy.calls, fast.calls) == ([2, 2], [2, 2])
+    ran = {name: rig.of(name, wire.Ended)[0].usage for name in ("any", "exact")}
+    assert (ran["any"].executor, ran["any"].dtype) == ("openvino", "bfloat16")
+    assert (ran["exact"].executor, ran["exact"].dtype) == ("torch", "float32")
+    assert rig.encoded_with == {"any": ("openvino", "bfloat16"), "exact": ("torch", "float32")}
+
+
+def test_a_model_loaded_otherwise_takes_the_place_of_the_same_one_that_nobody_uses(rig: Rig) -> None:
+    plain = wire.ModelRef(id="tiny", family="sd", path="", sha256="tiny")
+    rig.engine.load(plain)
+    rig.submit("old")
+    rig.step(3)
+    rig.engine.load(wire.ModelRef(id="tiny", family="sd", path="", sha256="tiny", executor="openvino"))
+    assert rig.loads == ["tiny"] * 2
+    assert rig.engine.resident == ("tiny",)
+    rig.run()
+    assert rig.outcome("old") == "succeeded", "it keeps what it began with"
+    rig.submit("again")
+    rig.run()
+    assert rig.loads == ["tiny"] * 2
+
+
+def test_a_load_ahead_that_fails_is_told_to_the_session_that_needs_it() -> None:
+    rig = Rig(load_error=ValueError("shapes"))
+    rig.engine.load(wire.ModelRef(id="tiny", family="sd", path="", sha256="tiny"))
+    rig.submit("a")
+    rig.run()
+    assert rig.outcome("a") == "model_invalid"
 
 
 def test_two_models_take_turns(rig: Rig) -> None:

@@ -8,6 +8,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -39,7 +40,8 @@ class Engine:
         *,
         max_rows: int = MAX_ROWS,
     ) -> None:
-        """`encode_image(pixels (H, W, 3) uint8, submit, index)` gives a file; `clock` is monotonic seconds."""
+        """`encode_image(pixels (H, W, 3) uint8, submit, index)` gives a file, with what did run in `submit.model`;
+        `clock` is monotonic seconds."""
         self._load, self._encode_image, self._clock = load, encode_image, clock
         self._max_rows = max_rows
         self._sessions: dict[str, Running] = {}
@@ -57,11 +59,21 @@ class Engine:
     @property
     def resident(self) -> tuple[str, ...]:
         """Ids of the models that are loaded."""
-        return tuple(model.id for model in self._models)
+        return tuple(dict.fromkeys(model.id for model in self._models))
 
     def submit(self, submit: wire.Submit) -> None:
         """Take a session. It joins the batch at a later step boundary."""
         self._sessions[submit.session_id] = Running(submit=submit, stage="loading")
+
+    def load(self, model: wire.ModelRef) -> None:
+        """Load ahead of need. What cannot be loaded is told to the session that asks for it."""
+        self.phase = "loading"
+        try:
+            self._load_model(model)
+        except Exception:
+            log.exception("model %s could not be loaded", model.id)
+        finally:
+            self.phase = None
 
     def cancel(self, session_id: str, attempt: int) -> None:
         """Stop a session at the next boundary. Unknown ids and other attempts are ignored: they have ended."""
@@ -120,7 +132,8 @@ class Engine:
     def _load_model(self, model: wire.ModelRef) -> None:
         in_use = {running.submit.model for running in self._sessions.values()}
         for loaded in list(self._models):
-            if len(self._models) >= MAX_MODELS and loaded not in in_use:
+            replaced = loaded.id == model.id  # the same one, to be run otherwise from here on
+            if (replaced or len(self._models) >= MAX_MODELS) and loaded not in in_use:
                 del self._models[loaded]
         self._models[model] = self._load(model)
 
@@ -129,6 +142,9 @@ class Engine:
         request, model = running.submit.request, running.submit.model
         family = self._models[model]
         self._models.move_to_end(model)
+        if request.deterministic and family.executor.twin is not None:
+            family = family.executor.twin
+        running.executor = family.executor
         guided = request.guidance_scale > 1
         texts = [request.prompt, request.negative_prompt] if guided else [request.prompt]
         syntax = request.prompt_syntax
@@ -143,7 +159,7 @@ class Engine:
             sampler = Sampler(request, family.scheduler_config, request.seed + index)
             trajectory = Trajectory(
                 key=BatchKey(
-                    model=model.sha256,
+                    model=f"{model.sha256} {family.executor.name} {family.executor.dtype}",
                     height=height,
                     width=width,
                     windows=windows,
@@ -247,7 +263,9 @@ class Engine:
             return self._fail(running, "out_of_memory", "not enough memory for decoding")
         finally:
             self.phase = None
-        blob = self._encode_image(pixels, submit, trajectory.index)
+        executor = trajectory.family.executor
+        ran = msgspec.structs.replace(submit.model, executor=executor.name, dtype=executor.dtype)
+        blob = self._encode_image(pixels, msgspec.structs.replace(submit, model=ran), trajectory.index)
         running.trajectories.remove(trajectory)
         running.steps_done += trajectory.sampler.steps
         image = wire.ImageDone(
@@ -271,7 +289,14 @@ class Engine:
     def _end(self, running: Running, outcome: str, error: ErrorInfo | None = None) -> list[Event]:
         del self._sessions[running.id]
         unknown = {"peak_memory_bytes": "not measured per session by this version"}
-        usage = Usage(device_s=running.device_s, steps_run=running.steps_run, unknown=unknown)
+        ran = running.executor
+        usage = Usage(
+            device_s=running.device_s,
+            steps_run=running.steps_run,
+            executor=ran.name if ran else None,
+            dtype=ran.dtype if ran else None,
+            unknown=unknown,
+        )
         attempt = running.submit.attempt
         ended = wire.Ended(session_id=running.id, attempt=attempt, outcome=outcome, usage=usage, error=error)
         return [(ended, b"")]

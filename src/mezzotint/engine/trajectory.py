@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from mezzotint.engine.samplers import Sampler
-from mezzotint.families.base import Family
+from mezzotint.families.base import Executor, Family
 from mezzotint.workers.wire import Submit
 
 
@@ -62,6 +62,7 @@ class Running:
     steps_done: int = 0  # of images that are decoded
     device_s: float = 0.0
     cancelled: bool = False
+    executor: Executor | None = None  # what its images run with, once they are prepared
     phase: str = ""  # what was last announced
 
     @property

@@ -36,6 +36,18 @@ class Rows:
     hidden: Tensor  # (n, tokens, channels)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Executor:
+    """What runs a family's modules, in which dtype. `twin` is the same model in torch float32, if this is not it."""
+
+    name: str = "torch"
+    dtype: str = "float32"
+    twin: "Family | None" = None
+
+
+PLAIN = Executor()
+
+
 class Family(Protocol):
     """One model architecture loaded on one device. Called from a single thread; holds no per-session state."""
 
@@ -43,6 +55,7 @@ class Family(Protocol):
     vae_factor: int
     scheduler_config: dict[str, Any]
     device: torch.device
+    executor: Executor
 
     def windows(self, text: str, syntax: str) -> int:
         """How many encoder windows a text takes, at least 1, at most MAX_WINDOWS."""

@@ -1,7 +1,7 @@
 """Stable Diffusion 1.x and 2.x from a diffusers folder. Must not keep anything of a session between calls."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
 from mezzotint.families import weighting
-from mezzotint.families.base import MAX_WINDOWS, Conditioning, Prompt, Rows
+from mezzotint.families.base import MAX_WINDOWS, PLAIN, Conditioning, Prompt, Rows
 from mezzotint.families.clip import ClipTextEncoder, ClipTokenizer
 from mezzotint.families.weights import load_module
 
@@ -32,6 +32,9 @@ class StableDiffusion:
         self.device, self.dtype = device, dtype
         self.latent_channels = int(self.vae.config.latent_channels)
         self.vae_factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
+        # engine/executors.py puts others in their place, in a copy of this family
+        self.executor = PLAIN
+        self.run_unet, self.run_decoder = unet_in_torch(self.unet), decoder_in_torch(self.vae)
 
     def windows(self, text: str, syntax: str) -> int:
         return min(MAX_WINDOWS, len(self._chunks(text, syntax)))
@@ -41,18 +44,14 @@ class StableDiffusion:
 
     def predict(self, rows: Rows) -> Tensor:
         with torch.inference_mode():
-            output = self.unet(
-                rows.latents.to(self.device, self.dtype),
-                rows.timesteps.to(self.device),
-                encoder_hidden_states=rows.hidden,
-                return_dict=False,
-            )[0]
+            latents, timesteps = rows.latents.to(self.device, self.dtype), rows.timesteps.to(self.device)
+            output = self.run_unet(latents, timesteps, rows.hidden)
         return output.to("cpu", torch.float32)
 
     def decode(self, latents: Tensor) -> Tensor:
         with torch.inference_mode():
             scaled = latents.to(self.device, self.dtype) / self.vae.config.scaling_factor
-            pixels = self.vae.decode(scaled, return_dict=False)[0].to("cpu", torch.float32)
+            pixels = self.run_decoder(scaled).to("cpu", torch.float32)
             pixels = (pixels * 0.5 + 0.5).clamp(0, 1)  # as diffusers' VaeImageProcessor does it
             return (pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
 
@@ -85,6 +84,26 @@ class StableDiffusion:
                     chunks.append([])
                 chunks[-1].append((token, weight))
         return chunks
+
+
+def unet_in_torch(unet: Any) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """(latents (n, c, h, w), timesteps (n,), hidden (n, tokens, channels)) -> output (n, c, h, w)."""
+
+    def run(latents: Tensor, timesteps: Tensor, hidden: Tensor) -> Tensor:
+        output: Tensor = unet(latents, timesteps, encoder_hidden_states=hidden, return_dict=False)[0]
+        return output
+
+    return run
+
+
+def decoder_in_torch(vae: Any) -> Callable[[Tensor], Tensor]:
+    """Unscaled latents (n, c, h, w) -> pixels (n, 3, H, W) around -1 to 1."""
+
+    def run(latents: Tensor) -> Tensor:
+        pixels: Tensor = vae.decode(latents, return_dict=False)[0]
+        return pixels
+
+    return run
 
 
 def _weigh(hidden: Tensor, weights: Tensor) -> Tensor:

@@ -32,12 +32,15 @@ class _Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", forbid_
 
 
 class ModelRef(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a model lies and what it is; the worker opens nothing else."""
+    """Where a model lies, what it is and what is to run it; the worker opens nothing else."""
 
     id: str
     family: str
     path: str
     sha256: str
+    executor: str = "torch"
+    dtype: str = "float32"
+    graphs: str = ""  # folder, for an executor that needs converted ones
 
 
 class Submit(_Message, frozen=True, kw_only=True, tag="submit"):
@@ -50,6 +53,12 @@ class Submit(_Message, frozen=True, kw_only=True, tag="submit"):
 class Cancel(_Message, frozen=True, kw_only=True, tag="cancel"):
     session_id: str
     attempt: int
+
+
+class Load(_Message, frozen=True, kw_only=True, tag="load"):
+    """Load a model now, in place of the same one under another executor. Sent to an idle worker."""
+
+    model: ModelRef
 
 
 class Stop(_Message, frozen=True, kw_only=True, tag="stop"):
@@ -84,6 +93,7 @@ class Heartbeat(_Message, frozen=True, kw_only=True, tag="heartbeat"):
     since_s: float  # how long it has been in it, or since its last step
     memory_bytes: int
     resident: tuple[str, ...]
+    refused: dict[str, str] = {}  # resident models that torch float32 serves though another was wanted: why
 
 
 class Phase(_Message, frozen=True, kw_only=True, tag="phase"):
@@ -143,7 +153,7 @@ class DeviceFailed(_Message, frozen=True, kw_only=True, tag="device_failed"):
     message: str
 
 
-ToWorker = Submit | Cancel | Stop
+ToWorker = Submit | Cancel | Load | Stop
 FromWorker = Hello | Heartbeat | Phase | Progress | ImageDone | Warned | Ended | DeviceFailed
 
 _encoder = msgspec.msgpack.Encoder()
