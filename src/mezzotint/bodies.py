@@ -61,7 +61,7 @@ def event(session_id: str, value: Event) -> dict[str, Any]:
     return body
 
 
-def model(value: Model, resident_on: list[str]) -> dict[str, Any]:
+def model(value: Model, resident_on: list[str], executors: dict[str, Any]) -> dict[str, Any]:
     if value.state == "invalid":
         return {"id": value.id, "kind": value.kind, "state": value.state, "reason": value.reason}
     return {
@@ -73,6 +73,7 @@ def model(value: Model, resident_on: list[str]) -> dict[str, Any]:
         "types": list(value.types),
         "bytes": value.bytes,
         "resident_on": resident_on,
+        "executors": executors,
         "width": value.width,
         "height": value.height,
         "size_multiple": value.size_multiple,
