@@ -240,7 +240,7 @@ class Dispatcher:
         if self._closing:
             return
         for worker in sorted(self._supervisor.ready(), key=self._images_on):
-            while (waiting := self._next_for(worker)) is not None:
+            while worker.alive and (waiting := self._next_for(worker)) is not None:
                 await self._claim(waiting, worker)
 
     def _images_on(self, worker: LocalWorker) -> int:
