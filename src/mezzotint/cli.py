@@ -1,14 +1,14 @@
 """The commands. Must not hold rules: each turns flags into a call of Client or Mezzotint, and the answer into lines.
 
+What only some commands need they import themselves: a command's start is a good part of what a person waits.
+
 Exit codes: 0 done, 1 failed, 2 bad use or invalid request, 3 server not reachable, 130 interrupted.
 """
 
-import asyncio
 import contextlib
 import difflib
 import json
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -141,6 +141,8 @@ def serve(
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning, error")] = None,
 ) -> None:
     """Run the server until SIGTERM or Ctrl-C."""
+    import asyncio
+
     import uvloop
 
     from mezzotint.config import load_settings
@@ -211,6 +213,8 @@ def models_tune(
     as_json: Json = False,
 ) -> None:
     """Measure what runs a model fastest here, and keep the answer. A running server adopts it when it is idle."""
+    import asyncio
+
     from mezzotint import profiles
     from mezzotint.operations import tune
 
@@ -269,6 +273,9 @@ def _on_server(server: str, given: dict[str, Any], output: Path | None, show: An
 
 
 def _alone(given: dict[str, Any], output: Path | None, models: list[Path], show: Any) -> tuple[Any, list[Path]]:
+    import asyncio
+    import tempfile
+
     from mezzotint.telemetry import configure_logs
 
     configure_logs("error")
@@ -367,6 +374,9 @@ def _ask(server: str | None, of_client: Any, of_mezzotint: Any, *, await_ready: 
     if server is not None:
         with _client(server) as client:
             return of_client(client)
+    import asyncio
+    import tempfile
+
     from mezzotint.telemetry import configure_logs
 
     configure_logs("error")
