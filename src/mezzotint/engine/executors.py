@@ -125,6 +125,7 @@ def _in_openvino(
         "PERFORMANCE_HINT": "LATENCY",
         "ENABLE_CPU_PINNING": False,  # cores are shared with the API process, and maybe with others
         "CACHE_DIR": str(blobs),
+        "CACHE_MODE": "OPTIMIZE_SIZE",  # without the weights, which it maps from the graph's own file; opens as fast
     }
     core = openvino.Core()
     try:
