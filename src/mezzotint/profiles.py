@@ -3,6 +3,7 @@
 One JSON file per model and device, with the ranking as it was measured; deleting it costs a new measurement.
 """
 
+import functools
 import os
 import platform
 from importlib import metadata
@@ -136,10 +137,12 @@ def graphs_of(cache: Path, sha256: str) -> Path:
     return cache / "openvino" / f"{sha256}-{versions()['openvino']}"
 
 
+@functools.cache
 def versions() -> dict[str, str]:
     return {name: _version(name) for name in ("mezzotint", "torch", "diffusers", "openvino")}
 
 
+@functools.cache
 def machine() -> str:
     return f"{cpu_name()}, {platform.machine()}"
 

@@ -112,13 +112,15 @@ class Tuner:
             if not self._is_idle():
                 idle_since = time.monotonic()
             elif time.monotonic() - idle_since >= IDLE_S:
+                after_s = 0.0
                 try:
                     await self._improve()
                 except Stopped:
-                    idle_since = time.monotonic()
+                    log.info("measuring makes way for work")
                 except Exception:
                     log.exception("tuning failed")
-                    idle_since = time.monotonic() + 60
+                    after_s = 60.0
+                idle_since = time.monotonic() + after_s  # and look again when it was idle for as long once more
 
     async def _improve(self) -> None:
         for seat in self._supervisor.seats.values():
