@@ -67,7 +67,7 @@ def event(session_id: str, value: Event) -> dict[str, Any]:
     return body
 
 
-def model(value: Model, resident_on: list[str], fits: list[str]) -> dict[str, Any]:
+def model(value: Model, resident_on: list[str], fits: list[str], executors: dict[str, Any]) -> dict[str, Any]:
     """`fits`: for adapters, the ids of the checkpoints that they can go with."""
     if value.state == "invalid":
         return {"id": value.id, "kind": value.kind, "state": value.state, "reason": value.reason}
@@ -87,6 +87,7 @@ def model(value: Model, resident_on: list[str], fits: list[str]) -> dict[str, An
     return common | {
         "family": value.family,
         "types": list(value.types),
+        "executors": executors,
         "width": value.width,
         "height": value.height,
         "size_multiple": value.size_multiple,

@@ -1,15 +1,15 @@
 """The commands. Must not hold rules: each turns flags into a call of Client or Mezzotint, and the answer into lines.
 
+What only some commands need they import themselves: a command's start is a good part of what a person waits.
+
 Exit codes: 0 done, 1 failed, 2 bad use or invalid request, 3 server not reachable, 130 interrupted.
 """
 
-import asyncio
 import base64
 import contextlib
 import difflib
 import json
 import sys
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -154,9 +154,13 @@ def serve(
     device: Annotated[list[str] | None, typer.Option(help="device to use; may be given several times")] = None,
     threads: Annotated[int | None, typer.Option(help="CPU threads of a worker")] = None,
     default_model: Annotated[str | None, typer.Option(help="model of requests that name none")] = None,
+    dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16")] = None,
+    executor: Annotated[str | None, typer.Option(help="auto, torch, openvino")] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning, error")] = None,
 ) -> None:
     """Run the server until SIGTERM or Ctrl-C."""
+    import asyncio
+
     import uvloop
 
     from mezzotint.config import load_settings
@@ -171,6 +175,8 @@ def serve(
         devices=tuple(device) if device else None,
         threads=threads,
         default_model=default_model,
+        dtype=dtype,
+        executor=executor,
         log_level=log_level,
     )
     configure_logs(settings.log_level)
@@ -220,6 +226,40 @@ def models_list(server: Server = None, models: Models = None, as_json: Json = Fa
             typer.echo(f"{one['id']}  {one['kind']}  {one['family']}  {size}  {_size(one['bytes'])}")
 
 
+@models_app.command("tune")
+def models_tune(
+    model: Annotated[str, typer.Argument(help="catalog id")],
+    models: Models = None,
+    device: Annotated[list[str] | None, typer.Option(help="device to use; may be given several times")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads of a worker")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure what runs a model fastest here, and keep the answer. A running server adopts it when it is idle."""
+    import asyncio
+
+    from mezzotint import profiles
+    from mezzotint.operations import tune
+
+    settings = _settings(
+        models=tuple(models) if models else None, devices=tuple(device) if device else None, threads=threads
+    )
+    measured = asyncio.run(tune(settings, model))
+    if as_json:
+        typer.echo(json.dumps([profiles.built(profile) for profile in measured]))
+        return
+    for profile in measured:
+        typer.echo(f"{model} on {profile.device}, {profile.machine}, {profile.threads} threads")
+        typer.echo(f"  {'':20} {'ms a step':>10} {'each of 4':>10} {'difference':>11}")
+        for one in profile.ranking:
+            name = f"{one.executor} {one.dtype}"
+            if one.ms_per_step is None or one.ms_per_step_at_4 is None or one.difference is None:
+                typer.echo(f"  {name:20} {one.reason}")
+                continue
+            figures = f"{one.ms_per_step:10.1f} {one.ms_per_step_at_4:10.1f} {one.difference:11.2f}"
+            note = "  chosen" if one is profile.ranking[0] else f"  {one.reason}" if one.reason else ""
+            typer.echo(f"  {name:20} {figures}{note}")
+
+
 @app.command()
 def doctor(data: Data = None, as_json: Json = False) -> None:
     """Check what a server would need, and say how to mend what is missing."""
@@ -255,6 +295,9 @@ def _on_server(server: str, given: dict[str, Any], output: Path | None, show: An
 
 
 def _alone(given: dict[str, Any], output: Path | None, models: list[Path], show: Any) -> tuple[Any, list[Path]]:
+    import asyncio
+    import tempfile
+
     from mezzotint.telemetry import configure_logs
 
     configure_logs("error")
@@ -353,6 +396,9 @@ def _ask(server: str | None, of_client: Any, of_mezzotint: Any, *, await_ready: 
     if server is not None:
         with _client(server) as client:
             return of_client(client)
+    import asyncio
+    import tempfile
+
     from mezzotint.telemetry import configure_logs
 
     configure_logs("error")

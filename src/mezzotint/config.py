@@ -5,7 +5,7 @@ Must not read the disk or choose a device: it only says what was asked for.
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -47,6 +47,13 @@ class Settings(BaseSettings):
     threads: Annotated[int | None, Field(ge=1, le=1024, description="CPU threads of a worker; default: all cores")] = (
         None
     )
+    dtype: Annotated[
+        Literal["auto", "float32", "bfloat16", "float16"],
+        Field(description="auto: the fastest that keeps pictures alike"),
+    ] = "auto"
+    executor: Annotated[
+        Literal["auto", "torch", "openvino"], Field(description="what runs models; auto: the fastest, as measured")
+    ] = "auto"
     queue_size: Annotated[int, Field(ge=1, le=1_000_000, description="sessions that may wait; more are refused")] = (
         10_000
     )

@@ -20,6 +20,7 @@ from mezzotint.request import Request, Resolved
 from mezzotint.session import ImageRecord, Phase, Progress, Session, State, Usage
 from mezzotint.store.blobs import Blobs
 from mezzotint.store.sql import Store
+from mezzotint.tuning import Choices
 from mezzotint.workers import wire
 from mezzotint.workers.base import Supervisor
 from mezzotint.workers.local import LocalWorker
@@ -37,6 +38,7 @@ class _Waiting:
     session: Session
     since: float  # monotonic
     spans: dict[str, float]
+    dtype: str | None = None  # of its last attempt, which the next keeps to
 
     def spans_now(self) -> dict[str, float]:
         waited = time.monotonic() - self.since
@@ -53,6 +55,8 @@ class _Live:
     phase: str
     since: float  # monotonic, when the phase began
     progress: Progress
+    model: wire.ModelRef
+    loads: bool = False  # its worker says that it is loading the model
     denoising_since: float | None = None
     images: dict[int, ImageRecord] = field(default_factory=dict)
     timed_out: bool = False
@@ -72,8 +76,11 @@ class _Live:
 class Dispatcher:
     """Holds the queue and the running sessions in memory; the store holds the truth."""
 
-    def __init__(self, store: Store, blobs: Blobs, catalog: Catalog, supervisor: Supervisor, events: Events) -> None:
+    def __init__(
+        self, store: Store, blobs: Blobs, catalog: Catalog, supervisor: Supervisor, events: Events, choices: Choices
+    ) -> None:
         self._store, self._blobs, self._catalog, self._events = store, blobs, catalog, events
+        self._choices = choices
         self._supervisor = supervisor
         supervisor.on_ready, supervisor.on_message, supervisor.on_lost = self._ready, self._heard, self._lost
         self._queue: dict[str, _Waiting] = {}
@@ -178,13 +185,18 @@ class Dispatcher:
         return [live.session.id for live in self._live.values() if live.worker.device == device]
 
     @property
+    def idle(self) -> bool:
+        """Nothing runs and nothing waits."""
+        return not self._queue and not self._live
+
+    @property
     def queued(self) -> int:
         return len(self._queue)
 
     # ---- claiming
 
-    def _enqueue(self, session: Session, spans: dict[str, float]) -> None:
-        self._queue[session.id] = _Waiting(session=session, since=time.monotonic(), spans=spans)
+    def _enqueue(self, session: Session, spans: dict[str, float], dtype: str | None = None) -> None:
+        self._queue[session.id] = _Waiting(session=session, since=time.monotonic(), spans=spans, dtype=dtype)
         insort(self._line, _place(session))
         self._wake.set()
 
@@ -229,7 +241,7 @@ class Dispatcher:
         if self._closing:
             return
         for worker in sorted(self._supervisor.ready(), key=self._images_on):
-            while (waiting := self._next_for(worker)) is not None:
+            while worker.alive and (waiting := self._next_for(worker)) is not None:
                 await self._claim(waiting, worker)
 
     def _images_on(self, worker: LocalWorker) -> int:
@@ -268,6 +280,7 @@ class Dispatcher:
         spans = waiting.spans_now()
         if self._dequeue(session_id) is None or session is None:
             return  # cancelled meanwhile
+        model = self._choices.ref(model, worker.device, waiting.dtype)
         self._live[session_id] = _Live(
             session=session,
             worker=worker,
@@ -275,6 +288,7 @@ class Dispatcher:
             phase="loading",
             since=time.monotonic(),
             progress=Progress(steps=request.steps),
+            model=model,
         )
         self._tell_state(session)
         submit = wire.Submit(
@@ -334,6 +348,7 @@ class Dispatcher:
         match message:
             case wire.Phase():
                 live.enter(message.phase, message.at_s)
+                live.loads = message.phase == "loading"
                 live.progress = replace(live.progress, phase=Phase(message.phase))
                 self._events.tell(session_id, "progress", live.progress)
             case wire.Progress():
@@ -426,6 +441,9 @@ class Dispatcher:
 
     async def _lose(self, live: _Live, *, alone: bool) -> None:
         """Its worker is gone: back to the queue, or ended when it is the one that kills workers."""
+        if live.loads and live.model.executor != "torch":
+            why = "a worker was lost while it loaded the faster form"
+            self._choices.distrust(live.model.id, live.worker.device, why)
         losses = live.session.losses + 1
         if (losses >= 2 and alone) or losses >= MAX_LOSSES:
             message = f"{losses} workers were lost while they ran it"
@@ -443,7 +461,7 @@ class Dispatcher:
             )
             self._live.pop(session.id, None)
             if after is not None and after.state is State.QUEUED:
-                self._enqueue(after, spans)
+                self._enqueue(after, spans, live.model.dtype)
                 self._tell_state(after)
             elif after is not None and after.ended:
                 self._tell_end(after)

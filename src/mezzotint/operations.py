@@ -11,19 +11,21 @@ from typing import Any, get_args
 
 from ulid import ULID
 
-from mezzotint import bodies, devices
+from mezzotint import bodies, devices, profiles, tuning
 from mezzotint.assets import Asset, Assets
 from mezzotint.catalog import Catalog, Model, fitting
 from mezzotint.config import Settings
 from mezzotint.dispatcher import Dispatcher, input_name
-from mezzotint.errors import Conflict, Fault, InvalidRequest, MezzotintError, NotFound
+from mezzotint.errors import Conflict, ErrorInfo, Fault, InvalidRequest, MezzotintError, NotFound, RunFailure
 from mezzotint.events import Event, Events
 from mezzotint.image_wire import Role
+from mezzotint.profiles import Choice
 from mezzotint.request import Picture, Request, World, resolve
 from mezzotint.schema import RequestInput, Source, nearest, parse, sources
 from mezzotint.session import FINAL, ImageRecord, Session, State
 from mezzotint.store.blobs import Blobs
 from mezzotint.store.sql import Store
+from mezzotint.tuning import Choices
 from mezzotint.workers.base import Supervisor
 
 ACTIVE = frozenset(State) - FINAL
@@ -46,10 +48,11 @@ class Operations:
         dispatcher: Dispatcher,
         events: Events,
         assets: Assets,
+        choices: Choices,
     ) -> None:
         self._settings, self._catalog, self._store, self._blobs = settings, catalog, store, blobs
         self._supervisor, self._dispatcher, self._events = supervisor, dispatcher, events
-        self._assets = assets
+        self._assets, self._choices = assets, choices
 
     # ---- sessions
 
@@ -224,13 +227,8 @@ class Operations:
     def model(self, model_id: str) -> dict[str, Any]:
         found = self._catalog.models.get(model_id)
         if found is None:
-            near = nearest(model_id, self._catalog.models)
-            hint = f"; did you mean {near!r}?" if near else ""
-            raise NotFound(f"model {model_id[:64]!r} is not here{hint}", code="model_not_found")
+            raise _no_model(model_id, self._catalog)
         return self._model(found)
-
-    def _model(self, model: Model) -> dict[str, Any]:
-        return bodies.model(model, self._resident_on(model.id), fitting(model, self._catalog.models.values()))
 
     def workers(self) -> Bodies:
         return [self._worker(name) for name in self._supervisor.seats]
@@ -251,6 +249,19 @@ class Operations:
             "last_exit": seat.last_exit,
         }
 
+    def _model(self, model: Model) -> dict[str, Any]:
+        fits = fitting(model, self._catalog.models.values())
+        return bodies.model(model, self._resident_on(model.id), fits, self._executors(model.id))
+
+    def _executors(self, model_id: str) -> dict[str, Any]:
+        """By device. What its worker had to refuse is shown as what serves instead."""
+        found: dict[str, Any] = {}
+        for device, seat in self._supervisor.seats.items():
+            beat = seat.worker.heartbeat if seat.worker else None
+            why = beat.refused.get(model_id) if beat else None
+            found[device] = profiles.built(Choice(reason=why) if why else self._choices.of(model_id, device))
+        return found
+
     def _resident_on(self, model_id: str) -> Names:
         return [worker["device"] for worker in self.workers() if model_id in worker["resident_models"]]
 
@@ -268,7 +279,38 @@ def offline_models(settings: Settings) -> list[dict[str, Any]]:
     catalog = Catalog(settings.models, settings.cache)
     catalog.scan()
     there = catalog.models.values()
-    return [bodies.model(model, [], fitting(model, there)) for model in there]
+    return [bodies.model(model, [], fitting(model, there), {}) for model in there]
+
+
+async def tune(settings: Settings, model_id: str) -> list[profiles.Profile]:
+    """Measure a model on every device of these settings, without a server; one that runs adopts it when it is idle.
+
+    Raises InvalidRequest for a model that cannot be used, RunFailure when it cannot be measured.
+    """
+    catalog = Catalog(settings.models, settings.cache)
+    catalog.scan()
+    model = catalog.models.get(model_id)
+    if model is None:
+        raise _no_model(model_id, catalog)
+    if model.state == "invalid":
+        message = f"model {model_id!r} cannot be used: {model.reason}"
+        raise InvalidRequest([Fault(field="model", code="model_invalid", message=message)])
+    choices = Choices(settings.cache, settings.threads or devices.default_threads())
+    sha256 = catalog.digest(model_id)
+    measured: list[profiles.Profile] = []
+    for device in settings.devices or devices.find():
+        why = await tuning.measure(tuning.subject(catalog, model_id, sha256, device, choices))
+        found = profiles.read(settings.cache, sha256, device, choices.threads)
+        if why is not None or found is None:
+            raise RunFailure(ErrorInfo(code="internal", message=f"{model_id} on {device}: {why}"))
+        measured.append(found)
+    return measured
+
+
+def _no_model(model_id: str, catalog: Catalog) -> NotFound:
+    near = nearest(model_id, catalog.models)
+    hint = f"; did you mean {near!r}?" if near else ""
+    return NotFound(f"model {model_id[:64]!r} is not here{hint}", code="model_not_found")
 
 
 async def _retold(session: Session, after: int) -> AsyncIterator[Event]:

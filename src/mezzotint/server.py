@@ -27,6 +27,7 @@ from mezzotint.operations import Operations
 from mezzotint.session import ImageRecord, Session, State
 from mezzotint.store.blobs import Blobs
 from mezzotint.store.sql import Store
+from mezzotint.tuning import Choices, Tuner
 from mezzotint.workers.base import Supervisor
 
 log = structlog.get_logger(__name__)
@@ -39,10 +40,17 @@ class Mezzotint:
     """
 
     def __init__(
-        self, *, models: Iterable[str | Path] = (), data: str | Path | None = None, settings: Settings | None = None
+        self,
+        *,
+        models: Iterable[str | Path] = (),
+        data: str | Path | None = None,
+        settings: Settings | None = None,
+        tunes: bool = False,
     ) -> None:
+        """With `tunes`, models are measured whenever nothing is to be done for a while."""
         given = {"models": tuple(map(Path, models)) or None, "data": Path(data) if data is not None else None}
         self.settings = settings or load_settings(**given)
+        self._tunes = tunes
 
     async def __aenter__(self) -> "Mezzotint":
         settings = self.settings
@@ -60,14 +68,21 @@ class Mezzotint:
             opened.push_async_callback(self.assets.close)
             events = Events()
             found = settings.devices or devices.find()
-            self.supervisor = Supervisor(found, settings.threads or devices.default_threads())
-            self._dispatcher = Dispatcher(store, blobs, catalog, self.supervisor, events)
+            threads = settings.threads or devices.default_threads()
+            self.supervisor = Supervisor(found, threads)
+            choices = Choices(settings.cache, threads, executor=settings.executor, dtype=settings.dtype)
+            self._dispatcher = Dispatcher(store, blobs, catalog, self.supervisor, events, choices)
             await self._dispatcher.start()
             opened.push_async_callback(self.supervisor.stop)
             opened.push_async_exit(self._drain)
             self.supervisor.start()
+            if self._tunes:
+                idle, default = self._is_idle, settings.default_model
+                tuner = Tuner(choices, catalog, self.supervisor, idle, default)
+                tuner.start()
+                opened.push_async_callback(tuner.stop)
             self.operations = Operations(
-                settings, catalog, store, blobs, self.supervisor, self._dispatcher, events, self.assets
+                settings, catalog, store, blobs, self.supervisor, self._dispatcher, events, self.assets, choices
             )
             self._opened = opened.pop_all()
         return self
@@ -82,6 +97,9 @@ class Mezzotint:
         self, kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
     ) -> None:
         await self._dispatcher.drain(self.settings.drain_s if kind is None else 0.0)
+
+    def _is_idle(self) -> bool:
+        return self._dispatcher.idle
 
     def stop_draining(self) -> None:
         """Whatever still runs goes back to the queue now."""
@@ -158,7 +176,7 @@ async def serve(settings: Settings) -> None:
         )
         raise BadSetting(message)
     with _listen(settings.host, settings.port) as listener:
-        async with Mezzotint(settings=settings) as mezzotint:
+        async with Mezzotint(settings=settings, tunes=True) as mezzotint:
             await mezzotint.assets.start()
             url = f"http://{settings.host}:{listener.getsockname()[1]}"
             config = uvicorn.Config(

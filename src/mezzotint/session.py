@@ -66,6 +66,8 @@ class Usage:
     steps_run: int = 0
     steps_resumed: int = 0
     batch_rows: dict[str, int] = field(default_factory=dict)  # rows that shared a call, its own too -> calls
+    executor: str | None = None  # what ran the model, and in which dtype; None until it has
+    dtype: str | None = None
     unknown: dict[str, str] = field(default_factory=dict)
 
 

@@ -24,10 +24,14 @@ END_S = 60.0
 
 
 class RunningServer:
-    """`with RunningServer(data) as server:`; may be killed and started again on the same folder."""
+    """`with RunningServer(data) as server:`; may be killed and started again on the same folder.
+
+    It runs models in torch float32, so that nothing is measured beside a test, unless flags say otherwise.
+    """
 
     def __init__(self, data: Path, *flags: str) -> None:
-        self.data, self._flags = data, flags
+        plain = () if "--executor" in flags else ("--executor", "torch", "--dtype", "float32")
+        self.data, self._flags = data, (*plain, *flags)
         self.log = data.parent / f"{data.name}.log"
 
     def __enter__(self) -> "RunningServer":

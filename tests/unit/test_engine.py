@@ -4,12 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import torch
 from torch import Tensor
 
 from mezzotint.engine.engine import Engine, Event
-from mezzotint.families.base import Conditioning, ControlNet, Family, Prompt, Rows
+from mezzotint.families.base import PLAIN, Conditioning, ControlNet, Executor, Family, Prompt, Rows
 from mezzotint.families.lora import Lora
 from mezzotint.request import LoraUse, Request
 from mezzotint.workers import wire
@@ -25,6 +26,7 @@ class Toy:
     inpaints = False
 
     def __init__(self) -> None:
+        self.executor = PLAIN
         self.scheduler_config: dict[str, Any] = {"num_train_timesteps": 1000, "clip_sample": False}
         self.calls: list[int] = []  # rows of each
         self.encoded: list[str] = []
@@ -84,7 +86,8 @@ class ToyMeter:
 
 class Rig:
     def __init__(self, load_error: Exception | None = None) -> None:
-        self.toy = Toy()
+        self.toy = self.served = Toy()
+        self.encoded_with: dict[str, tuple[str, str]] = {}
         self.loads: list[str] = []
         self.now = 0.0
 
@@ -92,7 +95,7 @@ class Rig:
             self.loads.append(model.id)
             if load_error is not None:
                 raise load_error
-            return self.toy
+            return self.served
 
         def clock() -> float:
             self.now += 0.001
@@ -103,6 +106,7 @@ class Rig:
         def encode(pixels: Tensor, submit: wire.Submit, index: int) -> bytes:
             if self.encode_error is not None:
                 raise self.encode_error
+            self.encoded_with[submit.session_id] = (submit.model.executor, submit.model.dtype)
             return b"picture"
 
         self.engine = Engine(load, encode, clock, meter=ToyMeter(), budget_bytes=BUDGET, max_rows=8)
@@ -325,6 +329,43 @@ def test_an_adapter_that_does_not_fit_fails_its_session_and_says_why(rig: Rig) -
     assert "lora 'broken'" in ended.error.message
     assert "it fits nothing" in ended.error.message
     assert rig.outcome("good") == "succeeded"
+
+
+def test_a_deterministic_session_runs_in_the_plain_twin_and_others_do_not(rig: Rig) -> None:
+    fast = Toy()
+    fast.executor = Executor(name="openvino", dtype="bfloat16", twin=rig.toy)
+    rig.served = fast
+    rig.submit("any", request(num_inference_steps=2))
+    rig.submit("exact", request(num_inference_steps=2, deterministic=True))
+    rig.run()
+    assert (rig.toy.calls, fast.calls) == ([2, 2], [2, 2])
+    ran = {name: rig.of(name, wire.Ended)[0].usage for name in ("any", "exact")}
+    assert (ran["any"].executor, ran["any"].dtype) == ("openvino", "bfloat16")
+    assert (ran["exact"].executor, ran["exact"].dtype) == ("torch", "float32")
+    assert rig.encoded_with == {"any": ("openvino", "bfloat16"), "exact": ("torch", "float32")}
+
+
+def test_a_model_loaded_otherwise_takes_the_place_of_the_same_one_that_nobody_uses(rig: Rig) -> None:
+    plain = ref("tiny")
+    rig.engine.load(plain)
+    rig.submit("old")
+    rig.step(3)
+    rig.engine.load(msgspec.structs.replace(ref("tiny"), executor="openvino"))
+    assert rig.loads == ["tiny"] * 2
+    assert rig.engine.resident == ("tiny",)
+    rig.run()
+    assert rig.outcome("old") == "succeeded", "it keeps what it began with"
+    rig.submit("again")
+    rig.run()
+    assert rig.loads == ["tiny"] * 2
+
+
+def test_a_load_ahead_that_fails_is_told_to_the_session_that_needs_it() -> None:
+    rig = Rig(load_error=ValueError("shapes"))
+    rig.engine.load(ref("tiny"))
+    rig.submit("a")
+    rig.run()
+    assert rig.outcome("a") == "model_invalid"
 
 
 def test_two_models_take_turns(rig: Rig) -> None:

@@ -8,6 +8,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -44,9 +45,8 @@ class Engine:
         budget_bytes: int,
         max_rows: int = MAX_ROWS,
     ) -> None:
-        """`encode_image(pixels (H, W, 3) uint8, submit, index)` gives a file; `clock` is monotonic seconds.
-
-        `budget_bytes` of weights stay loaded; more only while sessions use them.
+        """`encode_image(pixels (H, W, 3) uint8, submit, index)` gives a file, with what did run in `submit.model`;
+        `clock` is monotonic seconds. `budget_bytes` of weights stay loaded; more only while sessions use them.
         """
         self._encode_image, self._clock = encode_image, clock
         self._meter = meter
@@ -71,6 +71,16 @@ class Engine:
     def submit(self, submit: wire.Submit) -> None:
         """Take a session. It joins the batch at a later step boundary."""
         self._sessions[submit.session_id] = Running(submit=submit, stage="loading")
+
+    def load(self, model: wire.ModelRef) -> None:
+        """Load ahead of need. What cannot be loaded is told to the session that asks for it."""
+        self.phase = "loading"
+        try:
+            self._residents.put(model, [one.submit for one in self._sessions.values()])
+        except Exception:
+            log.exception("model %s could not be loaded", model.id)
+        finally:
+            self.phase = None
 
     def cancel(self, session_id: str, attempt: int) -> None:
         """Stop a session at the next boundary. Unknown ids and other attempts are ignored: they have ended."""
@@ -133,13 +143,17 @@ class Engine:
         """Encode the prompts, read the pictures, draw the first latents of every image."""
         submit, request = running.submit, running.submit.request
         family = self._residents.family(submit.model)
+        plain = request.deterministic or request.loras or request.controlnets  # only torch can adapt rows
+        if plain and family.executor.twin is not None:
+            family = family.executor.twin
+        running.executor = family.executor
         adapters = [self._residents.lora(submit.model, ref) for ref in submit.loras]
         loras = tuple((lora, asked.scale) for lora, asked in zip(adapters, request.loras, strict=True))
         text, negative = self._texts(running, family, loras)
         running.pictures = inputs.read(request, submit.inputs) if submit.inputs else Pictures()
         parts = prepare.Parts(
             family=family,
-            model=submit.model.sha256,
+            model=f"{submit.model.sha256} {family.executor.name} {family.executor.dtype}",
             session_id=running.id,
             request=request,
             text=text,
@@ -282,8 +296,10 @@ class Engine:
             return self._fail(running, "out_of_memory", "not enough memory for decoding")
         finally:
             self.phase = None
+        executor = trajectory.family.executor
+        ran = msgspec.structs.replace(submit.model, executor=executor.name, dtype=executor.dtype)
         try:
-            blob = self._encode_image(pixels, submit, trajectory.index)
+            blob = self._encode_image(pixels, msgspec.structs.replace(submit, model=ran), trajectory.index)
         except Exception:
             log.exception("session %s: its picture cannot be encoded", running.id)
             return self._fail(running, "internal", "the picture could not be encoded; the server's log has the cause")
@@ -310,11 +326,14 @@ class Engine:
     def _end(self, running: Running, outcome: str, error: ErrorInfo | None = None) -> list[Event]:
         del self._sessions[running.id]
         unknown = {} if running.peak_bytes else {"peak_memory_bytes": "no step of it ran, or the system does not tell"}
+        ran = running.executor
         usage = Usage(
             peak_memory_bytes=running.peak_bytes,
             device_s=running.device_s,
             steps_run=running.steps_run,
             batch_rows={str(rows): calls for rows, calls in sorted(running.batch_rows.items())},
+            executor=ran.name if ran else None,
+            dtype=ran.dtype if ran else None,
             unknown=unknown,
         )
         attempt = running.submit.attempt

@@ -25,7 +25,7 @@ class Residents:
     @property
     def models(self) -> tuple[str, ...]:
         """Ids of the models that are loaded."""
-        return tuple(key[0].id for key in self._parts if len(key) == 1)
+        return tuple(dict.fromkeys(key[0].id for key in self._parts if len(key) == 1))
 
     def missing(self, submit: Submit) -> list[Key]:
         """What a session needs that is not loaded, the model first."""
@@ -36,14 +36,22 @@ class Residents:
 
         Raises whatever the loading raises; then it is not there.
         """
-        self._make_room(_size(key), {used for submit in needed for used in _keys(submit)})
+        in_use = {used for submit in needed for used in _keys(submit)}
         model, *adapters = key
+        for other in [other for other in self._parts if len(other) == 1 and other[0].id == model.id]:
+            if not adapters and other not in in_use:
+                self._drop(other)  # the same one, to be run otherwise from here on
+        self._make_room(_size(key), in_use)
         if not adapters:
             self._parts[key] = self._load(model)
             return
         family, (adapter,) = self.family(model), adapters
         read = family.load_lora if adapter.kind == "lora" else family.load_controlnet
         self._parts[key] = read(Path(adapter.path))
+
+    def put(self, model: ModelRef, needed: Iterable[Submit]) -> None:
+        """Load a model ahead of need."""
+        self.bring((model,), needed)
 
     def family(self, model: ModelRef) -> Family:
         found: Family = self._use((model,))

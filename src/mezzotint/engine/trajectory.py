@@ -6,7 +6,7 @@ from torch import Tensor
 
 from mezzotint.engine.inputs import Pictures
 from mezzotint.engine.samplers import Sampler
-from mezzotint.families.base import Conditioning, Control, ControlNet, Family
+from mezzotint.families.base import Conditioning, Control, ControlNet, Executor, Family
 from mezzotint.families.lora import LoraSet
 from mezzotint.workers.wire import Submit
 
@@ -116,6 +116,7 @@ class Running:
     peak_bytes: int | None = None  # of the worker while its calls ran
     batch_rows: dict[int, int] = field(default_factory=dict)  # rows of a call -> how many of its calls had so many
     cancelled: bool = False
+    executor: Executor | None = None  # what its images run with, once they are prepared
     phase: str = ""  # what was last announced
 
     @property

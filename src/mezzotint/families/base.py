@@ -66,6 +66,18 @@ class Rows:
     controls: tuple[tuple[Control, ...], ...] = ()  # by row; empty: none has any
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Executor:
+    """What runs a family's modules, in which dtype. `twin` is the same model in torch float32, if this is not it."""
+
+    name: str = "torch"
+    dtype: str = "float32"
+    twin: "Family | None" = None
+
+
+PLAIN = Executor()
+
+
 class Family(Protocol):
     """One model architecture loaded on one device. Called from a single thread; holds no per-session state."""
 
@@ -74,6 +86,7 @@ class Family(Protocol):
     scheduler_config: dict[str, Any]
     device: torch.device
     inpaints: bool  # its UNet takes mask and masked latents beside the latents
+    executor: Executor
 
     def windows(self, text: str, syntax: str) -> int:
         """How many encoder windows a text takes, at least 1, at most MAX_WINDOWS."""

@@ -1,7 +1,7 @@
 """Stable Diffusion 1.x and 2.x from a diffusers folder. Must not keep anything of a session between calls."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
 from mezzotint.families import weighting
-from mezzotint.families.base import MAX_WINDOWS, Conditioning, ControlNet, Prompt, Rows
+from mezzotint.families.base import MAX_WINDOWS, PLAIN, Conditioning, ControlNet, Prompt, Rows
 from mezzotint.families.clip import ClipTextEncoder, ClipTokenizer
 from mezzotint.families.control import DiffusersControlNet, add_up
 from mezzotint.families.lora import Adapted, Lora, read_lora
@@ -40,6 +40,9 @@ class StableDiffusion:
         self.text_encoders = {"text_encoder": self.text_encoder}
         self._adapted = Adapted(self.unet, "unet")
         self._adapted_texts = {part: Adapted(module, part) for part, module in self.text_encoders.items()}
+        # engine/executors.py puts others in their place, in a copy of this family
+        self.executor = PLAIN
+        self.run_unet, self.run_decoder = unet_in_torch(self.unet), decoder_in_torch(self.vae)
 
     def windows(self, text: str, syntax: str) -> int:
         return min(MAX_WINDOWS, len(self._chunks(text, syntax)))
@@ -51,11 +54,15 @@ class StableDiffusion:
         with torch.inference_mode(), self._adapted.using(rows.loras):
             residuals = add_up(rows) if any(rows.controls) else None
             latents = rows.latents if rows.extra is None else torch.cat([rows.latents, rows.extra], dim=1)
+            latents, timesteps = latents.to(self.device, self.dtype), rows.timesteps.to(self.device)
+            added = self._added(rows, slice(None))
+            if residuals is None and added is None:
+                return self.run_unet(latents, timesteps, rows.hidden).to("cpu", torch.float32)
             output = self.unet(
-                latents.to(self.device, self.dtype),
-                rows.timesteps.to(self.device),
+                latents,
+                timesteps,
                 encoder_hidden_states=rows.hidden,
-                added_cond_kwargs=self._added(rows, slice(None)),
+                added_cond_kwargs=added,
                 down_block_additional_residuals=None if residuals is None else residuals[:-1],
                 mid_block_additional_residual=None if residuals is None else residuals[-1],
                 return_dict=False,
@@ -71,7 +78,7 @@ class StableDiffusion:
     def decode(self, latents: Tensor) -> Tensor:
         with torch.inference_mode():
             scaled = latents.to(self.device, self.dtype) / self._scaling
-            pixels = self.vae.decode(scaled, return_dict=False)[0].to("cpu", torch.float32)
+            pixels = self.run_decoder(scaled).to("cpu", torch.float32)
             pixels = (pixels * 0.5 + 0.5).clamp(0, 1)  # as diffusers' VaeImageProcessor does it
             return (pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
 
@@ -110,6 +117,26 @@ class StableDiffusion:
                     chunks.append([])
                 chunks[-1].append((token, weight))
         return chunks
+
+
+def unet_in_torch(unet: Any) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    """(latents (n, c, h, w), timesteps (n,), hidden (n, tokens, channels)) -> output (n, c, h, w)."""
+
+    def run(latents: Tensor, timesteps: Tensor, hidden: Tensor) -> Tensor:
+        output: Tensor = unet(latents, timesteps, encoder_hidden_states=hidden, return_dict=False)[0]
+        return output
+
+    return run
+
+
+def decoder_in_torch(vae: Any) -> Callable[[Tensor], Tensor]:
+    """Unscaled latents (n, c, h, w) -> pixels (n, 3, H, W) around -1 to 1."""
+
+    def run(latents: Tensor) -> Tensor:
+        pixels: Tensor = vae.decode(latents, return_dict=False)[0]
+        return pixels
+
+    return run
 
 
 class Framed:

@@ -84,7 +84,7 @@ class LocalWorker:
                 "mezzotint.workers.main",
                 *("--fd", str(theirs.fileno()), "--device", device, "--threads", str(threads)),
                 pass_fds=(theirs.fileno(),),
-                env={name: os.environ[name] for name in _KEPT if name in os.environ} | _SET,
+                env=environment(),
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.PIPE,
@@ -144,7 +144,7 @@ class LocalWorker:
                 self._writer.close()
             code = await self._process.wait()
             await stderr
-            await on_end(self, why or _exit_text(code))
+            await on_end(self, why or exit_text(code))
 
     async def _read_stderr(self) -> None:
         assert self._process.stderr is not None  # noqa: S101  invariant: we asked for the pipe
@@ -152,7 +152,12 @@ class LocalWorker:
             log.info("worker said", worker=self.id, line=line.decode(errors="replace").rstrip())
 
 
-def _exit_text(code: int) -> str:
+def environment() -> dict[str, str]:
+    """What every child process of ours is started with."""
+    return {name: os.environ[name] for name in _KEPT if name in os.environ} | _SET
+
+
+def exit_text(code: int) -> str:
     if code < 0:
         return f"killed by {signal.Signals(-code).name}"
     return f"exited with {code}"

@@ -1,23 +1,22 @@
 """What a worker process runs: it limits itself, imports torch, then feeds the engine until the socket closes.
 
-Must not open a network connection, write a file, or outlive the API process.
+Must not open a network connection, write a file (but for its executor's own cache), or outlive the API process.
 """
 
 import argparse
-import ctypes
 import logging
 import os
-import platform
 import queue
-import resource
-import signal
 import socket
 import sys
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mezzotint import profiles
 from mezzotint.workers import wire
+from mezzotint.workers.limits import limit_myself
 
 if TYPE_CHECKING:
     import torch
@@ -29,13 +28,11 @@ if TYPE_CHECKING:
 log = logging.getLogger("mezzotint.worker")
 
 HEARTBEAT_S = 1.0
-_PR_SET_PDEATHSIG = 1
-_PR_SET_NO_NEW_PRIVS = 38
 
 
 def main() -> None:
     args = _arguments()
-    _limit_myself()
+    limit_myself()
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     worker = Worker(socket.socket(fileno=args.fd), args.device, args.threads)
     try:
@@ -56,6 +53,7 @@ class Worker:
         self._sending = threading.Lock()
         self._inbox: queue.SimpleQueue[wire.ToWorker | None] = queue.SimpleQueue()
         self._engine: Engine | None = None
+        self._refused: dict[str, str] = {}  # model -> why torch float32 runs it though another was wanted
         self._moved = time.monotonic()
 
     def run(self) -> None:
@@ -64,7 +62,9 @@ class Worker:
         engine = self._engine = self._start_engine()
         while True:
             while engine.idle or not self._inbox.empty():
-                self._take(engine, self._inbox.get())
+                taken = self._inbox.get()
+                self._moved = time.monotonic()
+                self._take(engine, taken)
             for message, blob in engine.step():
                 self.send(message, blob)
             self._moved = time.monotonic()
@@ -82,6 +82,8 @@ class Worker:
                 engine.submit(message)
             case wire.Cancel():
                 engine.cancel(message.session_id, message.attempt)
+            case wire.Load():
+                engine.load(message.model)
             case wire.Stop() | None:
                 os._exit(0)  # interpreter teardown with torch takes a second and frees nothing that exit does not
 
@@ -110,7 +112,10 @@ class Worker:
             resident = () if engine is None else engine.resident
             since = time.monotonic() - self._moved
             memory = me.memory_info().rss
-            self.send(wire.Heartbeat(phase=phase, since_s=since, memory_bytes=memory, resident=resident))
+            refused = {model: why for model, why in self._refused.copy().items() if model in resident}
+            self.send(
+                wire.Heartbeat(phase=phase, since_s=since, memory_bytes=memory, resident=resident, refused=refused)
+            )
             time.sleep(HEARTBEAT_S)
 
     def _start_engine(self) -> "Engine":
@@ -119,6 +124,7 @@ class Worker:
         import_quickly()
         import torch
 
+        from mezzotint.engine import executors
         from mezzotint.engine.engine import Engine
         from mezzotint.engine.meter import CudaMeter, HostMeter
 
@@ -129,26 +135,35 @@ class Worker:
         device = torch.device(
             self._device_id.partition(":")[0] if self._device_id.startswith("cpu") else self._device_id
         )
-        dtype = torch.float32
-        made_with = {
-            "versions": _versions(),
-            "device_kind": device.type,
-            "dtype": str(dtype).removeprefix("torch."),
-            "executor": "torch",
-        }
+        versions = _versions()
 
         def load(model: wire.ModelRef) -> "Family":
-            return _load(model, device, dtype)
+            plain = _load(model, device, torch.float32)
+            self._refused.pop(model.id, None)
+            try:
+                return executors.open_with(
+                    plain, model.executor, model.dtype, graphs=Path(model.graphs), threads=self._threads
+                )
+            except executors.Unavailable as error:
+                log.warning("%s runs in torch float32: %s", model.id, error)
+                self._refused[model.id] = str(error)
+                return plain
 
         def encode(pixels: "Tensor", submit: wire.Submit, index: int) -> bytes:
             from mezzotint import images
 
+            model = submit.model
             made = {
-                "model": {key: getattr(submit.model, key) for key in ("id", "family", "sha256")},
+                "model": {key: getattr(model, key) for key in ("id", "family", "sha256")},
                 "loras": [{"id": ref.id, "sha256": ref.sha256} for ref in submit.loras],
                 "controlnets": [{"id": ref.id, "sha256": ref.sha256} for ref in submit.controlnets],
-                **made_with,
+                "versions": versions,
+                "device_kind": device.type,
+                "dtype": model.dtype,
+                "executor": model.executor,
             }
+            if model.executor == "openvino":
+                made["versions"] = versions | {"openvino": profiles.versions()["openvino"]}
             return images.encode(pixels.numpy(), submit.request, submit.request.seed + index, made)
 
         meter = HostMeter() if device.type == "cpu" else CudaMeter(device)
@@ -160,7 +175,6 @@ class Worker:
 
 def _load(model: wire.ModelRef, device: "torch.device", dtype: "torch.dtype") -> "Family":
     from importlib import import_module
-    from pathlib import Path
 
     from mezzotint.families.table import FAMILIES
 
@@ -201,25 +215,8 @@ def _device_facts(device_id: str, device: "torch.device", threads: int) -> wire.
         )
     total = psutil.virtual_memory().total
     return wire.DeviceFacts(
-        name=_cpu_name(), memory_total_bytes=total, dtypes=("float32", "bfloat16"), driver=None, **common
+        name=profiles.cpu_name(), memory_total_bytes=total, dtypes=("float32", "bfloat16"), driver=None, **common
     )
-
-
-def _cpu_name() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
-            return next(line.partition(":")[2].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def _limit_myself() -> None:
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the API process to turn into a clean stop
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None, use_errno=True)
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 
 
 def _arguments() -> argparse.Namespace:

@@ -32,7 +32,8 @@ class _Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", forbid_
 
 
 class ModelRef(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a model, ControlNet or LoRA lies and what it is; the worker opens nothing else but a session's inputs."""
+    """Where a model, ControlNet or LoRA lies, what it is and what is to run it; the worker opens nothing else but a
+    session's inputs."""
 
     id: str
     kind: str
@@ -40,6 +41,9 @@ class ModelRef(msgspec.Struct, frozen=True, kw_only=True):
     path: str
     bytes: int
     sha256: str
+    executor: str = "torch"
+    dtype: str = "float32"
+    graphs: str = ""  # folder, for an executor that needs converted ones
 
 
 class Submit(_Message, frozen=True, kw_only=True, tag="submit"):
@@ -55,6 +59,12 @@ class Submit(_Message, frozen=True, kw_only=True, tag="submit"):
 class Cancel(_Message, frozen=True, kw_only=True, tag="cancel"):
     session_id: str
     attempt: int
+
+
+class Load(_Message, frozen=True, kw_only=True, tag="load"):
+    """Load a model now, in place of the same one under another executor. Sent to an idle worker."""
+
+    model: ModelRef
 
 
 class Stop(_Message, frozen=True, kw_only=True, tag="stop"):
@@ -89,6 +99,7 @@ class Heartbeat(_Message, frozen=True, kw_only=True, tag="heartbeat"):
     since_s: float  # how long it has been in it, or since its last step
     memory_bytes: int
     resident: tuple[str, ...]
+    refused: dict[str, str] = {}  # resident models that torch float32 serves though another was wanted: why
 
 
 class Phase(_Message, frozen=True, kw_only=True, tag="phase"):
@@ -148,7 +159,7 @@ class DeviceFailed(_Message, frozen=True, kw_only=True, tag="device_failed"):
     message: str
 
 
-ToWorker = Submit | Cancel | Stop
+ToWorker = Submit | Cancel | Load | Stop
 FromWorker = Hello | Heartbeat | Phase | Progress | ImageDone | Warned | Ended | DeviceFailed
 
 _encoder = msgspec.msgpack.Encoder()

@@ -1,0 +1,88 @@
+"""What each executor and dtype costs a step of the bundled model, by images in the call, and a worker's load of it.
+
+Needs the graphs that `mezzotint models tune icons` makes. Run it by `python -m benchmarks.executors`.
+"""
+
+import json
+import os
+import platform
+import resource
+import statistics
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mezzotint import profiles
+from mezzotint.catalog import BUNDLED, BUNDLED_MODEL, Catalog
+from mezzotint.config import load_settings
+from mezzotint.devices import default_threads
+from mezzotint.engine import executors
+from mezzotint.families.base import Prompt, Rows
+from mezzotint.families.sd import StableDiffusion
+
+ROUNDS, IMAGES, SEED = 15, (1, 2, 4, 8), 0
+
+
+def main() -> None:
+    threads, settings = default_threads(), load_settings()
+    catalog = Catalog((), settings.cache)
+    catalog.scan()
+    graphs = profiles.graphs_of(settings.cache, catalog.digest(BUNDLED_MODEL))
+    torch.set_num_threads(threads)
+    torch.set_grad_enabled(False)
+    torch.set_float32_matmul_precision("medium")
+    executors.import_openvino()
+    loads, memory, found = {}, {}, {}
+    for executor, dtype in profiles.CANDIDATES["cpu"]:
+        before, rss = time.perf_counter(), _rss()
+        plain = StableDiffusion(BUNDLED / BUNDLED_MODEL, torch.device("cpu"), torch.float32)
+        name = f"{executor} {dtype}"
+        found[name] = executors.open_with(plain, executor, dtype, graphs=graphs, threads=threads)
+        loads[name] = time.perf_counter() - before
+        found[name].predict(_rows(found[name], 1))
+        memory[name] = _rss() - rss
+    times: dict[str, dict[int, list[float]]] = {name: {images: [] for images in IMAGES} for name in found}
+    for images in IMAGES:
+        for turn in range(ROUNDS + 1):
+            for name, family in found.items():
+                rows = _rows(family, images)
+                before = time.perf_counter()
+                family.predict(rows)
+                if turn:
+                    times[name][images].append((time.perf_counter() - before) * 1000)
+    print(f"{_machine()}, {threads} threads, seed {SEED}, median of {ROUNDS} in turns; two rows an image")
+    print(f"{'ms for one step of one image, of':36} {''.join(f'{images:>8}' for images in IMAGES)}  load     memory")
+    medians = {name: {n: statistics.median(taken) / n for n, taken in by.items()} for name, by in times.items()}
+    for name, by in medians.items():
+        figures = "".join(f"{by[images]:8.1f}" for images in IMAGES)
+        print(f"{name:36} {figures}  {loads[name] * 1000:4.0f} ms  {memory[name] / 2**20:4.0f} MiB")
+    result = {"at": time.time(), "machine": _machine(), "ms_per_step": medians, "load_s": loads, "memory_bytes": memory}
+    with (Path(__file__).parent / "results" / "executors.jsonl").open("a") as file:
+        file.write(json.dumps(result) + "\n")
+
+
+def _rows(family: Any, images: int) -> Rows:
+    (encoded,) = family.encode([Prompt(text="a slice of pizza", syntax="plain", clip_skip=None, windows=1)])
+    generator = torch.Generator().manual_seed(SEED)
+    return Rows(
+        latents=torch.randn(2 * images, family.latent_channels, 16, 16, generator=generator),
+        timesteps=torch.linspace(1, 999, 2 * images),
+        hidden=encoded.hidden.expand(2 * images, -1, -1),
+    )
+
+
+def _rss() -> int:
+    """Now, not at most: with what is mapped from files."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def _machine() -> str:
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("torch", "openvino"))
+    return f"{os.cpu_count()} cores, {profiles.machine()}, Python {platform.python_version()}, {versions}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""Makes the graphs that OpenVINO runs: once per model and version, checked against torch. A process of its own.
+
+`python -m mezzotint.engine.convert` with a Subject as JSON. Exit code 0: the graphs are there and whole; 1: the last
+line of stderr says why not. Must not run inside a worker: it takes seconds, both cores, and a model's size in memory.
+"""
+
+import argparse
+import contextlib
+import os
+import shutil
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import psutil
+
+from mezzotint import profiles
+from mezzotint.profiles import Subject
+from mezzotint.workers.limits import limit_myself
+
+if TYPE_CHECKING:
+    from mezzotint.families.sd import StableDiffusion
+
+MAX_ERROR = 1e-4  # of any output, against torch
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="mezzotint-convert")
+    parser.add_argument("subject")
+    parser.add_argument("--memory-bytes", type=int, required=True)
+    args = parser.parse_args()
+    limit_myself(niceness=19, memory_bytes=args.memory_bytes)
+    subject = msgspec.json.decode(args.subject, type=Subject)
+    graphs = profiles.graphs_of(Path(subject.cache), subject.sha256)
+    try:
+        _ensure(subject, graphs)
+    except Exception as error:  # noqa: BLE001  a foreign tracer can raise anything; the reason is for a person
+        sys.stderr.write(f"{_reason(error)}\n")
+        raise SystemExit(1) from None
+
+
+def convert(family: "StableDiffusion", graphs: Path) -> None:
+    """Write the graphs of a family to `graphs`, whole or not at all. Raises ValueError when they differ from torch."""
+    import torch
+
+    from mezzotint.engine import executors
+
+    openvino = executors.import_openvino()
+    _sweep(graphs.parent)
+    draft = graphs.with_name(f".{graphs.name}.{os.getpid()}.tmp")
+    draft.mkdir(parents=True)
+    try:
+        worst = 0.0
+        for name, module, example, others in _modules(family):
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # the tracer's, about branches that hold for all sizes alike
+                # torch's own check of the trace takes as long as the trace; ours below is against other inputs too
+                traced = torch.jit.trace(module, example, check_trace=False, strict=False)
+                graph = openvino.convert_model(traced, example_input=example)
+            compiled = openvino.Core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+            for inputs in (example, *others):
+                made = _tensor(compiled([tensor.numpy() for tensor in inputs])[0])
+                worst = max(worst, executors.largest_difference(made, module(*inputs)))
+            if worst > MAX_ERROR:
+                raise ValueError(f"{name} differs from torch by {worst:.1e}")
+            openvino.save_model(graph, draft / name, compress_to_fp16=False)
+        executors.write_manifest(draft / executors.MANIFEST, draft, largest_difference=worst)
+        shutil.rmtree(graphs, ignore_errors=True)
+        draft.replace(graphs)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+
+
+def _ensure(subject: Subject, graphs: Path) -> None:
+    from mezzotint.workers.imports import import_quickly
+
+    import_quickly()
+    import torch
+
+    from mezzotint.engine import executors
+    from mezzotint.families.sd import StableDiffusion
+
+    with contextlib.suppress(executors.Unavailable):
+        executors.check_graphs(graphs)
+        return
+    if subject.family != "sd":
+        raise ValueError("only the sd family can run this way in this version")
+    torch.set_num_threads(subject.threads)
+    torch.set_grad_enabled(False)
+    convert(StableDiffusion(Path(subject.path), torch.device("cpu"), torch.float32), graphs)
+    for other in graphs.parent.glob(f"{subject.sha256}-*"):  # of other versions of OpenVINO
+        if other != graphs:
+            shutil.rmtree(other, ignore_errors=True)
+
+
+def _modules(family: "StableDiffusion") -> list[tuple[str, Any, tuple[Any, ...], list[tuple[Any, ...]]]]:
+    """Name, module on positional tensors, inputs to trace with, other inputs to check with."""
+    import torch
+    from diffusers.models.attention_processor import AttnProcessor2_0
+
+    from mezzotint.engine.executors import DECODER, UNET
+    from mezzotint.families.sd import decoder_in_torch, unet_in_torch
+
+    class Called(torch.nn.Module):
+        def __init__(self, module: Any, run: Any) -> None:
+            super().__init__()
+            self.module, self._run = module, run
+
+        def forward(self, *inputs: Any) -> Any:
+            return self._run(*inputs)
+
+    family.unet.set_attn_processor(AttnProcessor2_0())
+    family.vae.set_attn_processor(AttnProcessor2_0())
+    generator = torch.Generator().manual_seed(0)
+    channels, tokens = len(family.text_encoder.final_layer_norm.weight), family.tokenizer.window
+
+    def inputs(rows: int, height: int, width: int, windows: int) -> tuple[Any, ...]:
+        latents = torch.randn(rows, family.latent_channels, height, width, generator=generator)
+        hidden = torch.randn(rows, tokens * windows, channels, generator=generator)
+        return latents, torch.rand(rows, generator=generator) * 999, hidden
+
+    # Odd sizes, so that the UNet's way for sizes its halvings do not divide is the one traced: it fits all others too.
+    least = 2 ** len(family.unet.config.block_out_channels)
+    traced = inputs(2, 2 * least + 1, least + least // 2 + 1, 1)
+    checked = [inputs(1, 2 * least, 2 * least, 2), inputs(4, 2 * least, least + 1, 1)]
+    return [
+        (UNET, Called(family.unet, unet_in_torch(family.unet)).eval(), traced, checked),
+        (
+            DECODER,
+            Called(family.vae, decoder_in_torch(family.vae)).eval(),
+            traced[:1],
+            [one[:1] for one in checked],
+        ),
+    ]
+
+
+def _tensor(array: Any) -> Any:
+    import torch
+
+    return torch.from_numpy(array)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what conversions that were stopped have left."""
+    for draft in folder.glob(".*.tmp"):
+        if not psutil.pid_exists(int(draft.name.split(".")[-2])):
+            shutil.rmtree(draft, ignore_errors=True)
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ImportError):
+        return f"openvino cannot be imported: {error}"
+    text = str(error).strip().splitlines()
+    return f"conversion failed: {type(error).__name__}: {text[0][:200] if text else ''}"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+"""Other ways to run a family's modules than torch float32, behind the two callables that a family calls.
+
+torch float32 is the plain twin: always loaded, what deterministic sessions run in, what serves when another cannot be
+had. Must not convert anything: engine/convert.py makes the graphs that are opened here.
+"""
+
+import copy
+import hashlib
+import importlib
+import json
+import math
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mezzotint.families.base import Executor, Family
+from mezzotint.families.sd import StableDiffusion, decoder_in_torch, unet_in_torch
+
+UNET, DECODER = "unet.xml", "decoder.xml"
+MANIFEST = "graphs.json"
+_HINTS = {"float32": "f32", "bfloat16": "bf16"}
+
+
+class Unavailable(Exception):
+    """Why a family cannot run this way here. torch float32 serves instead; never an error to a caller."""
+
+
+def import_openvino() -> Any:
+    """Import it without its telemetry, which else tells its maker of every import. Raises ImportError."""
+    sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]  # it then takes its own empty stand-in
+    return importlib.import_module("openvino")
+
+
+def open_with(
+    plain: Family,
+    executor: str,
+    dtype: str,
+    *,
+    graphs: Path,
+    threads: int,
+    runtime: Callable[[], Any] = import_openvino,
+) -> Family:
+    """The same model run otherwise: a second family that shares all but the modules with `plain`, its twin.
+
+    Raises Unavailable. For openvino `graphs` is the folder that engine/convert.py filled.
+    """
+    if (executor, dtype) == ("torch", "float32"):
+        return plain
+    if type(plain) is not StableDiffusion:
+        raise Unavailable("only the sd family can run this way in this version")
+    if plain.inpaints:
+        raise Unavailable("inpainting UNets cannot run this way in this version")
+    fast = copy.copy(plain)
+    fast.executor = Executor(name=executor, dtype=dtype, twin=plain)
+    if executor == "torch":
+        fast.run_unet, fast.run_decoder = _in_torch(plain, getattr(torch, dtype))
+    elif executor == "openvino" and dtype in _HINTS and plain.device.type == "cpu":
+        fast.run_unet, fast.run_decoder = _in_openvino(plain, graphs, _HINTS[dtype], threads, runtime)
+    else:
+        raise Unavailable(f"{executor} does not run {dtype} on {plain.device.type}")
+    return fast
+
+
+def check_graphs(graphs: Path) -> None:
+    """Raises Unavailable unless every file is there and as it was made."""
+    _check(graphs, graphs / MANIFEST, (UNET, DECODER))
+
+
+def write_manifest(manifest: Path, folder: Path, **facts: Any) -> None:
+    """Record what `folder` holds now, beside it or in it, so that a later change is seen."""
+    named = {path.name: _digest(path) for path in sorted(folder.iterdir()) if path.suffix in (".xml", ".bin", ".blob")}
+    draft = manifest.with_name(f".{manifest.name}.{os.getpid()}.tmp")
+    draft.write_text(json.dumps({"files": named, **facts}, indent=2))
+    draft.replace(manifest)
+
+
+# ---- torch in another dtype
+
+
+def _in_torch(
+    plain: StableDiffusion, dtype: torch.dtype
+) -> tuple[Callable[[Tensor, Tensor, Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    unet, vae = _cast(plain.unet, dtype), _cast(plain.vae, dtype)
+    unet.set_attn_processor(next(iter(plain.unet.attn_processors.values())))
+    run_unet, run_decoder = unet_in_torch(unet), decoder_in_torch(vae)
+
+    def cast_unet(latents: Tensor, timesteps: Tensor, hidden: Tensor) -> Tensor:
+        return run_unet(latents.to(dtype), timesteps, hidden.to(dtype)).float()
+
+    return cast_unet, lambda latents: run_decoder(latents.to(dtype)).float()
+
+
+def _cast(module: Any, dtype: torch.dtype) -> Any:
+    """A second module whose weights alone are new."""
+    with torch.device("meta"):
+        twin = type(module).from_config(module.config)
+    twin.load_state_dict({name: tensor.to(dtype) for name, tensor in module.state_dict().items()}, assign=True)
+    return twin.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+
+
+# ---- OpenVINO
+
+
+def _in_openvino(
+    plain: StableDiffusion, graphs: Path, hint: str, threads: int, runtime: Callable[[], Any]
+) -> tuple[Callable[[Tensor, Tensor, Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    try:
+        openvino = runtime()
+    except ImportError as error:
+        raise Unavailable(f"openvino cannot be imported: {error}") from error
+    check_graphs(graphs)
+    blobs = graphs / f"blobs-{hint}"
+    try:
+        _check(blobs, blobs.with_suffix(".json"), ())
+    except Unavailable:
+        shutil.rmtree(blobs, ignore_errors=True)  # half written, or changed since: the runtime would not notice
+    known = _names(blobs)
+    options = {
+        "INFERENCE_PRECISION_HINT": hint,
+        "INFERENCE_NUM_THREADS": threads,
+        "PERFORMANCE_HINT": "LATENCY",
+        "ENABLE_CPU_PINNING": False,  # cores are shared with the API process, and maybe with others
+        "CACHE_DIR": str(blobs),
+        "CACHE_MODE": "OPTIMIZE_SIZE",  # without the weights, which it maps from the graph's own file; opens as fast
+    }
+    core = openvino.Core()
+    try:
+        unet, decoder = (core.compile_model(graphs / name, "CPU", options) for name in (UNET, DECODER))
+        if _names(blobs) != known:
+            write_manifest(blobs.with_suffix(".json"), blobs)
+    except (RuntimeError, OSError) as error:
+        raise Unavailable(f"openvino cannot open the graphs: {str(error).splitlines()[0]}") from error
+    channels, factor = int(plain.unet.config.out_channels), plain.vae_factor
+    run_unet = _caller(openvino, unet, lambda n, _, h, w: (n, channels, h, w))
+    run_decoder = _caller(openvino, decoder, lambda n, _, h, w: (n, 3, h * factor, w * factor))
+    return run_unet, run_decoder
+
+
+def _caller(openvino: Any, compiled: Any, output_shape: Callable[..., tuple[int, ...]]) -> Callable[..., Tensor]:
+    """Runs a graph on torch's own memory, both in and out; every output is the caller's to keep."""
+    request = compiled.create_infer_request()
+
+    def run(latents: Tensor, *others: Tensor) -> Tensor:
+        output = torch.empty(output_shape(*latents.shape))
+        for index, tensor in enumerate((latents, *others)):
+            shared = openvino.Tensor(tensor.to(torch.float32).contiguous().numpy(), shared_memory=True)
+            request.set_input_tensor(index, shared)
+        request.set_output_tensor(openvino.Tensor(output.numpy(), shared_memory=True))
+        request.infer()
+        return output
+
+    return run
+
+
+def _check(folder: Path, manifest: Path, needed: tuple[str, ...]) -> None:
+    try:
+        files = dict(json.loads(manifest.read_text())["files"])
+    except OSError:
+        raise Unavailable("its graphs are not made yet") from None
+    except (ValueError, KeyError, TypeError):
+        raise Unavailable("the record of its graphs cannot be read") from None
+    missing = [name for name in needed if name not in files]
+    if missing or not all((folder / name).is_file() and _digest(folder / name) == files[name] for name in files):
+        raise Unavailable("its graphs are not as they were made")
+
+
+def _names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def largest_difference(one: Tensor, other: Tensor) -> float:
+    """Infinite for what is not a number."""
+    found = float((one - other).abs().max())
+    return found if math.isfinite(found) else math.inf

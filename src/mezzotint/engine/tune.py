@@ -1,0 +1,224 @@
+"""Measures a model under every executor and dtype and writes its profile. A process of its own.
+
+`python -m mezzotint.engine.tune` with a Subject as JSON; `--refused` says why there are no graphs. Must not convert.
+"""
+
+import argparse
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from mezzotint import profiles
+from mezzotint.profiles import CANDIDATES, Candidate, Profile, Subject
+from mezzotint.request import Output, Request
+from mezzotint.workers import wire
+from mezzotint.workers.limits import limit_myself
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mezzotint.families.base import Family
+
+PROBES = ("a red boat on a lake", "a slice of pizza", "")
+PROBE_STEPS = 10
+ROUNDS = 7
+ENOUGH_S = 8.0  # of one kind of call; slow models get fewer rounds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="mezzotint-tune")
+    parser.add_argument("subject")
+    parser.add_argument("--refused")
+    parser.add_argument("--memory-bytes", type=int, required=True)
+    args = parser.parse_args()
+    limit_myself(memory_bytes=args.memory_bytes)  # not nicer than a worker, or it would not measure what a worker does
+    subject = msgspec.json.decode(args.subject, type=Subject)
+    try:
+        profiles.write(Path(subject.cache), measure(subject, args.refused))
+    except Exception as error:  # noqa: BLE001  whatever a model's files can cause; the reason is for a person
+        sys.stderr.write(f"measuring failed: {type(error).__name__}: {str(error)[:200]}\n")
+        raise SystemExit(1) from None
+
+
+def measure(subject: Subject, refused: str | None) -> Profile:
+    from mezzotint.workers.imports import import_quickly
+
+    import_quickly()
+    import torch
+
+    from mezzotint.engine import executors
+    from mezzotint.families.sd import StableDiffusion
+
+    kind = subject.device.partition(":")[0]
+    device = torch.device(kind if kind == "cpu" else subject.device)
+    torch.set_num_threads(subject.threads)
+    torch.set_grad_enabled(False)
+    if kind == "cpu":
+        torch.set_float32_matmul_precision("medium")  # as a worker does
+    plain = StableDiffusion(Path(subject.path), device, torch.float32)
+    graphs = profiles.graphs_of(Path(subject.cache), subject.sha256)
+    found: dict[tuple[str, str], Family] = {}
+    reasons: dict[tuple[str, str], str] = {}
+    for candidate in CANDIDATES[kind]:
+        try:
+            if candidate[0] == "openvino" and refused:
+                raise executors.Unavailable(refused)
+            found[candidate] = executors.open_with(plain, *candidate, graphs=graphs, threads=subject.threads)
+            found[candidate].predict(_rows(found[candidate], subject, 1))
+        except (executors.Unavailable, RuntimeError, MemoryError) as error:
+            found.pop(candidate, None)
+            reasons[candidate] = str(error).splitlines()[0][:200]
+    pictures = {candidate: _pictures(family, subject) for candidate, family in found.items()}
+    reference = pictures["torch", "float32"]
+    spent = {images: _times(found, subject, images) for images in (1, 4)}
+    decoding = _interleaved({one: _decoding(family, subject) for one, family in found.items()})
+    measured = []
+    for executor, dtype in CANDIDATES[kind]:
+        one = (executor, dtype)
+        if one not in found:
+            measured.append(Candidate(executor=executor, dtype=dtype, reason=reasons[one]))
+            continue
+        at_4 = spent[4][one] / 4
+        difference = float((pictures[one] - reference).abs().mean())
+        timed = Candidate(
+            executor=executor,
+            dtype=dtype,
+            ms_per_step=_ms(spent[1][one]),
+            ms_per_step_at_4=_ms(at_4),
+            ms_per_image=_ms(subject.steps * at_4 + decoding[one]),
+            difference=round(difference, 4),
+        )
+        if not timed.is_close:
+            limit = profiles.MAX_DIFFERENCE[dtype]
+            reason = f"its pictures differ by {difference:.2f} of 255; {limit:g} is the most"
+            timed = msgspec.structs.replace(timed, reason=reason)
+        measured.append(timed)
+    return Profile(
+        model=subject.sha256,
+        device=subject.device,
+        machine=profiles.machine(),
+        threads=subject.threads,
+        versions=profiles.versions(),
+        ranking=profiles.rank(tuple(measured)),
+    )
+
+
+def _times(found: dict[tuple[str, str], "Family"], subject: Subject, images: int) -> dict[tuple[str, str], float]:
+    def call(family: "Family") -> Callable[[], Any]:
+        rows = _rows(family, subject, images)
+        return lambda: family.predict(rows)
+
+    return _interleaved({one: call(family) for one, family in found.items()})
+
+
+def _decoding(family: "Family", subject: Subject) -> Callable[[], Any]:
+    latents = _rows(family, subject, 1).latents[:1]
+    return lambda: family.decode(latents)
+
+
+def _interleaved(calls: dict[tuple[str, str], Callable[[], Any]]) -> dict[tuple[str, str], float]:
+    """Median seconds of each, taken in turns, so that what else runs on the machine falls on all alike."""
+    taken: dict[tuple[str, str], list[float]] = {one: [] for one in calls}
+    for call in calls.values():
+        call()
+    started = time.perf_counter()
+    for done in range(ROUNDS):
+        if done >= 2 and time.perf_counter() - started > ENOUGH_S:
+            break
+        for one, call in calls.items():
+            before = time.perf_counter()
+            call()
+            taken[one].append(time.perf_counter() - before)
+    return {one: statistics.median(times) for one, times in taken.items()}
+
+
+def _rows(family: "Family", subject: Subject, images: int) -> Any:
+    """So many images with guidance: two rows each, at the model's own size."""
+    import torch
+
+    from mezzotint.families.base import Prompt, Rows
+
+    height, width = subject.height // family.vae_factor, subject.width // family.vae_factor
+    (encoded,) = family.encode([Prompt(text=PROBES[0], syntax="plain", clip_skip=None, windows=1)])
+    generator = torch.Generator().manual_seed(0)
+    return Rows(
+        latents=torch.randn(2 * images, family.latent_channels, height, width, generator=generator),
+        timesteps=torch.linspace(1, 999, 2 * images),
+        hidden=encoded.hidden.expand(2 * images, -1, -1),
+    )
+
+
+def _pictures(family: "Family", subject: Subject) -> "Tensor":
+    """What the engine draws with it, (n, H, W, 3) float."""
+    import torch
+
+    from mezzotint.engine.engine import Engine
+    from mezzotint.engine.meter import HostMeter
+
+    drawn: dict[str, Tensor] = {}
+
+    def keep(pixels: "Tensor", submit: wire.Submit, index: int) -> bytes:
+        drawn[submit.session_id] = pixels.float()
+        return b""
+
+    engine = Engine(lambda model: family, keep, time.monotonic, meter=HostMeter(), budget_bytes=1)
+    model = wire.ModelRef(
+        id=subject.id, kind="checkpoint", family=subject.family, path=subject.path, bytes=0, sha256=subject.sha256
+    )
+    for number, prompt in enumerate(PROBES):
+        request = _request(subject, prompt, number)
+        engine.submit(wire.Submit(session_id=str(number), attempt=1, request=request, model=model))
+    while not engine.idle:
+        for message, _ in engine.step():
+            if isinstance(message, wire.Ended) and message.error is not None:
+                raise RuntimeError(f"a probe picture failed: {message.error.message}")
+    return torch.stack([drawn[str(number)] for number in range(len(PROBES))])
+
+
+def _request(subject: Subject, prompt: str, seed: int) -> Request:
+    return Request(
+        model=subject.id,
+        type="text2img",
+        prompt=prompt,
+        negative_prompt="",
+        prompt_syntax="plain",
+        width=subject.width,
+        height=subject.height,
+        num_inference_steps=min(PROBE_STEPS, subject.steps),
+        guidance_scale=subject.guidance_scale,
+        scheduler=subject.scheduler,
+        scheduler_options={},
+        eta=0.0,
+        seed=seed,
+        num_images=1,
+        clip_skip=None,
+        image=None,
+        mask=None,
+        strength=None,
+        mask_blur=0,
+        mask_fill="original",
+        padding_mask_crop=None,
+        resize_mode="stretch",
+        controlnets=(),
+        loras=(),
+        output=Output(format="png", quality=95, embed_metadata=False),
+        priority=5,
+        timeout_s=None,
+        expires_s=None,
+        device=None,
+        deterministic=False,
+        metadata={},
+    )
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 3)
+
+
+if __name__ == "__main__":
+    main()

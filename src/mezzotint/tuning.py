@@ -1,0 +1,238 @@
+"""Decides what each model runs with on each device, and has models measured while nothing else is to be done.
+
+Measuring and converting happen in processes of their own, one at a time. Must not import torch.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import msgspec
+import psutil
+import structlog
+
+from mezzotint import profiles
+from mezzotint.catalog import Catalog
+from mezzotint.profiles import Choice, Subject
+from mezzotint.workers import wire
+from mezzotint.workers.base import Seat, Supervisor
+from mezzotint.workers.local import LocalWorker, environment, exit_text
+
+log = structlog.get_logger(__name__)
+
+IDLE_S = 5.0  # without a session before models are measured
+TICK_S = 0.5
+STOP_CHECK_S = 0.05
+MEMORY_SHARE = 0.7
+
+
+class Choices:
+    """What is in use, by model and device: the stored choice as it was when it was adopted."""
+
+    def __init__(self, cache: Path, threads: int, *, executor: str = "auto", dtype: str = "auto") -> None:
+        self.cache, self.threads = cache, threads
+        self._executor, self._dtype = executor, dtype
+        self._adopted: dict[tuple[str, str], Choice] = {}
+        self._distrusted: dict[tuple[str, str], str] = {}
+
+    @property
+    def needs_measuring(self) -> bool:
+        return profiles.needs_measuring(self._executor, self._dtype)
+
+    def ref(self, model: wire.ModelRef, device: str, dtype: str | None = None) -> wire.ModelRef:
+        """The model with what is to run it. With `dtype`, which a session has begun with, in no other."""
+        choice = self._adopted.setdefault((model.id, device), self.wanted(model, device))
+        if dtype is not None and dtype != choice.dtype:
+            choice = Choice(dtype=dtype)
+        graphs = profiles.graphs_of(self.cache, model.sha256) if choice.executor == "openvino" else ""
+        return msgspec.structs.replace(model, executor=choice.executor, dtype=choice.dtype, graphs=str(graphs))
+
+    def wanted(self, model: wire.ModelRef, device: str) -> Choice:
+        """What the stored measurement says now."""
+        if (why := self._distrusted.get((model.id, device))) is not None:
+            return msgspec.structs.replace(profiles.choose(None, self._executor, self._dtype), reason=why)
+        return profiles.choose(self.profile(model, device), self._executor, self._dtype)
+
+    def profile(self, model: wire.ModelRef, device: str) -> profiles.Profile | None:
+        return profiles.read(self.cache, model.sha256, device, self.threads)
+
+    def adopt(self, model: wire.ModelRef, device: str) -> bool:
+        """Take over what is wanted. False: it was in use already."""
+        before, wanted = self._adopted.get((model.id, device)), self.wanted(model, device)
+        self._adopted[model.id, device] = wanted
+        return before is not None and (before.executor, before.dtype) != (wanted.executor, wanted.dtype)
+
+    def distrust(self, model_id: str, device: str, why: str) -> None:
+        """torch float32 from the next load on, until this process ends."""
+        self._distrusted[model_id, device] = why
+        self._adopted.pop((model_id, device), None)
+
+    def of(self, model_id: str, device: str) -> Choice:
+        return self._adopted.get((model_id, device)) or profiles.choose(None, self._executor, self._dtype)
+
+
+class Stopped(Exception):
+    """Work arrived before the measuring was done."""
+
+
+class Tuner:
+    """While the server is idle: measures what is not measured, mends graphs, and lets workers adopt what is faster."""
+
+    def __init__(
+        self,
+        choices: Choices,
+        catalog: Catalog,
+        supervisor: Supervisor,
+        is_idle: Callable[[], bool],
+        default_model: str,
+    ) -> None:
+        self._choices, self._catalog, self._supervisor = choices, catalog, supervisor
+        self._is_idle, self._default_model = is_idle, default_model
+        self._tried: set[tuple[str, str]] = set()  # (digest, device): once in a process, whatever comes of it
+        self._mended: set[tuple[str, str]] = set()
+        self._loop: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._loop = asyncio.create_task(self._run(), name="tuner")
+
+    async def stop(self) -> None:
+        if self._loop is not None:
+            self._loop.cancel()
+            await asyncio.gather(self._loop, return_exceptions=True)
+
+    async def _run(self) -> None:
+        idle_since = time.monotonic()
+        while True:
+            await asyncio.sleep(TICK_S)
+            if not self._is_idle():
+                idle_since = time.monotonic()
+            elif time.monotonic() - idle_since >= IDLE_S:
+                after_s = 0.0
+                try:
+                    await self._improve()
+                except Stopped:
+                    log.info("measuring makes way for work")
+                except Exception:
+                    log.exception("tuning failed")
+                    after_s = 60.0
+                idle_since = time.monotonic() + after_s  # and look again when it was idle for as long once more
+
+    async def _improve(self) -> None:
+        for seat in self._supervisor.seats.values():
+            worker = seat.worker
+            if worker is None or worker.hello is None or not self._is_idle():
+                continue
+            resident = worker.heartbeat.resident if worker.heartbeat else ()
+            for model_id in dict.fromkeys((self._default_model, *resident)):
+                if (model := await self._ref(model_id)) is not None:
+                    await self._improve_one(model, seat, worker, resident=model_id in resident)
+
+    async def _improve_one(self, model: wire.ModelRef, seat: Seat, worker: LocalWorker, *, resident: bool) -> None:
+        choices, device = self._choices, seat.device
+        key = (model.sha256, device)
+        if choices.needs_measuring and choices.profile(model, device) is None and key not in self._tried:
+            self._tried.add(key)
+            try:
+                why = await measure(self._subject(model, device), stop=lambda: not self._is_idle())
+            except Stopped:
+                self._tried.discard(key)
+                raise
+            log.info("measured", model=model.id, device=device, why_not=why)
+        refused = worker.heartbeat.refused.get(model.id) if worker.heartbeat else None
+        mends = refused is not None and key not in self._mended
+        if mends:
+            why = await _child("convert", self._subject(model, device), stop=lambda: not self._is_idle())
+            self._mended.add(key)
+            log.info("made its graphs anew", model=model.id, device=device, refused=refused, why_not=why)
+        if not choices.adopt(model, device) and not mends:
+            return
+        if resident:
+            worker.send(wire.Load(model=choices.ref(model, device)))
+        choice = choices.of(model.id, device)
+        log.info("adopted", model=model.id, device=device, executor=choice.executor, dtype=choice.dtype)
+
+    async def _ref(self, model_id: str) -> wire.ModelRef | None:
+        model = self._catalog.models.get(model_id)
+        if model is None or model.state == "invalid" or model.kind != "checkpoint":
+            return None
+        sha256 = await asyncio.to_thread(self._catalog.digest, model_id)
+        return wire.ModelRef(
+            id=model.id, kind=model.kind, family=model.family, path=model.path, bytes=model.bytes, sha256=sha256
+        )
+
+    def _subject(self, model: wire.ModelRef, device: str) -> Subject:
+        return subject(self._catalog, model.id, model.sha256, device, self._choices)
+
+
+def subject(catalog: Catalog, model_id: str, sha256: str, device: str, choices: Choices) -> Subject:
+    model = catalog.models[model_id]
+    return Subject(
+        id=model.id,
+        family=model.family,
+        path=model.path,
+        sha256=sha256,
+        device=device,
+        threads=choices.threads,
+        cache=str(choices.cache),
+        width=model.width,
+        height=model.height,
+        steps=model.num_inference_steps,
+        guidance_scale=model.guidance_scale,
+        scheduler=model.scheduler,
+    )
+
+
+async def measure(subject: Subject, *, stop: Callable[[], bool] = lambda: False) -> str | None:
+    """Convert what can be, measure, store the profile. Returns why there is none, or None. Raises Stopped soon after
+    `stop()` becomes true; what is converted by then stays."""
+    refused = None
+    if any(executor == "openvino" for executor, _ in profiles.CANDIDATES[subject.device.partition(":")[0]]):
+        refused = await _child("convert", subject, stop=stop)
+    return await _child("tune", subject, *(("--refused", refused) if refused else ()), stop=stop)
+
+
+async def _child(name: str, subject: Subject, *flags: str, stop: Callable[[], bool]) -> str | None:
+    """Run engine/<name>.py to its end. Returns None when it did what it is for, else why not."""
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-P",
+        "-m",
+        f"mezzotint.engine.{name}",
+        msgspec.json.encode(subject).decode(),
+        *("--memory-bytes", str(_memory_budget()), *flags),
+        env=environment(),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,
+    )
+    ending = asyncio.create_task(process.communicate(), name=name)
+    try:
+        while not ending.done():
+            if stop():
+                raise Stopped
+            await asyncio.wait([ending], timeout=STOP_CHECK_S)
+    finally:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGKILL)
+        _, stderr = await ending
+    if process.returncode == 0:
+        return None
+    lines: Iterable[str] = stderr.decode(errors="replace").strip().splitlines()
+    return [f"the process {exit_text(process.returncode or 0)}", *lines][-1]
+
+
+def _memory_budget() -> int:
+    """A share of what is free, on the machine and in this control group."""
+    free = psutil.virtual_memory().available
+    with contextlib.suppress(OSError, ValueError):
+        group = Path("/sys/fs/cgroup")
+        used = int((group / "memory.current").read_text())
+        free = min(free, int((group / "memory.max").read_text()) - used)
+    return max(1 << 30, int(free * MEMORY_SHARE))

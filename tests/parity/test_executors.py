@@ -1,0 +1,180 @@
+"""Other executors draw what torch float32 draws, and what cannot be used is refused with a reason, never run."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from mezzotint.engine import convert, executors
+from mezzotint.families.base import Family, Prompt, Rows
+from mezzotint.families.sd import StableDiffusion
+from mezzotint.request import LoraUse
+from tests.models import build_lora
+from tests.parity.rig import COMPANY, Asked, Rig, assert_equal, difference
+from tests.requests import request
+
+
+@pytest.fixture(scope="module")
+def rig(random_sd: Path) -> Rig:
+    return Rig(random_sd / "tiny")
+
+
+@pytest.fixture(scope="module")
+def made(random_sd: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model's graphs. Made once; tests that spoil them take a copy."""
+    graphs = tmp_path_factory.mktemp("openvino") / "tiny"
+    with torch.no_grad():
+        convert.convert(StableDiffusion(random_sd / "tiny", torch.device("cpu"), torch.float32), graphs)
+    return graphs
+
+
+@pytest.fixture
+def graphs(made: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(made, tmp_path / "graphs", ignore=shutil.ignore_patterns("blobs-*")))
+
+
+def opened(rig: Rig, graphs: Path, executor: str = "openvino", dtype: str = "float32") -> Rig:
+    """The same rig with another executor in its family."""
+    other = Rig.__new__(Rig)
+    other.__dict__.update(rig.__dict__)
+    family: Any = executors.open_with(rig.family, executor, dtype, graphs=graphs, threads=1)
+    other.family = family
+    return other
+
+
+ASKED = [
+    request(),
+    request(guidance_scale=1.0, scheduler="euler"),
+    request(width=24, height=32, scheduler="dpm_multistep"),
+    request(width=22, height=18),  # latents that halving does not divide
+    request(prompt="long " * 12, num_inference_steps=3),
+    request(num_images=3, seed=40),
+]
+
+
+@pytest.mark.parametrize("company", [[], COMPANY], ids=["alone", "in company"])
+def test_pictures_through_openvino_are_those_of_torch(rig: Rig, made: Path, company: list[Any]) -> None:
+    fast = opened(rig, made)
+    for asked in ASKED:
+        expected, drawn = rig.draw([asked])[0], fast.draw([asked, *company], stagger=1)[0]
+        assert all(difference(one, other) <= 0.5 for one, other in zip(drawn, expected, strict=True)), asked
+    assert difference(fast.draw([request(seed=8)])[0][0], rig.draw([request()])[0][0]) > 5, "any picture would pass"
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7, 16])
+def test_outputs_through_openvino_are_those_of_torch(rig: Rig, made: Path, rows: int) -> None:
+    fast = opened(rig, made).family
+    (encoded,) = rig.family.encode([Prompt(text="a", syntax="plain", clip_skip=None, windows=2)])
+    asked = Rows(
+        latents=torch.randn(rows, 4, 9, 12, generator=torch.Generator().manual_seed(rows)),
+        timesteps=torch.linspace(1, 999, rows),
+        hidden=encoded.hidden.expand(rows, -1, -1),
+    )
+    expected, first = rig.family.predict(asked), fast.predict(asked)
+    kept = first.clone()
+    assert float((first - expected).abs().max()) <= 1e-4
+    fast.predict(replace(asked, latents=asked.latents + 1))
+    assert torch.equal(first, kept), "an output is the caller's to keep"
+
+
+@pytest.mark.parametrize("executor", ["torch", "openvino"])
+def test_bfloat16_is_near_and_not_the_same(rig: Rig, made: Path, executor: str) -> None:
+    fast = opened(rig, made, executor, "bfloat16")
+    assert 0 < difference(fast.draw([request()])[0][0], rig.draw([request()])[0][0]) <= 4
+
+
+def test_a_deterministic_picture_is_that_of_the_plain_twin(rig: Rig, made: Path) -> None:
+    asked = request(deterministic=True)
+    fast = opened(rig, made, "openvino", "bfloat16")
+    assert np.array_equal(fast.draw([asked, *COMPANY])[0][0].pixels, rig.draw([asked])[0][0].pixels)
+
+
+def refusal(family: Family, graphs: Path, **options: Any) -> str:
+    with pytest.raises(executors.Unavailable) as caught:
+        executors.open_with(family, "openvino", "float32", graphs=graphs, threads=1, **options)
+    return str(caught.value)
+
+
+def test_a_missing_openvino_is_a_reason_and_not_a_fault(rig: Rig, graphs: Path) -> None:
+    def absent() -> Any:
+        raise ImportError("no module named openvino")
+
+    assert "cannot be imported" in refusal(rig.family, graphs, runtime=absent)
+
+
+@pytest.mark.parametrize("spoilt", ["unet.bin", "decoder.xml"])
+@pytest.mark.parametrize("how", ["flipped", "cut", "gone"])
+def test_a_spoilt_graph_is_not_opened(rig: Rig, graphs: Path, spoilt: str, how: str) -> None:
+    file = graphs / spoilt
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content if how == "flipped" else content[:-1])
+    if how == "gone":
+        file.unlink()
+    assert refusal(rig.family, graphs) == "its graphs are not as they were made"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"files": {}}'])
+def test_a_spoilt_record_is_not_believed(rig: Rig, graphs: Path, text: str) -> None:
+    (graphs / executors.MANIFEST).write_text(text)
+    assert "graphs" in refusal(rig.family, graphs)
+
+
+def test_graphs_that_are_not_made_yet_are_a_reason(rig: Rig, tmp_path: Path) -> None:
+    assert refusal(rig.family, tmp_path / "none") == "its graphs are not made yet"
+
+
+def test_rows_with_adapters_run_in_the_plain_twin_beside_others(rig: Rig, made: Path, tmp_path: Path) -> None:
+    lora = build_lora(tmp_path / "ink.safetensors", rig.path, seed=3)
+    asked = Asked(request=request(type="lora", loras=(LoraUse(name="ink", scale=0.8),)), loras=(lora,))
+    fast = opened(rig, made)
+    drawn = fast.draw([*COMPANY, asked], stagger=1)[-1][0]
+    assert_equal(drawn, rig.draw([asked])[0][0])
+    assert difference(rig.draw([request()])[0][0], drawn) > 1
+
+
+def test_a_spoilt_compiled_form_is_made_anew(rig: Rig, graphs: Path) -> None:
+    opened(rig, graphs)
+    blobs = {file: file.read_bytes() for file in (graphs / "blobs-f32").iterdir()}
+    assert len(blobs) == 2
+    for file in blobs:
+        file.chmod(0o600)
+        file.write_bytes(b"not what it was")
+    assert difference(opened(rig, graphs).draw([request()])[0][0], rig.draw([request()])[0][0]) <= 0.5
+    recorded = json.loads((graphs / "blobs-f32.json").read_text())["files"]
+    assert set(recorded) == {file.name for file in (graphs / "blobs-f32").iterdir()}
+    assert all(file.read_bytes() != b"not what it was" for file in (graphs / "blobs-f32").iterdir())
+
+
+def test_a_conversion_that_was_stopped_leaves_nothing_that_counts(rig: Rig, random_sd: Path, tmp_path: Path) -> None:
+    dead = tmp_path / f".tiny.{2**22 + 1}.tmp"  # above any process id
+    dead.mkdir()
+    (dead / "unet.xml").write_text("half")
+    assert refusal(rig.family, tmp_path / "tiny") == "its graphs are not made yet"
+    with torch.no_grad():
+        convert.convert(StableDiffusion(random_sd / "tiny", torch.device("cpu"), torch.float32), tmp_path / "tiny")
+    executors.check_graphs(tmp_path / "tiny")
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_importing_openvino_tells_nobody(tmp_path: Path) -> None:
+    code = (
+        "import socket, sys\n"
+        "def refuse(*_): raise AssertionError('a connection')\n"
+        "socket.socket.connect = socket.getaddrinfo = refuse\n"
+        "from mezzotint.workers.imports import import_quickly\n"
+        "import_quickly()\n"
+        "from mezzotint.engine.executors import import_openvino\n"
+        "import_openvino().Core()\n"
+        "assert not any(n.startswith('openvino_telemetry') and m for n, m in sys.modules.items())\n"
+    )
+    subprocess.run([sys.executable, "-c", code], env=os.environ | {"HOME": str(tmp_path)}, check=True)
+    assert list(tmp_path.iterdir()) == []
