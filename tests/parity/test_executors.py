@@ -18,7 +18,7 @@ from mezzotint.families.base import Family, Prompt, Rows
 from mezzotint.families.sd import StableDiffusion
 from mezzotint.request import LoraUse
 from tests.models import build_lora
-from tests.parity.rig import COMPANY, Asked, Rig, assert_equal, difference
+from tests.parity.rig import COMPANY, Asked, Rig, difference
 from tests.requests import request
 
 
@@ -137,7 +137,7 @@ def test_rows_with_adapters_run_in_the_plain_twin_beside_others(rig: Rig, made: 
     asked = Asked(request=request(type="lora", loras=(LoraUse(name="ink", scale=0.8),)), loras=(lora,))
     fast = opened(rig, made)
     drawn = fast.draw([*COMPANY, asked], stagger=1)[-1][0]
-    assert_equal(drawn, rig.draw([asked])[0][0])
+    assert difference(drawn, rig.draw([asked])[0][0]) <= 0.5
     assert difference(rig.draw([request()])[0][0], drawn) > 1
 
 
