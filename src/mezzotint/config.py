@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from mezzotint.catalog import BUNDLED_MODEL
@@ -35,6 +35,10 @@ class Settings(BaseSettings):
     data: Annotated[Path, Field(description="folder of database, pictures, caches")] = Field(
         default_factory=_data_folder
     )
+    database: Annotated[
+        SecretStr | None,
+        Field(description="postgresql://USER:PASSWORD@HOST/NAME; default: mezzotint.db in the data folder"),
+    ] = None
     models: Annotated[
         tuple[Path, ...], NoDecode, Field(description="folders of models; the bundled one is always there")
     ] = ()
@@ -55,6 +59,13 @@ class Settings(BaseSettings):
     log_level: Annotated[str, Field(pattern="^(debug|info|warning|error)$", description="least severe line to log")] = (
         "info"
     )
+
+    @property
+    def database_url(self) -> str:
+        """May hold a password: for the store only."""
+        if self.database is None:
+            return f"sqlite:///{self.data / 'mezzotint.db'}"
+        return self.database.get_secret_value()
 
     @property
     def cache(self) -> Path:

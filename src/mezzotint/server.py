@@ -47,8 +47,7 @@ class Mezzotint:
         settings = self.settings
         async with AsyncExitStack() as opened:
             opened.callback(os.close, _own(settings.data))
-            url = f"sqlite+aiosqlite:///{settings.data / 'mezzotint.db'}"
-            store = await Store.open(url, queue_size=settings.queue_size)
+            store = await Store.open(settings.database_url, queue_size=settings.queue_size)
             opened.push_async_callback(store.close)
             catalog = Catalog(settings.models, settings.cache)
             await asyncio.to_thread(catalog.scan)

@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
@@ -15,6 +15,7 @@ from mezzotint.errors import TryLater
 from mezzotint.request import MAX_SEED
 from mezzotint.session import FINAL, Session, State, Usage
 from mezzotint.store.sql import Store
+from tests.contract.backends import Backend, Postgres, Sqlite
 from tests.contract.stores import (
     CANCELLED,
     FAILED,
@@ -22,7 +23,6 @@ from tests.contract.stores import (
     QUEUED,
     RUNNING,
     SUCCEEDED,
-    Backend,
     add,
     claim,
     end_queued,
@@ -237,8 +237,8 @@ def small_disk() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("small_disk")
-async def test_a_full_disk_says_try_later_and_loses_nothing(backend: Backend) -> None:
-    store = await Store.open(backend.url)
+async def test_a_full_disk_says_try_later_and_loses_nothing(sqlite: Sqlite) -> None:
+    store = await Store.open(sqlite.url)
     try:
         kept: list[str] = []
 
@@ -260,10 +260,23 @@ async def test_a_full_disk_says_try_later_and_loses_nothing(backend: Backend) ->
         await store.close()
 
 
+@contextlib.asynccontextmanager
+async def held_by_another(backend: Backend) -> AsyncIterator[None]:
+    if isinstance(backend, Sqlite):
+        with contextlib.closing(sqlite3.connect(backend.path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            yield
+    elif isinstance(backend, Postgres):
+        connection = await backend.connect()
+        async with connection.transaction():
+            await connection.execute("LOCK TABLE sessions IN EXCLUSIVE MODE")
+            yield
+        await connection.close()
+
+
 async def test_a_database_held_by_another_process_says_try_later(store: Store, backend: Backend) -> None:
     await add(store)
-    with contextlib.closing(sqlite3.connect(backend.path, isolation_level=None)) as other:
-        other.execute("BEGIN IMMEDIATE")
+    async with held_by_another(backend):
         assert await store.get(ID) is not None  # readers are not held up
         before = time.monotonic()
         with pytest.raises(TryLater) as caught:

@@ -1,6 +1,7 @@
 """The durable life of every session, in SQL. Must not read a clock, hold progress or decide who runs next."""
 
 import asyncio
+import contextlib
 import functools
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -8,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
 
 from sqlalchemy import ColumnElement, Select, delete, false, func, insert, select, update
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mezzotint.errors import ErrorInfo, TryLater
@@ -18,6 +20,7 @@ from mezzotint.store.rows import Transition
 from mezzotint.store.tables import images, sessions, transitions
 
 SHARED_COMMIT = 64
+ASK_AGAIN_S = 0.2
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -49,8 +52,9 @@ class Store:
 
     A method that changes a session returns it as it is afterwards, or None when the change came too late or from an
     attempt that no longer owns the session; then nothing changed, and the caller drops its result. Any method raises
-    TryLater: `storage_full` when the disk is full, `not_ready` when another process holds the database for 5 s.
-    A caller that is cancelled while it waits leaves the change to happen.
+    TryLater, and then nothing changed: `storage_full` when the disk is full, `not_ready` when another process holds
+    the database for 5 s or a server does not answer. A caller that is cancelled while it waits leaves the change to
+    happen.
     """
 
     def __init__(self, opened: engines.Engines, queue_size: int) -> None:
@@ -59,6 +63,7 @@ class Store:
         self._writing = asyncio.Lock()  # first come, first served, however long the line
         self._line: _Line = []  # accepts that wait for a commit
         self._calls: set[asyncio.Future[Any]] = set()
+        self._in_doubt = False
         self._closed = False
 
     @classmethod
@@ -73,7 +78,8 @@ class Store:
         self._closed = True
         await asyncio.gather(*self._calls, return_exceptions=True)
         try:
-            await engines.checkpoint(self._engines.writer)
+            with contextlib.suppress(TryLater), self._engines.translated():
+                await self._engines.kind.tidy(self._engines.writer)
         finally:
             await self._engines.release()
 
@@ -91,6 +97,7 @@ class Store:
 
         Calls made at the same time share a commit, since a disk may manage no more than a hundred a second.
         """
+        self._check_doubt()
         row = rows.of_request(session_id, request, warnings=tuple(warnings), now=now, batch_id=batch_id)
         place = _Place(row)
         self._line.append(place)
@@ -108,6 +115,8 @@ class Store:
 
     @_unbroken
     async def get(self, session_id: str) -> Session | None:
+        if not _plain(session_id):
+            return None
         async with self._read() as connection:
             return await _find(connection, session_id)
 
@@ -199,6 +208,8 @@ class Store:
 
         Returns the session as it is afterwards, None only when unknown. `spans` are stored if it is cancelled at once.
         """
+        if not _plain(session_id):
+            return None
         async with self._write() as connection:
             state = await connection.scalar(
                 select(sessions.c.state).where(sessions.c.id == session_id).with_for_update()
@@ -262,9 +273,9 @@ class Store:
     ) -> tuple[Sessions, str | None]:
         """One page, newest first, and the cursor of the next, None at the end. Sessions that come or go between two
         pages neither repeat nor hide others. A cursor that could not be an id ends the walk."""
-        if cursor is not None and not (cursor.isascii() and cursor.isprintable()):
-            return [], None
         wanted = {"type": type, "model": model, "device": device, "batch_id": batch_id}
+        if not all(_plain(text) for text in (cursor, *wanted.values())):
+            return [], None
         query = select(sessions).where(
             *(sessions.c[name] == value for name, value in wanted.items() if value is not None)
         )
@@ -292,20 +303,58 @@ class Store:
 
     @asynccontextmanager
     async def _write(self) -> AsyncIterator[AsyncConnection]:
+        self._check_doubt()
         async with self._writing, self._transaction() as connection:
             yield connection
 
     @asynccontextmanager
     async def _transaction(self) -> AsyncIterator[AsyncConnection]:
         """Owns the database from its first statement; commits unless the body raises. Only inside `_writing`."""
-        with engines.translated():
-            async with self._engines.writer.begin() as connection:
+        kind, mark, lost = self._engines.kind, None, False
+        with self._engines.translated():
+            async with self._engines.writer.connect() as connection:
+                mark = await kind.mark(connection)
                 yield connection
+                try:
+                    await connection.commit()
+                except DBAPIError as error:
+                    if mark is None or not error.connection_invalidated:
+                        raise
+                    lost = True
+        if mark is not None and lost:
+            await self._settle(mark)
+
+    async def _settle(self, mark: str) -> None:
+        """The connection broke in mid-commit: ask what became of it until the database says. Raises if it was undone.
+
+        Nothing else is written meanwhile. To answer before it is known would leave a change that nobody acts upon.
+        """
+        self._in_doubt = True
+        try:
+            while not self._closed:
+                try:
+                    with self._engines.translated():
+                        async with self._engines.writer.connect() as connection:
+                            done = await self._engines.kind.committed(connection, mark)
+                except TryLater:
+                    await asyncio.sleep(ASK_AGAIN_S)
+                    continue
+                if done:
+                    return
+                break
+        finally:
+            self._in_doubt = False
+        message = "the connection to the database broke and nothing was changed; try again"
+        raise TryLater(message, code="not_ready", retry_after_s=1)
+
+    def _check_doubt(self) -> None:
+        if self._in_doubt:
+            raise TryLater("the database does not answer; try again", code="not_ready", retry_after_s=1)
 
     @asynccontextmanager
     async def _read(self) -> AsyncIterator[AsyncConnection]:
         """One snapshot: all that the body reads is of the same instant."""
-        with engines.translated():
+        with self._engines.translated():
             async with self._engines.readers.connect() as connection:
                 yield connection
 
@@ -354,6 +403,11 @@ async def _change(
     }
     await connection.execute(insert(transitions).values(note))
     return await _find(connection, change.session_id)
+
+
+def _plain(text: str | None) -> bool:
+    """Whether text can be in a row's names at all. Postgres does not even compare text that holds a NUL."""
+    return text is None or (text.isascii() and text.isprintable())
 
 
 def _owned(attempt: int) -> ColumnElement[bool]:
