@@ -1,5 +1,6 @@
 """Postgres, owned by one process: who cannot take the lock cannot write. Must not know a table."""
 
+import secrets
 from typing import Any
 
 from sqlalchemy import URL, event
@@ -68,13 +69,15 @@ def reason(error: BaseException) -> str | None:
 
 
 async def mark(connection: AsyncConnection) -> str | None:
-    return str((await connection.exec_driver_sql("SELECT pg_current_xact_id()::text")).scalar_one())
+    # not the transaction's own number: what a crash did not keep is given again, to anybody
+    token = secrets.token_hex(16)
+    await connection.exec_driver_sql("UPDATE last_commit SET token = $1", (token,))
+    return token
 
 
 async def committed(connection: AsyncConnection, mark: str) -> bool:
     """Certain: whoever has the writer's connection has the lock, so that the session that began it is over."""
-    fate = await connection.exec_driver_sql("SELECT pg_xact_status($1::text::xid8)", (mark,))
-    return bool(fate.scalar_one() == "committed")
+    return bool((await connection.exec_driver_sql("SELECT token FROM last_commit")).scalar_one() == mark)
 
 
 async def tidy(writer: AsyncEngine) -> None:

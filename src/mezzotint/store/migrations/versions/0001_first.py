@@ -22,8 +22,8 @@ LEGAL = (
     ("paused", "cancelled"),
 )
 
-# By dialect, as each says it. A dialect that is missing here cannot hold the law, and must not hold sessions.
-TRIGGERS = {
+# What each dialect says in its own words. One that is missing here cannot hold the law, and must not hold sessions.
+LAWS = {
     "sqlite": (
         """
         CREATE TRIGGER sessions_begin_queued BEFORE INSERT ON sessions
@@ -58,6 +58,9 @@ TRIGGERS = {
         CREATE TRIGGER sessions_obey_legal BEFORE UPDATE OF state ON sessions
         FOR EACH ROW EXECUTE FUNCTION mezzotint_obey_legal()
         """,
+        # one row, written by every transaction: what became of one whose connection broke in mid-commit
+        "CREATE TABLE last_commit (token text NOT NULL)",
+        "INSERT INTO last_commit VALUES ('')",
     ),
 }
 
@@ -119,5 +122,5 @@ def upgrade() -> None:
         sa.Column("to_state", sa.Text, primary_key=True),
     )
     op.bulk_insert(legal, [{"from_state": before, "to_state": after} for before, after in LEGAL])
-    for statement in TRIGGERS[op.get_bind().dialect.name]:
+    for statement in LAWS[op.get_bind().dialect.name]:
         op.execute(statement)
