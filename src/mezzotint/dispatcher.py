@@ -18,6 +18,7 @@ from mezzotint.events import Events
 from mezzotint.request import Resolved
 from mezzotint.session import ImageRecord, Phase, Progress, Session, State, Usage
 from mezzotint.store.blobs import Blobs
+from mezzotint.store.rows import Once
 from mezzotint.store.sql import Store
 from mezzotint.workers import wire
 from mezzotint.workers.base import Supervisor
@@ -129,10 +130,14 @@ class Dispatcher:
 
     # ---- what callers ask
 
-    async def accept(self, session_id: str, resolved: Resolved) -> Session:
-        """Store a new session and put it in the queue. It is durable when this returns. Raises TryLater."""
+    async def accept(self, session_id: str, resolved: Resolved, once: Once | None = None) -> Session:
+        """Store a new session and put it in the queue. It is durable when this returns. Raises TryLater, Conflict."""
         self.check_accepting()
-        session = await self._store.add(session_id, resolved.request, warnings=resolved.warnings, now=time.time())
+        session = await self._store.add(
+            session_id, resolved.request, warnings=resolved.warnings, now=time.time(), once=once
+        )
+        if session.id != session_id:  # the key stands for an earlier one
+            return self.view(session)
         self._enqueue(session, {})
         self._tell_state(session)
         for warning in resolved.warnings:

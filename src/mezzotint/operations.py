@@ -4,11 +4,13 @@ Must not know of HTTP. Bodies in, values or bodies out; errors are those of erro
 """
 
 import asyncio
+import hashlib
 import secrets
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from ulid import ULID
 
 from mezzotint import bodies, devices
@@ -20,9 +22,11 @@ from mezzotint.events import Event, Events
 from mezzotint.request import World, nearest, resolve
 from mezzotint.session import FINAL, ImageRecord, Session, State
 from mezzotint.store.blobs import Blobs
+from mezzotint.store.rows import Once
 from mezzotint.store.sql import Store
 from mezzotint.workers.base import Supervisor
 
+_ANYBODY = "anybody"  # the scope of idempotency keys while there are no API keys
 ACTIVE = frozenset(State) - FINAL
 
 # inside Operations, `list` is the method
@@ -48,11 +52,20 @@ class Operations:
 
     # ---- sessions
 
-    async def create(self, body: Any) -> Session:
-        """Accept a request. Durable when it returns. Raises InvalidRequest with every fault, TryLater when full."""
+    async def create(self, body: Any, idempotency_key: str | None = None) -> Session:
+        """Accept a request. Durable when it returns. Raises InvalidRequest with every fault, TryLater when full.
+
+        The same key and body again answer the first session; Conflict when the key came with another body.
+        """
+        once = None
+        if idempotency_key is not None:
+            fingerprint = hashlib.sha256(msgspec.json.encode(body, order="deterministic")).hexdigest()
+            once = Once(scope=_ANYBODY, key=idempotency_key, fingerprint=fingerprint)
+            if (first := await self._store.first(once)) is not None:  # also when it would not be accepted any more
+                return self._dispatcher.view(first)
         resolved = resolve(body, self._world(), lambda: secrets.randbelow(2**32))
         # a caller who leaves meanwhile must not leave a row that nobody runs
-        return await asyncio.shield(self._dispatcher.accept(f"ses_{ULID()}", resolved))
+        return await asyncio.shield(self._dispatcher.accept(f"ses_{ULID()}", resolved, once))
 
     async def get(self, session_id: str) -> Session:
         session = await self._store.get(session_id)

@@ -80,6 +80,22 @@ def test_a_server_killed_mid_run_goes_on_where_it_was_told_to(own_server: Runnin
         assert server.client.wait(session_id)["state"] == "succeeded"
 
 
+def test_a_key_means_the_same_session_after_the_server_was_killed(own_server: RunningServer) -> None:
+    server = own_server
+
+    def send() -> str:
+        body, headers = {"prompt": "x", "steps": 2}, {"Idempotency-Key": "once"}
+        answer = httpx2.post(f"{server.url}/api/inference/sessions", json=body, headers=headers)
+        return str(answer.json()["id"])
+
+    first = send()
+    server.kill()
+    server.start()
+    assert send() == first
+    assert server.client.wait(first)["state"] == "succeeded"
+    assert [session["id"] for session in server.client.sessions()] == [first]
+
+
 def test_a_stop_lets_running_sessions_end_and_leaves_nothing_behind(own_server: RunningServer) -> None:
     server = own_server
     session_id = server.client.submit(prompt="x", steps=20)["id"]

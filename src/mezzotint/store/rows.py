@@ -23,6 +23,19 @@ class Transition:
     at: float
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Once:
+    """A caller's word that equal keys mean one request, however often it is sent."""
+
+    scope: str  # whose keys they are
+    key: str
+    fingerprint: str  # of the body
+
+    @property
+    def name(self) -> tuple[str, str]:
+        return self.scope, self.key
+
+
 def of_request(
     session_id: str, request: Request, *, warnings: tuple[dict[str, Any], ...], now: float, batch_id: str | None
 ) -> dict[str, Any]:

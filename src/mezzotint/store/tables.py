@@ -81,3 +81,13 @@ transitions = Table(
     Column("cause", Text, nullable=False),
     Column("at", Double, nullable=False),
 )
+
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    Column("scope", Text, primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("fingerprint", Text, nullable=False),
+    Column("session_id", Text, ForeignKey("sessions.id", ondelete="CASCADE"), nullable=False),
+    Column("created_at", Double, nullable=False),
+)
