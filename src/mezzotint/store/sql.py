@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from sqlalchemy import delete, false, func, insert, select, update
+from sqlalchemy import delete, false, func, insert, select, true, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -242,6 +242,38 @@ class Store:
                 values = {} if spans is None else {"spans": dict(spans)}
                 await move(work, Change(session_id, State(state), State.CANCELLED, "cancel", now), **values)
             return await find(work.connection, session_id)
+
+    @_unbroken
+    async def request_pause(self, session_id: str) -> Session | None:
+        """Running: flagged, unless a cancel is pending, which beats it; asking again is fine. Else: left as it is.
+
+        Returns the session as it is afterwards, None only when unknown.
+        """
+        if not plain(session_id):
+            return None
+        row = sessions.c.id == session_id, sessions.c.state == State.RUNNING, sessions.c.cancel_requested == false()
+        async with self._write() as work:
+            await work.connection.execute(update(sessions).where(*row).values(pause_requested=True))
+            return await find(work.connection, session_id)
+
+    @_unbroken
+    async def paused(
+        self, session_id: str, *, attempt: int, spans: Mapping[str, float], usage: Usage, now: float
+    ) -> Session | None:
+        """Running to paused, if that was asked for and no cancel is pending. Its checkpoint must be on disk before."""
+        change = Change(session_id, State.RUNNING, State.PAUSED, "pause", now)
+        guards = owned(attempt), sessions.c.pause_requested == true(), sessions.c.cancel_requested == false()
+        async with self._write() as work:
+            return await move(work, change, *guards, spans=dict(spans), usage=usage)
+
+    @_unbroken
+    async def resume(self, session_id: str, *, now: float, spans: Mapping[str, float] | None = None) -> Session | None:
+        """Paused to queued, in its old place by age. Never refused for a full queue: it was accepted once."""
+        if not plain(session_id):
+            return None
+        values = {} if spans is None else {"spans": dict(spans)}
+        async with self._write() as work:
+            return await move(work, Change(session_id, State.PAUSED, State.QUEUED, "resume", now), **values)
 
     @_unbroken
     async def add_image(self, session_id: str, *, attempt: int, image: ImageRecord) -> bool:
