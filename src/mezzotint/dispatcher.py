@@ -9,6 +9,7 @@ import time
 from bisect import bisect_left, insort
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import structlog
 
@@ -29,7 +30,6 @@ log = structlog.get_logger(__name__)
 TICK_S = 0.5
 IMAGES_AT_ONCE = 16  # claimed per worker: what denoises now and about as much again, ready to join
 MAX_LOSSES = 10
-EVENTS_OF_AN_ATTEMPT = 1_000_000  # more than one can have
 
 
 @dataclass(kw_only=True, slots=True)
@@ -91,15 +91,16 @@ class Dispatcher:
 
     async def start(self) -> None:
         """Take up what an earlier process left: every running row goes back to the queue, or where its flags say."""
+        await self._store.begin(now=time.time())
         counts = await self._store.recover(now=time.time())
         if counts:
             log.info("recovered sessions", **{str(state): count for state, count in counts.items()})
         for session in sorted(await self._store.queued(), key=lambda session: session.id):
             elapsed = max(0.0, time.time() - session.created_at - sum(session.spans.values()))
             spans = session.spans | {"queued": session.spans.get("queued", 0.0) + elapsed}
-            self._events.take_up(session.id, above=(session.attempt + 1) * EVENTS_OF_AN_ATTEMPT)
             self._enqueue(session, spans)
-            self._tell_state(session)
+            if not self._events.knows(session.id):  # else it was told with its recovery
+                self._events.tell(session.id, "state", self.view(session))
         self._loop = asyncio.create_task(self._run(), name="dispatcher")
 
     async def drain(self, limit_s: float) -> None:
@@ -139,9 +140,6 @@ class Dispatcher:
         if session.id != session_id:  # the key stands for an earlier one
             return self.view(session)
         self._enqueue(session, {})
-        self._tell_state(session)
-        for warning in resolved.warnings:
-            self._events.tell(session_id, "warning", warning)
         return self.view(session)
 
     def check_accepting(self) -> None:
@@ -158,7 +156,7 @@ class Dispatcher:
             raise NotFound(f"session {session_id[:64]!r} is not here", code="session_not_found")
         if session.state is State.CANCELLED and session.ended_at == now:  # ended by this very call
             self._dequeue(session_id)
-            self._tell_end(session)
+            self._ended(session)
             return session
         if session.ended:
             message = f"session {session_id!r} ended {session.state}; nothing is left to cancel"
@@ -277,7 +275,6 @@ class Dispatcher:
             since=time.monotonic(),
             progress=Progress(steps=steps),
         )
-        self._tell_state(session)
         submit = wire.Submit(session_id=session_id, attempt=session.attempt, request=session.request, model=model)
         if not worker.alive:  # lost while the row was written: it never had the session
             await self._requeue(self._live[session_id], session.losses)
@@ -303,7 +300,7 @@ class Dispatcher:
             waiting.session.id, state=state, now=time.time(), spans=waiting.spans_now(), error=error
         )
         if self._dequeue(waiting.session.id) is not None and ended is not None:
-            self._tell_end(ended)
+            self._ended(ended)
 
     # ---- what workers say
 
@@ -327,12 +324,21 @@ class Dispatcher:
                 self._events.tell(session_id, "progress", live.progress)
             case wire.Warned():
                 warning = {"code": message.code, "message": message.message, "field": message.field}
-                live.session = live.session.having(warnings=(*live.session.warnings, warning))
-                self._events.tell(session_id, "warning", warning)
+                await self._warn(live, warning)
             case wire.ImageDone():
                 await self._keep_image(live, message, blob)
             case wire.Ended():
                 await self._end(live, message)
+
+    async def _warn(self, live: _Live, warning: dict[str, Any]) -> None:
+        if warning in live.session.warnings:
+            return
+        live.session = live.session.having(warnings=(*live.session.warnings, warning))
+
+        async def write() -> None:
+            await self._store.add_warning(live.session.id, attempt=live.session.attempt, warning=warning)
+
+        await self._insist(write)
 
     async def _keep_image(self, live: _Live, message: wire.ImageDone, blob: bytes) -> None:
         try:
@@ -348,7 +354,6 @@ class Dispatcher:
             )
             if await self._store.add_image(live.session.id, attempt=live.session.attempt, image=image):
                 live.images[image.index] = image
-                self._events.tell(live.session.id, "image", image)
         except TryLater as error:
             live.store_error = ErrorInfo(code=error.code, message=error.message, phase="storing", retryable=True)
 
@@ -383,7 +388,7 @@ class Dispatcher:
                 )
             self._live.pop(session_id, None)
             if ended is not None:
-                self._tell_end(ended)
+                self._ended(ended)
 
         await self._insist(write)
 
@@ -430,20 +435,12 @@ class Dispatcher:
             self._live.pop(session.id, None)
             if after is not None and after.state is State.QUEUED:
                 self._enqueue(after, spans)
-                self._tell_state(after)
             elif after is not None and after.ended:
-                self._tell_end(after)
+                self._ended(after)
 
         await self._insist(write)
 
-    # ---- telling
-
-    def _tell_state(self, session: Session) -> None:
-        self._events.tell(session.id, "state", self.view(session))
-
-    def _tell_end(self, session: Session) -> None:
-        self._events.tell(session.id, "state", session)
-        self._events.tell(session.id, "end", session)
+    def _ended(self, session: Session) -> None:
         self._cancelled_early.discard(session.id)
         code = session.error.code if session.error else None
         log.info("session ended", session=session.id, state=str(session.state), code=code, attempt=session.attempt)

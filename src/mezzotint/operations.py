@@ -127,9 +127,9 @@ class Operations:
     async def events(self, session_id: str, after: int = 0) -> AsyncIterator[Event]:
         """Events above `after`, ending after `end`. Raises NotFound before the first."""
         session = await self.get(session_id)
-        if self._events.knows(session_id):
-            return self._events.follow(session_id, after)
-        return _retold(session, after)
+        known = self._events.knows(session_id) or not session.ended
+        live = self._events.follow(session_id, after) if known else None  # from now on, before what was is read
+        return _replayed(await self._store.replay(session_id, after=after), live, session, after)
 
     async def wait(self, session_id: str, limit_s: float | None = None) -> Session:
         """Until the session has ended or the time is over; returns it as it is then."""
@@ -210,8 +210,19 @@ def offline_models(settings: Settings) -> list[dict[str, Any]]:
     return [bodies.model(model, []) for model in catalog.models.values()]
 
 
-async def _retold(session: Session, after: int) -> AsyncIterator[Event]:
-    """A session that ended before this process knew it: its state, then the end."""
-    yield Event(id=after + 1, kind="state", data=session)
-    if session.ended:
-        yield Event(id=after + 2, kind="end", data=session)
+async def _replayed(
+    stored: list[Event], live: AsyncIterator[Event] | None, session: Session, after: int
+) -> AsyncIterator[Event]:
+    """What was kept above `after`, then what this process tells; of an old session told no more, its state and end."""
+    for event in stored:
+        yield event
+        if event.kind == "end":
+            return
+    last = stored[-1].id if stored else after
+    if live is None:
+        yield Event(id=last + 1, kind="state", data=session)
+        yield Event(id=last + 2, kind="end", data=session)
+        return
+    async for event in live:
+        if event.id > last:
+            yield event

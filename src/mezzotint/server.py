@@ -47,13 +47,13 @@ class Mezzotint:
         settings = self.settings
         async with AsyncExitStack() as opened:
             opened.callback(os.close, _own(settings.data))
-            store = await Store.open(settings.database_url, queue_size=settings.queue_size)
+            events = Events()
+            store = await Store.open(settings.database_url, queue_size=settings.queue_size, events=events)
             opened.push_async_callback(store.close)
             catalog = Catalog(settings.models, settings.cache)
             await asyncio.to_thread(catalog.scan)
             blobs = Blobs(settings.data / "sessions")
             blobs.sweep()
-            events = Events()
             found = settings.devices or devices.find()
             self.supervisor = Supervisor(found, settings.threads or devices.default_threads())
             self._dispatcher = Dispatcher(store, blobs, catalog, self.supervisor, events)

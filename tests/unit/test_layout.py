@@ -30,7 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "bodies": {"catalog", "errors", "events", "session"},
     "telemetry": set(),
     "images": {"request"},
-    "store": {"errors", "request", "session", "store"},
+    "store": {"errors", "events", "request", "session", "store"},
     "workers.wire": {"errors", "request", "session"},
     "workers.local": {"workers"},
     "workers.base": {"errors", "workers"},

@@ -1,7 +1,7 @@
 """The statements that several methods of the store share, the change of state first. Must not begin a transaction."""
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from sqlalchemy import ColumnElement, Select, func, insert, select, update
@@ -14,9 +14,13 @@ from mezzotint.store.tables import images, sessions, transitions
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """One transaction that writes."""
+    """One transaction that writes, and what it has to tell once it is committed."""
 
     connection: AsyncConnection
+    told: list[tuple[str, str, Any]] = field(default_factory=list)  # session, kind, data
+
+    def tell(self, session_id: str, kind: str, data: Any) -> None:
+        self.told.append((session_id, kind, data))
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +56,11 @@ async def move(work: Work, change: Change, *guards: ColumnElement[bool], **value
         "at": change.now,
     }
     await work.connection.execute(insert(transitions).values(note))
-    return await find(work.connection, change.session_id)
+    session = await find(work.connection, change.session_id)
+    work.tell(change.session_id, "state", session)
+    if change.after in FINAL:
+        work.tell(change.session_id, "end", session)
+    return session
 
 
 def plain(text: str | None) -> bool:

@@ -6,6 +6,7 @@ from typing import Any
 import msgspec
 from sqlalchemy import Row
 
+from mezzotint.events import Event
 from mezzotint.request import Request
 from mezzotint.session import ImageRecord, Progress, Session, State, Usage
 
@@ -123,3 +124,19 @@ def transition(row: Row[Any]) -> Transition:
         cause=row.cause,
         at=row.at,
     )
+
+
+def of_event(session_id: str, number: int, kind: str, data: Any) -> dict[str, Any]:
+    told = msgspec.to_builtins(data)
+    if isinstance(data, Session):
+        del told["request"]
+    return {"session_id": session_id, "id": number, "kind": kind, "data": msgspec.json.encode(told).decode()}
+
+
+def event(row: Row[Any], request: Request) -> Event:
+    data = msgspec.json.decode(row.data)
+    if row.kind in ("state", "end"):
+        data = msgspec.convert(data | {"request": request}, Session)
+    elif row.kind == "image":
+        data = msgspec.convert(data, ImageRecord)
+    return Event(id=row.id, kind=row.kind, data=data)

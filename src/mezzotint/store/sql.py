@@ -13,9 +13,10 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mezzotint.errors import Conflict, ErrorInfo, TryLater
+from mezzotint.events import Event, Events
 from mezzotint.request import Request
 from mezzotint.session import FINAL, ImageRecord, Session, State, Usage
-from mezzotint.store import engines, keys, rows
+from mezzotint.store import engines, journal, keys, rows
 from mezzotint.store.changes import Change, Work, after_running, count_of, find, load, move, owned, plain
 from mezzotint.store.rows import Once, Transition
 from mezzotint.store.tables import images, sessions, transitions
@@ -28,6 +29,7 @@ T = TypeVar("T")
 # inside Store, `list` is the method
 Sessions = list[Session]
 Transitions = list[Transition]
+Replayed = list[Event]
 _Line = list["_Place"]
 Answer = Session | TryLater | Conflict
 
@@ -59,9 +61,10 @@ class Store:
     happen.
     """
 
-    def __init__(self, opened: engines.Engines, queue_size: int) -> None:
+    def __init__(self, opened: engines.Engines, queue_size: int, events: Events | None) -> None:
         self._engines = opened
         self._queue_size = queue_size
+        self._events = events
         self._writing = asyncio.Lock()  # first come, first served, however long the line
         self._line: _Line = []  # accepts that wait for a commit
         self._calls: set[asyncio.Future[Any]] = set()
@@ -69,9 +72,12 @@ class Store:
         self._closed = False
 
     @classmethod
-    async def open(cls, url: str, *, queue_size: int = 10_000) -> "Store":
-        """Open the database and bring its schema up. Raises SetupError; a database it refuses is left untouched."""
-        return cls(await engines.connect(url), queue_size)
+    async def open(cls, url: str, *, queue_size: int = 10_000, events: Events | None = None) -> "Store":
+        """Open the database and bring its schema up. Raises SetupError; a database it refuses is left untouched.
+
+        Each change is told to `events`, in the order of the commits, and kept for those who come back later.
+        """
+        return cls(await engines.connect(url), queue_size, events)
 
     async def close(self) -> None:
         """Let calls under way end, empty the log into the database, release every connection and thread."""
@@ -161,12 +167,29 @@ class Store:
             return [rows.transition(row) for row in await connection.execute(query)]
 
     @_unbroken
+    async def replay(self, session_id: str, *, after: int = 0) -> Replayed:
+        """What was told above `after`, oldest first: the last 1,000. Progress and previews are not kept."""
+        if not plain(session_id):
+            return []
+        async with self._read() as connection:
+            return await journal.replay(connection, session_id, after)
+
+    @_unbroken
+    async def begin(self, *, now: float) -> None:
+        """Count a start of the server: what it tells from now on is numbered above all that was told before."""
+        async with self._write() as work:
+            above = await journal.begin(work.connection, now)
+        if self._events is not None:
+            self._events.begin(above)
+
+    @_unbroken
     async def claim(self, session_id: str, *, worker: str, device: str, now: float) -> Session | None:
         """Queued to running, as a new attempt."""
         change = Change(session_id, State.QUEUED, State.RUNNING, "claimed", now)
         started_at = func.coalesce(sessions.c.started_at, now)
         values = {"attempt": sessions.c.attempt + 1, "worker": worker, "device": device, "started_at": started_at}
         async with self._write() as work:
+            await journal.trim(work.connection, session_id)
             return await move(work, change, **values)
 
     @_unbroken
@@ -291,6 +314,19 @@ class Store:
             if sha256 is not None:
                 return bool(sha256 == image.sha256)
             await work.connection.execute(insert(images).values(rows.of_image(session_id, image)))
+            work.tell(session_id, "image", image)
+            return True
+
+    @_unbroken
+    async def add_warning(self, session_id: str, *, attempt: int, warning: dict[str, Any]) -> bool:
+        """Record a warning of the running attempt. False when it is known, or comes too late."""
+        row = sessions.c.id == session_id, sessions.c.state == State.RUNNING, owned(attempt)
+        async with self._write() as work:
+            known = await work.connection.scalar(select(sessions.c.warnings).where(*row).with_for_update())
+            if known is None or warning in known:
+                return False
+            await work.connection.execute(update(sessions).where(*row).values(warnings=(*known, warning)))
+            work.tell(session_id, "warning", warning)
             return True
 
     @_unbroken
@@ -363,6 +399,10 @@ class Store:
             ids = {one.session_id for one in meant.values()}
             query = select(sessions).where(sessions.c.id.in_(ids))
             stored = {session.id: session for session in await load(work.connection, query)}
+            for one in accepted:
+                work.tell(one.id, "state", stored[one.id])
+                for warning in stored[one.id].warnings:
+                    work.tell(one.id, "warning", warning)
         for place in places:
             place.answer = self._answer(place, meant.get(place.id), stored)
         self._line = [place for place in self._line if place.answer is None]
@@ -385,20 +425,31 @@ class Store:
 
     @asynccontextmanager
     async def _transaction(self) -> AsyncIterator[Work]:
-        """Owns the database from its first statement; commits unless the body raises. Only inside `_writing`."""
-        kind, mark, lost = self._engines.kind, None, False
-        with self._engines.translated():
-            async with self._engines.writer.connect() as connection:
-                mark = await kind.mark(connection)
-                yield Work(connection)
-                try:
-                    await connection.commit()
-                except DBAPIError as error:
-                    if mark is None or not error.connection_invalidated:
-                        raise
-                    lost = True
-        if mark is not None and lost:
-            await self._settle(mark)
+        """Owns the database from its first statement; commits unless the body raises. Only inside `_writing`.
+
+        What the body has to tell is written with it and told once it is committed.
+        """
+        lost = False
+        with contextlib.ExitStack() as held:
+            with self._engines.translated():
+                async with self._engines.writer.connect() as connection:
+                    mark = await self._engines.kind.mark(connection)
+                    work = Work(connection)
+                    yield work
+                    if self._events is not None:
+                        held.enter_context(self._events.held({session_id for session_id, _, _ in work.told}))
+                        await journal.keep(connection, work.told, self._events)
+                    try:
+                        await connection.commit()
+                    except DBAPIError as error:
+                        if mark is None or not error.connection_invalidated:
+                            raise
+                        lost = True
+            if mark is not None and lost:
+                await self._settle(mark)
+            if self._events is not None:
+                for told in work.told:
+                    self._events.tell(*told)
 
     async def _settle(self, mark: str) -> None:
         """The connection broke in mid-commit: ask what became of it until the database says. Raises if it was undone.

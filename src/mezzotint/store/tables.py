@@ -91,3 +91,19 @@ idempotency_keys = Table(
     Column("session_id", Text, ForeignKey("sessions.id", ondelete="CASCADE"), nullable=False),
     Column("created_at", Double, nullable=False),
 )
+
+starts = Table(
+    "starts",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=False),  # from 0
+    Column("at", Double, nullable=False),
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("session_id", Text, ForeignKey("sessions.id", ondelete="CASCADE"), primary_key=True),
+    Column("id", BigInteger, primary_key=True, autoincrement=False),
+    Column("kind", Text, nullable=False),
+    Column("data", Text, nullable=False),  # JSON; of a session all but its request, which never changes
+)
