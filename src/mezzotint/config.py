@@ -54,6 +54,10 @@ class Settings(BaseSettings):
     queue_size: Annotated[int, Field(ge=1, le=1_000_000, description="sessions that may wait; more are refused")] = (
         10_000
     )
+    retention_days: Annotated[
+        float | None,
+        Field(gt=0, le=36_500, description="days after their end that sessions are kept; default: until deleted"),
+    ] = None
     max_pixels: Annotated[int, Field(ge=4096, le=67_108_864, description="largest picture, width x height")] = 4_194_304
     drain_s: Annotated[float, Field(ge=0, le=3600, description="time that running sessions get at a stop")] = 30.0
     log_level: Annotated[str, Field(pattern="^(debug|info|warning|error)$", description="least severe line to log")] = (

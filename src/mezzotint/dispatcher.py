@@ -30,6 +30,7 @@ log = structlog.get_logger(__name__)
 TICK_S = 0.5
 IMAGES_AT_ONCE = 16  # claimed per worker: what denoises now and about as much again, ready to join
 MAX_LOSSES = 10
+STORE_S = 10.0  # that a stop waits for the database, longer than it may be held by another process
 
 
 @dataclass(kw_only=True, slots=True)
@@ -116,15 +117,16 @@ class Dispatcher:
         for live in list(self._live.values()):
             session, spans = live.session, live.spans_now()
             del self._live[session.id]
-            with contextlib.suppress(TryLater):  # what stays a running row is taken up by the next start
-                await self._store.requeue(
-                    session.id,
-                    attempt=session.attempt,
-                    cause="stop",
-                    losses=session.losses,
-                    spans=spans,
-                    now=time.time(),
-                )
+            with contextlib.suppress(TryLater, TimeoutError):  # what stays a running row is taken up by the next start
+                async with asyncio.timeout(STORE_S):
+                    await self._store.requeue(
+                        session.id,
+                        attempt=session.attempt,
+                        cause="stop",
+                        losses=session.losses,
+                        spans=spans,
+                        now=time.time(),
+                    )
 
     def stop_draining(self) -> None:
         self._hurry = True

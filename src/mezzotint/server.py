@@ -23,6 +23,7 @@ from mezzotint.dispatcher import Dispatcher
 from mezzotint.errors import BadSetting, ErrorInfo, RunFailure, SetupError
 from mezzotint.events import Event, Events
 from mezzotint.operations import Operations
+from mezzotint.retention import Retention
 from mezzotint.session import ImageRecord, Session, State
 from mezzotint.store.blobs import Blobs
 from mezzotint.store.sql import Store
@@ -58,6 +59,9 @@ class Mezzotint:
             self.supervisor = Supervisor(found, settings.threads or devices.default_threads())
             self._dispatcher = Dispatcher(store, blobs, catalog, self.supervisor, events)
             await self._dispatcher.start()
+            retention = Retention(store, blobs, events, settings.retention_days)
+            retention.start()
+            opened.push_async_callback(retention.stop)
             opened.push_async_callback(self.supervisor.stop)
             opened.push_async_exit(self._drain)
             self.supervisor.start()

@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, event
@@ -25,7 +26,9 @@ from tests.contract.stores import (
     ID,
     PAUSED,
     QUEUED,
+    REQUEST,
     RUNNING,
+    SUCCEEDED,
     add,
     finish,
     flag,
@@ -149,6 +152,52 @@ async def test_a_newer_schema_is_refused_untouched(sqlite: Sqlite) -> None:
         await Store.open(sqlite.url)
     assert sqlite.path.read_bytes() == before
     assert [file.name for file in sqlite.path.parent.iterdir()] == [sqlite.path.name]
+
+
+def make_first_schema(backend: Backend) -> None:
+    """Make it as the first schema had it, with a session in every state."""
+    for table in ("events", "starts", "idempotency_keys"):
+        backend.raw(f"DROP TABLE {table}")
+    backend.raw("DROP INDEX sessions_by_end")
+    backend.raw("ALTER TABLE transitions DROP COLUMN device")
+    backend.raw("UPDATE alembic_version SET version_num = '0001'")
+    for state in State:
+        names = "id, state, type, model, priority, created_at, request, spans, usage, warnings"
+        request = msgspec.json.encode(REQUEST).decode()
+        row = f"'ses_{state}', 'queued', 'text2img', 'tiny', 5, 1.0, ?, '{{}}', '{{}}', '[]'"
+        backend.raw(f"INSERT INTO sessions ({names}) VALUES ({row})", request)
+        backend.raw(
+            "INSERT INTO transitions (session_id, seq, to_state, attempt, cause, at) "
+            f"VALUES ('ses_{state}', 1, 'queued', 0, 'accepted', 1.0)"
+        )
+        for step in {QUEUED: (), PAUSED: (RUNNING, PAUSED), SUCCEEDED: (RUNNING, SUCCEEDED)}.get(state, (state,)):
+            backend.raw(f"UPDATE sessions SET state = '{step}' WHERE id = 'ses_{state}'")
+
+
+async def test_an_older_schema_is_brought_up_with_all_its_sessions(backend: Backend) -> None:
+    make_first_schema(backend)
+    store = await Store.open(backend.url)
+    assert {session.id: session.state for session in (await store.list())[0]} == {f"ses_{s}": s for s in State}
+    assert (await known(store, "ses_queued")).request == REQUEST
+    await store.recover(now=2.0)
+    assert [session.id for session in await store.queued()] == ["ses_queued", "ses_running"]
+    await store.close()
+
+
+async def test_before_that_a_file_is_copied_and_the_last_copy_kept(sqlite: Sqlite) -> None:
+    make_first_schema(sqlite)
+    folder = sqlite.path.parent
+    (folder / "mezzotint.db.before-0000").write_bytes(b"an older copy")
+    await (await Store.open(sqlite.url)).close()
+    copy = folder / f"mezzotint.db.before-{schema.HEAD}"
+    assert sorted(file.name for file in folder.iterdir()) == ["mezzotint.db", copy.name]
+    assert copy.stat().st_mode & 0o777 == 0o600
+    old = Sqlite(copy)
+    assert old.raw("SELECT version_num FROM alembic_version") == [("0001",)]
+    assert old.raw("SELECT count(*) FROM sessions") == [(len(State),)]
+    assert old.raw("PRAGMA integrity_check") == [("ok",)]
+    await (await Store.open(sqlite.url)).close()
+    assert copy.exists(), "a start that changes nothing touches nothing"
 
 
 async def test_somebody_elses_database_is_refused_untouched(tmp_path: Path) -> None:

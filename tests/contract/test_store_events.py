@@ -1,6 +1,7 @@
 """What is told is kept with the change it tells of, and told again after a restart. Must not test who listens."""
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -9,6 +10,7 @@ import pytest
 from mezzotint.errors import TryLater
 from mezzotint.events import KEPT, Events
 from mezzotint.session import Session
+from mezzotint.store.rows import Attempt
 from mezzotint.store.sql import Store
 from tests.contract.backends import Backend
 from tests.contract.stores import (
@@ -160,6 +162,20 @@ async def test_events_are_told_in_the_order_they_are_kept_in_however_calls_race(
             assert told == await heard(events, session_id)
             assert [number for number, _ in told] == list(range(1, len(told) + 1))
             assert [kind for _, kind in told].count("end") == 1
+
+
+async def test_attempts_tell_where_and_how_long_each_was(store: Store) -> None:
+    await add(store)
+    assert await store.attempts(ID) == await store.attempts("\0") == []
+    await store.claim(ID, worker="w0", device="cpu:0", now=10.0)
+    await requeue(store)
+    await store.claim(ID, worker="w1", device="cuda:0", now=400.0)
+    running_one = Attempt(number=2, device="cuda:0", started_at=400.0)
+    lost = Attempt(number=1, device="cpu:0", started_at=10.0, ended_at=300.0, ended_as=QUEUED, cause="worker_lost")
+    assert await store.attempts(ID) == [lost, running_one]
+    await finish(store, SUCCEEDED, attempt=2)
+    ended = dataclasses.replace(running_one, ended_at=300.0, ended_as=SUCCEEDED, cause="succeeded")
+    assert await store.attempts(ID) == [lost, ended]
 
 
 async def test_the_newest_thousand_are_kept(backend: Backend) -> None:

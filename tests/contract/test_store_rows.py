@@ -3,9 +3,10 @@
 import asyncio
 import contextlib
 import dataclasses
+import resource
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -256,6 +257,41 @@ async def test_a_full_disk_says_try_later_and_loses_nothing(sqlite: Sqlite) -> N
             assert await store.delete(session_id)
         await add(store, "ses_later")
         assert await store.count([QUEUED]) == len(kept) - 4 + 1
+    finally:
+        await store.close()
+
+
+@pytest.fixture
+def failing_disk() -> Iterator[Callable[[bool], None]]:
+    """Called with True, no file of this process can be written beyond 4 KiB; SQLite takes it for a failing disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fail(on: bool) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096 if on else soft, hard))
+
+    yield fail
+    fail(False)
+
+
+async def test_after_a_failure_of_the_disk_nothing_is_accepted_until_it_is_mended(
+    sqlite: Sqlite, failing_disk: Callable[[bool], None]
+) -> None:
+    store = await Store.open(sqlite.url)
+    try:
+        await asyncio.gather(*(add(store, f"ses_{i:02}") for i in range(20)))
+        before, written = await store.queued(), sqlite.path.with_name("mezzotint.db-wal").stat().st_size
+        failing_disk(True)
+        for call in (claim(store, "ses_00"), add(store, "ses_late"), store.request_cancel("ses_01", now=1.0)):
+            with pytest.raises(TryLater, match="disk") as caught:
+                await call
+            assert (caught.value.code, caught.value.retry_after_s) == ("not_ready", 10)
+        assert await store.queued() == before, "reading goes on, and nothing was changed"
+        failing_disk(False)
+        assert await claim(store, "ses_00")
+        log = sqlite.path.with_name("mezzotint.db-wal").stat().st_size
+        assert 0 < log < written, "what was in the log is in the database"
+        assert sqlite.raw("PRAGMA integrity_check") == [("ok",)]
+        assert await store.count([QUEUED]) == 19
     finally:
         await store.close()
 

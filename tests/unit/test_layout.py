@@ -44,10 +44,11 @@ ALLOWED: dict[str, set[str]] = {
         "", "bodies", "catalog", "config", "devices", "dispatcher", "errors", "events", "request", "session", "store",
         "workers.base",
     },
+    "retention": {"errors", "events", "store"},
     "doctor": {"", "catalog", "config", "devices"},
     "server": {
-        "", "api.app", "catalog", "config", "devices", "dispatcher", "errors", "events", "operations", "session",
-        "store", "workers.base",
+        "", "api.app", "catalog", "config", "devices", "dispatcher", "errors", "events", "operations", "retention",
+        "session", "store", "workers.base",
     },
     "api": {"", "api", "bodies", "errors", "events", "operations", "request", "session"},
     "client": {"errors"},

@@ -53,6 +53,7 @@ async def move(work: Work, change: Change, *guards: ColumnElement[bool], **value
         "to_state": change.after,
         "attempt": attempt,
         "cause": change.cause,
+        "device": values.get("device"),
         "at": change.now,
     }
     await work.connection.execute(insert(transitions).values(note))

@@ -30,6 +30,15 @@ class Kind(Protocol):
     def reason(self, error: BaseException) -> str | None:
         """Why the database cannot be opened, for the operator; without secrets. None: not for that."""
 
+    async def back_up(self, url: URL, name: str) -> None:
+        """Keep a copy under this name before the schema changes, in place of earlier ones; where files are ours."""
+
+    async def mend(self, writer: AsyncEngine) -> None:
+        """After a write that failed in an unknown way: raises until all that is committed is on the disk again."""
+
+    def broke(self, error: BaseException) -> bool:
+        """Whether it is not known any more what of the database is on the disk."""
+
     async def mark(self, connection: AsyncConnection) -> str | None:
         """Begin a transaction; a mark to ask for its fate by, None where a failed commit is never in doubt."""
 
@@ -81,7 +90,7 @@ async def connect(url: str) -> Engines:
         raise _unusable(address, error.strerror) from error
     engines = Engines(kind=kind, writer=writer, readers=readers)
     try:
-        await _bring_up(engines)
+        await _bring_up(engines, address)
         ready = True
     except Exception as error:
         reason = kind.reason(error)
@@ -109,11 +118,13 @@ def _unusable(url: URL, reason: str | None) -> SetupError:
     return SetupError(f"cannot open the database {name}: {reason}")
 
 
-async def _bring_up(engines: Engines) -> None:
+async def _bring_up(engines: Engines, address: URL) -> None:
     async with engines.readers.connect() as connection:  # not the writer: its first pragma already changes a file
         found = await schema.revision(connection)
     if found != schema.HEAD:
         schema.check(found)
+        if found is not None:
+            await engines.kind.back_up(address, f"before-{schema.HEAD}")
         async with engines.writer.begin() as connection:
             await connection.run_sync(schema.upgrade)
     else:

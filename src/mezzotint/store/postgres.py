@@ -68,6 +68,18 @@ def reason(error: BaseException) -> str | None:
     return str(_origin(error)).partition("\n")[0] if _sqlstate(error) else None
 
 
+async def back_up(url: URL, name: str) -> None:
+    """Nothing: the server's files are not ours."""
+
+
+async def mend(writer: AsyncEngine) -> None:
+    """Nothing: a server whose disk fails ends itself, and recovers from its log."""
+
+
+def broke(error: BaseException) -> bool:
+    return False
+
+
 async def mark(connection: AsyncConnection) -> str | None:
     # not the transaction's own number: what a crash did not keep is given again, to anybody
     token = secrets.token_hex(16)

@@ -1,6 +1,7 @@
 """Turns rows into the values of session.py and back. Must not run a statement."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
@@ -22,6 +23,19 @@ class Transition:
     attempt: int
     cause: str
     at: float
+    device: str | None  # of a claim
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Attempt:
+    """One time that a session was given to a worker."""
+
+    number: int  # from 1
+    device: str | None  # None: from before it was recorded
+    started_at: float
+    ended_at: float | None = None  # None: it runs
+    ended_as: State | None = None
+    cause: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,7 +137,19 @@ def transition(row: Row[Any]) -> Transition:
         attempt=row.attempt,
         cause=row.cause,
         at=row.at,
+        device=row.device,
     )
+
+
+def attempts(history: Iterable[Transition]) -> list[Attempt]:
+    """The attempts that a history tells of: each begins with a claim and ends with the next change."""
+    found: list[Attempt] = []
+    for change in history:
+        if change.to_state is State.RUNNING:
+            found.append(Attempt(number=change.attempt, device=change.device, started_at=change.at))
+        elif change.from_state is State.RUNNING:
+            found[-1] = replace(found[-1], ended_at=change.at, ended_as=change.to_state, cause=change.cause)
+    return found
 
 
 def of_event(session_id: str, number: int, kind: str, data: Any) -> dict[str, Any]:

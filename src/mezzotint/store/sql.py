@@ -3,11 +3,12 @@
 import asyncio
 import contextlib
 import functools
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
+import structlog
 from sqlalchemy import delete, false, func, insert, select, true, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
@@ -18,8 +19,10 @@ from mezzotint.request import Request
 from mezzotint.session import FINAL, ImageRecord, Session, State, Usage
 from mezzotint.store import engines, journal, keys, rows
 from mezzotint.store.changes import Change, Work, after_running, count_of, find, load, move, owned, plain
-from mezzotint.store.rows import Once, Transition
+from mezzotint.store.rows import Attempt, Once, Transition
 from mezzotint.store.tables import images, sessions, transitions
+
+log = structlog.get_logger(__name__)
 
 SHARED_COMMIT = 64
 ASK_AGAIN_S = 0.2
@@ -29,6 +32,8 @@ T = TypeVar("T")
 # inside Store, `list` is the method
 Sessions = list[Session]
 Transitions = list[Transition]
+Names = list[str]
+Attempts = list[Attempt]
 Replayed = list[Event]
 _Line = list["_Place"]
 Answer = Session | TryLater | Conflict
@@ -69,6 +74,7 @@ class Store:
         self._line: _Line = []  # accepts that wait for a commit
         self._calls: set[asyncio.Future[Any]] = set()
         self._in_doubt = False
+        self._broken = False  # a write failed such that the disk must first be seen to hold what is committed
         self._closed = False
 
     @classmethod
@@ -162,9 +168,15 @@ class Store:
     @_unbroken
     async def transitions(self, session_id: str) -> Transitions:
         """The session's history in order; empty for an unknown one."""
+        if not plain(session_id):
+            return []
         query = select(transitions).where(transitions.c.session_id == session_id).order_by(transitions.c.seq)
         async with self._read() as connection:
             return [rows.transition(row) for row in await connection.execute(query)]
+
+    async def attempts(self, session_id: str) -> Attempts:
+        """Each attempt with its device, start, end and cause, in order."""
+        return rows.attempts(await self.transitions(session_id))
 
     @_unbroken
     async def replay(self, session_id: str, *, after: int = 0) -> Replayed:
@@ -225,7 +237,7 @@ class Store:
         guards = [owned(attempt)]
         if state is not State.CANCELLED:
             guards.append(sessions.c.cancel_requested == false())
-        change = Change(session_id, State.RUNNING, state, cause, now)
+        change = Change(session_id, State.RUNNING, state, cause or (error.code if error else state.value), now)
         async with self._write() as work:
             values = {"spans": dict(spans), "usage": usage, "error": error}
             if warnings is not None:
@@ -337,6 +349,15 @@ class Store:
             return await work.connection.scalar(forget.returning(sessions.c.id)) is not None
 
     @_unbroken
+    async def prune(self, *, before: float, limit: int = 100) -> Names:
+        """Forget sessions that ended before then, the oldest first, `limit` at most. Returns their ids; files stay."""
+        old = select(sessions.c.id).where(sessions.c.state.in_(FINAL), sessions.c.ended_at < before)
+        async with self._write() as work:
+            ids = [*(await work.connection.scalars(old.order_by(sessions.c.ended_at).limit(limit))).all()]
+            await work.connection.execute(delete(sessions).where(sessions.c.id.in_(ids)))
+        return ids
+
+    @_unbroken
     async def recover(self, *, now: float) -> dict[State, int]:
         """The restart rule: what was running goes where its flags send it. Counts by new state. No worker may be up."""
         moved: dict[State, int] = {}
@@ -431,7 +452,11 @@ class Store:
         """
         lost = False
         with contextlib.ExitStack() as held:
-            with self._engines.translated():
+            with self._engines.translated(), self._watched():
+                if self._broken:
+                    await self._engines.kind.mend(self._engines.writer)
+                    self._broken = False
+                    log.info("the database's disk takes writes again")
                 async with self._engines.writer.connect() as connection:
                     mark = await self._engines.kind.mark(connection)
                     work = Work(connection)
@@ -450,6 +475,17 @@ class Store:
             if self._events is not None:
                 for told in work.told:
                     self._events.tell(*told)
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Nothing is written after a failure of the disk until `mend` has succeeded: success would be a guess."""
+        try:
+            yield
+        except Exception as error:
+            if self._engines.kind.broke(error) and not self._broken:
+                self._broken = True
+                log.error("the database's disk failed; nothing is written until it is mended", error=str(error))
+            raise
 
     async def _settle(self, mark: str) -> None:
         """The connection broke in mid-commit: ask what became of it until the database says. Raises if it was undone.

@@ -1,8 +1,10 @@
 """SQLite the one safe way: one writer that fsyncs, a few readers that cannot write. Must not know a table."""
 
+import asyncio
 import os
 import sqlite3
-from contextlib import suppress
+from contextlib import closing, suppress
+from pathlib import Path
 from typing import Any
 
 from sqlalchemy import URL, event
@@ -10,7 +12,7 @@ from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
-from mezzotint.errors import SetupError
+from mezzotint.errors import SetupError, TryLater
 
 READERS = 4
 
@@ -22,6 +24,11 @@ _READER = (*_COMMON, "PRAGMA wal_autocheckpoint=0", "PRAGMA query_only=ON")
 # What waiting can mend, by SQLite's primary result code. Anything else is a bug or a broken disk and stays as it is.
 _WAIT = {
     sqlite3.SQLITE_FULL: ("storage_full", "the disk that holds the database is full; free some space"),
+    sqlite3.SQLITE_IOERR: (
+        "not_ready",
+        "the disk that holds the database failed; nothing is accepted until it is mended",
+    ),
+    sqlite3.SQLITE_READONLY: ("not_ready", "the disk that holds the database takes no writes"),
     sqlite3.SQLITE_BUSY: ("not_ready", "another process holds the database; try again"),
 }
 
@@ -43,7 +50,29 @@ def meaning(error: BaseException) -> tuple[str, str] | None:
 
 
 def reason(error: BaseException) -> str | None:
-    return str(error.orig) if isinstance(error, DBAPIError) else None
+    if isinstance(error, OSError):
+        return error.strerror
+    origin = error.orig if isinstance(error, DBAPIError) else error
+    return str(origin) if isinstance(origin, sqlite3.Error) else None
+
+
+async def back_up(url: URL, name: str) -> None:
+    await asyncio.to_thread(_copy, Path(str(url.database)), name)
+
+
+async def mend(writer: AsyncEngine) -> None:
+    """Open it anew and move the log into the database: what the disk may have dropped from the log is written again."""
+    await writer.dispose()  # readers stay, and with them the knowledge of what in the log was committed
+    async with writer.connect() as connection:
+        raw = await connection.get_raw_connection()
+        driver: Any = raw.driver_connection
+        ((busy, _, _),) = await driver.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)")
+    if busy:
+        raise TryLater("another process holds the database; try again", code="not_ready", retry_after_s=10)
+
+
+def broke(error: BaseException) -> bool:
+    return _code(error) == sqlite3.SQLITE_IOERR
 
 
 async def mark(connection: AsyncConnection) -> str | None:
@@ -64,7 +93,8 @@ async def tidy(writer: AsyncEngine) -> None:
 
 
 def _code(error: BaseException) -> int:
-    code: int = getattr(error.orig, "sqlite_errorcode", 0) if isinstance(error, DBAPIError) else 0
+    origin = error.orig if isinstance(error, DBAPIError) else error
+    code: int = getattr(origin, "sqlite_errorcode", 0)
     return code & 0xFF  # the extended codes carry more above
 
 
@@ -93,3 +123,21 @@ def _engine(url: URL, *, size: int, pragmas: tuple[str, ...], begin: str) -> Asy
 def _touch(path: str) -> None:
     """Make the file readable by its owner only; SQLite gives its log the same mode."""
     os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+
+
+def _copy(path: Path, name: str) -> None:
+    """All that is committed, in one file, on the disk before it takes its name; then the older copies go."""
+    copy, temporary = path.with_name(f"{path.name}.{name}"), path.with_name(f".{path.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    _touch(str(temporary))
+    with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(temporary)) as target:
+        source.backup(target)
+    for synced in (temporary, path.parent):
+        descriptor = os.open(synced, os.O_RDONLY | os.O_CLOEXEC)
+        os.fsync(descriptor)
+        os.close(descriptor)
+        if synced is temporary:
+            temporary.rename(copy)
+    for older in path.parent.glob(f"{path.name}.before-*"):
+        if older != copy:
+            older.unlink()

@@ -79,6 +79,7 @@ transitions = Table(
     Column("to_state", Text, nullable=False),
     Column("attempt", Integer, nullable=False),
     Column("cause", Text, nullable=False),
+    Column("device", Text),  # of a claim
     Column("at", Double, nullable=False),
 )
 
