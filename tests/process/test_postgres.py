@@ -19,7 +19,7 @@ def test_a_server_on_postgres_survives_kill_9_owns_its_database_and_keeps_the_pa
             server.worker_pid()
             session_id = server.client.submit(prompt="x", steps=40)["id"]
             wait_for(lambda: server.client.session(session_id)["progress"]["step"] > 0, 60)
-            command = [BIN, "serve", "--port", "0", "--data", tmp_path / "other"]
+            command: list[str | Path] = [BIN, "serve", "--port", "0", "--data", tmp_path / "other"]
             second = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
             assert second.returncode == 1
             assert "in use by another server" in second.stderr
