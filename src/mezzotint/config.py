@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError
+from pydantic import Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from mezzotint.catalog import BUNDLED_MODEL
@@ -35,6 +35,10 @@ class Settings(BaseSettings):
     data: Annotated[Path, Field(description="folder of database, pictures, caches")] = Field(
         default_factory=_data_folder
     )
+    database: Annotated[
+        SecretStr | None,
+        Field(description="postgresql://USER:PASSWORD@HOST/NAME; default: mezzotint.db in the data folder"),
+    ] = None
     models: Annotated[
         tuple[Path, ...], NoDecode, Field(description="folders of models; the bundled one is always there")
     ] = ()
@@ -57,6 +61,10 @@ class Settings(BaseSettings):
     queue_size: Annotated[int, Field(ge=1, le=1_000_000, description="sessions that may wait; more are refused")] = (
         10_000
     )
+    retention_days: Annotated[
+        float | None,
+        Field(gt=0, le=36_500, description="days after their end that sessions are kept; default: until deleted"),
+    ] = None
     max_pixels: Annotated[int, Field(ge=4096, le=67_108_864, description="largest picture, width x height")] = 4_194_304
     max_upload_bytes: Annotated[
         int, Field(ge=65_536, le=268_435_456, description="largest body of an upload; one picture is never larger")
@@ -65,6 +73,13 @@ class Settings(BaseSettings):
     log_level: Annotated[str, Field(pattern="^(debug|info|warning|error)$", description="least severe line to log")] = (
         "info"
     )
+
+    @property
+    def database_url(self) -> str:
+        """May hold a password: for the store only."""
+        if self.database is None:
+            return f"sqlite:///{self.data / 'mezzotint.db'}"
+        return self.database.get_secret_value()
 
     @property
     def cache(self) -> Path:

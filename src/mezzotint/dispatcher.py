@@ -10,6 +10,7 @@ from bisect import bisect_left, insort
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -19,6 +20,7 @@ from mezzotint.events import Events
 from mezzotint.request import Request, Resolved
 from mezzotint.session import ImageRecord, Phase, Progress, Session, State, Usage
 from mezzotint.store.blobs import Blobs
+from mezzotint.store.rows import Once
 from mezzotint.store.sql import Store
 from mezzotint.tuning import Choices
 from mezzotint.workers import wire
@@ -30,7 +32,7 @@ log = structlog.get_logger(__name__)
 TICK_S = 0.5
 IMAGES_AT_ONCE = 16  # claimed per worker: what denoises now and about as much again, ready to join
 MAX_LOSSES = 10
-EVENTS_OF_AN_ATTEMPT = 1_000_000  # more than one can have
+STORE_S = 10.0  # that a stop waits for the database, longer than it may be held by another process
 
 
 @dataclass(kw_only=True, slots=True)
@@ -98,15 +100,16 @@ class Dispatcher:
 
     async def start(self) -> None:
         """Take up what an earlier process left: every running row goes back to the queue, or where its flags say."""
+        await self._store.begin(now=time.time())
         counts = await self._store.recover(now=time.time())
         if counts:
             log.info("recovered sessions", **{str(state): count for state, count in counts.items()})
         for session in sorted(await self._store.queued(), key=lambda session: session.id):
             elapsed = max(0.0, time.time() - session.created_at - sum(session.spans.values()))
             spans = session.spans | {"queued": session.spans.get("queued", 0.0) + elapsed}
-            self._events.take_up(session.id, above=(session.attempt + 1) * EVENTS_OF_AN_ATTEMPT)
             self._enqueue(session, spans)
-            self._tell_state(session)
+            if not self._events.knows(session.id):  # else it was told with its recovery
+                self._events.tell(session.id, "state", self.view(session))
         self._loop = asyncio.create_task(self._run(), name="dispatcher")
 
     async def drain(self, limit_s: float) -> None:
@@ -122,29 +125,31 @@ class Dispatcher:
         for live in list(self._live.values()):
             session, spans = live.session, live.spans_now()
             del self._live[session.id]
-            with contextlib.suppress(TryLater):  # what stays a running row is taken up by the next start
-                await self._store.requeue(
-                    session.id,
-                    attempt=session.attempt,
-                    cause="stop",
-                    losses=session.losses,
-                    spans=spans,
-                    now=time.time(),
-                )
+            with contextlib.suppress(TryLater, TimeoutError):  # what stays a running row is taken up by the next start
+                async with asyncio.timeout(STORE_S):
+                    await self._store.requeue(
+                        session.id,
+                        attempt=session.attempt,
+                        cause="stop",
+                        losses=session.losses,
+                        spans=spans,
+                        now=time.time(),
+                    )
 
     def stop_draining(self) -> None:
         self._hurry = True
 
     # ---- what callers ask
 
-    async def accept(self, session_id: str, resolved: Resolved) -> Session:
-        """Store a new session and put it in the queue. It is durable when this returns. Raises TryLater."""
+    async def accept(self, session_id: str, resolved: Resolved, once: Once | None = None) -> Session:
+        """Store a new session and put it in the queue. It is durable when this returns. Raises TryLater, Conflict."""
         self.check_accepting()
-        session = await self._store.add(session_id, resolved.request, warnings=resolved.warnings, now=time.time())
+        session = await self._store.add(
+            session_id, resolved.request, warnings=resolved.warnings, now=time.time(), once=once
+        )
+        if session.id != session_id:  # the key stands for an earlier one
+            return self.view(session)
         self._enqueue(session, {})
-        self._tell_state(session)
-        for warning in resolved.warnings:
-            self._events.tell(session_id, "warning", warning)
         return self.view(session)
 
     def check_accepting(self) -> None:
@@ -161,7 +166,7 @@ class Dispatcher:
             raise NotFound(f"session {session_id[:64]!r} is not here", code="session_not_found")
         if session.state is State.CANCELLED and session.ended_at == now:  # ended by this very call
             self._dequeue(session_id)
-            self._tell_end(session)
+            self._ended(session)
             return session
         if session.ended:
             message = f"session {session_id!r} ended {session.state}; nothing is left to cancel"
@@ -290,7 +295,6 @@ class Dispatcher:
             progress=Progress(steps=request.steps),
             model=model,
         )
-        self._tell_state(session)
         submit = wire.Submit(
             session_id=session_id,
             attempt=session.attempt,
@@ -331,7 +335,7 @@ class Dispatcher:
             waiting.session.id, state=state, now=time.time(), spans=waiting.spans_now(), error=error
         )
         if self._dequeue(waiting.session.id) is not None and ended is not None:
-            self._tell_end(ended)
+            self._ended(ended)
 
     # ---- what workers say
 
@@ -356,12 +360,21 @@ class Dispatcher:
                 self._events.tell(session_id, "progress", live.progress)
             case wire.Warned():
                 warning = {"code": message.code, "message": message.message, "field": message.field}
-                live.session = live.session.having(warnings=(*live.session.warnings, warning))
-                self._events.tell(session_id, "warning", warning)
+                await self._warn(live, warning)
             case wire.ImageDone():
                 await self._keep_image(live, message, blob)
             case wire.Ended():
                 await self._end(live, message)
+
+    async def _warn(self, live: _Live, warning: dict[str, Any]) -> None:
+        if warning in live.session.warnings:
+            return
+        live.session = live.session.having(warnings=(*live.session.warnings, warning))
+
+        async def write() -> None:
+            await self._store.add_warning(live.session.id, attempt=live.session.attempt, warning=warning)
+
+        await self._insist(write)
 
     async def _keep_image(self, live: _Live, message: wire.ImageDone, blob: bytes) -> None:
         try:
@@ -377,7 +390,6 @@ class Dispatcher:
             )
             if await self._store.add_image(live.session.id, attempt=live.session.attempt, image=image):
                 live.images[image.index] = image
-                self._events.tell(live.session.id, "image", image)
         except TryLater as error:
             live.store_error = ErrorInfo(code=error.code, message=error.message, phase="storing", retryable=True)
 
@@ -412,7 +424,7 @@ class Dispatcher:
                 )
             self._live.pop(session_id, None)
             if ended is not None:
-                self._tell_end(ended)
+                self._ended(ended)
 
         await self._insist(write)
 
@@ -462,20 +474,12 @@ class Dispatcher:
             self._live.pop(session.id, None)
             if after is not None and after.state is State.QUEUED:
                 self._enqueue(after, spans, live.model.dtype)
-                self._tell_state(after)
             elif after is not None and after.ended:
-                self._tell_end(after)
+                self._ended(after)
 
         await self._insist(write)
 
-    # ---- telling
-
-    def _tell_state(self, session: Session) -> None:
-        self._events.tell(session.id, "state", self.view(session))
-
-    def _tell_end(self, session: Session) -> None:
-        self._events.tell(session.id, "state", session)
-        self._events.tell(session.id, "end", session)
+    def _ended(self, session: Session) -> None:
         self._cancelled_early.discard(session.id)
         code = session.error.code if session.error else None
         log.info("session ended", session=session.id, state=str(session.state), code=code, attempt=session.attempt)

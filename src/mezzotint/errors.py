@@ -4,7 +4,7 @@
     ├── CallerError            the caller can mend it
     │   ├── InvalidRequest     one or more faults of a request, all at once
     │   ├── NotFound           an id in a path names nothing (session, model, device, image, asset)
-    │   └── Conflict           the session's state does not allow it (session_ended, illegal_state)
+    │   └── Conflict           what happened before does not allow it (session_ended, idempotency_mismatch, ...)
     ├── TryLater               waiting mends it (queue_full, not_ready, storage_full)
     ├── RunFailure             an accepted session could not be finished (worker_lost, out_of_memory, ...)
     └── SetupError             the operator can mend it (data folder in use, newer schema, port taken)
@@ -42,6 +42,7 @@ STATUS: dict[str, int] = {
     "unsupported_media_type": 415,
     "bad_host": 421,
     "cross_site": 403,
+    "idempotency_mismatch": 422,
     # ids in paths
     "session_not_found": 404,
     "image_not_found": 404,
@@ -115,7 +116,7 @@ class NotFound(CallerError):
 
 
 class Conflict(CallerError):
-    """The session's state does not allow it: it has ended, or it is still active."""
+    """What happened before does not allow it: the session has ended or is active, or the key meant another body."""
 
 
 class TryLater(MezzotintError):

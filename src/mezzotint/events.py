@@ -2,7 +2,8 @@
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,13 +33,36 @@ class _Log:
 
 
 class Events:
-    """The events of all sessions, in memory."""
+    """The events of all sessions, in memory. The store keeps those of STORED, and tells them itself once it has."""
 
     def __init__(self) -> None:
         self._logs: OrderedDict[str, _Log] = OrderedDict()
+        self._above = 0
+        self._held: set[str] = set()
+
+    def begin(self, above: int) -> None:
+        """Number on from there, above all that an earlier process can have used. Before the first event."""
+        self._above = above
+
+    def last_id(self, session_id: str) -> int:
+        """The next event of the session has one more."""
+        log = self._logs.get(session_id)
+        return self._above if log is None else log.last_id
+
+    @contextmanager
+    def held(self, session_ids: Collection[str]) -> Iterator[None]:
+        """While their next events are being written: what is not stored is not told, or it would take their numbers."""
+        self._held.update(session_ids)
+        try:
+            yield
+        finally:
+            self._held.difference_update(session_ids)
 
     def tell(self, session_id: str, kind: str, data: Any) -> None:
-        log = self._logs.setdefault(session_id, _Log())
+        """Pass it on. Progress, of which the next says more, may be left out."""
+        if kind not in STORED and session_id in self._held:
+            return
+        log = self._log(session_id)
         log.last_id += 1
         event = Event(id=log.last_id, kind=kind, data=data)
         if kind in STORED:
@@ -54,19 +78,18 @@ class Events:
             log.ended = True
             self._forget_old()
 
-    def take_up(self, session_id: str, above: int) -> None:
-        """Number a session's events on from an earlier process, above all that it can have used."""
-        self._logs[session_id] = _Log(last_id=above)
-
     def knows(self, session_id: str) -> bool:
         return session_id in self._logs
 
     def follow(self, session_id: str, after: int = 0) -> AsyncIterator[Event]:
-        """Stored events above `after`, then each as it comes; ends after `end`. Ends early for a listener too slow.
+        """Events above `after` of this process, then each as it comes; ends after `end`.
 
-        The session must be known.
+        Ends early for a listener too slow. The session must be known, or not have ended.
         """
-        return self._follow(self._logs[session_id], after)
+        return self._follow(self._log(session_id), after)
+
+    def _log(self, session_id: str) -> _Log:
+        return self._logs.setdefault(session_id, _Log(last_id=self._above))
 
     async def _follow(self, log: _Log, after: int) -> AsyncIterator[Event]:
         for event in [event for event in log.stored if event.id > after]:

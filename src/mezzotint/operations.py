@@ -4,11 +4,13 @@ Must not know of HTTP. Bodies in, values or bodies out; errors are those of erro
 """
 
 import asyncio
+import hashlib
 import secrets
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, get_args
 
+import msgspec
 from ulid import ULID
 
 from mezzotint import bodies, devices, profiles, tuning
@@ -24,10 +26,12 @@ from mezzotint.request import Picture, Request, World, resolve
 from mezzotint.schema import RequestInput, Source, nearest, parse, sources
 from mezzotint.session import FINAL, ImageRecord, Session, State
 from mezzotint.store.blobs import Blobs
+from mezzotint.store.rows import Once
 from mezzotint.store.sql import Store
 from mezzotint.tuning import Choices
 from mezzotint.workers.base import Supervisor
 
+_ANYBODY = "anybody"  # the scope of idempotency keys while there are no API keys
 ACTIVE = frozenset(State) - FINAL
 
 # inside Operations, `list` is the method
@@ -56,8 +60,17 @@ class Operations:
 
     # ---- sessions
 
-    async def create(self, body: Any) -> Session:
-        """Accept a request. Durable when it returns. Raises InvalidRequest with every fault, TryLater when full."""
+    async def create(self, body: Any, idempotency_key: str | None = None) -> Session:
+        """Accept a request. Durable when it returns. Raises InvalidRequest with every fault, TryLater when full.
+
+        The same key and body again answer the first session; Conflict when the key came with another body.
+        """
+        once = None
+        if idempotency_key is not None:
+            fingerprint = hashlib.sha256(msgspec.json.encode(body, order="deterministic")).hexdigest()
+            once = Once(scope=_ANYBODY, key=idempotency_key, fingerprint=fingerprint)
+            if (first := await self._store.first(once)) is not None:  # also when it would not be accepted any more
+                return self._dispatcher.view(first)
         sent, faults = parse(body)
         pictures = await self._take(sent, faults)
         resolved = resolve(sent, faults, pictures, self._world(), lambda: secrets.randbelow(2**32))
@@ -66,10 +79,13 @@ class Operations:
         async def accept() -> Session:
             try:
                 await self._lay_out(session_id, resolved.request)
-                return await self._dispatcher.accept(session_id, resolved)
+                session = await self._dispatcher.accept(session_id, resolved, once)
             except MezzotintError:
                 await self._blobs.delete(session_id)
                 raise
+            if session.id != session_id:  # the key stands for an earlier one, which came while this one was read
+                await self._blobs.delete(session_id)
+            return session
 
         # a caller who leaves meanwhile must not leave a row that nobody runs
         return await asyncio.shield(accept())
@@ -168,9 +184,9 @@ class Operations:
     async def events(self, session_id: str, after: int = 0) -> AsyncIterator[Event]:
         """Events above `after`, ending after `end`. Raises NotFound before the first."""
         session = await self.get(session_id)
-        if self._events.knows(session_id):
-            return self._events.follow(session_id, after)
-        return _retold(session, after)
+        known = self._events.knows(session_id) or not session.ended
+        live = self._events.follow(session_id, after) if known else None  # from now on, before what was is read
+        return _replayed(await self._store.replay(session_id, after=after), live, session, after)
 
     async def wait(self, session_id: str, limit_s: float | None = None) -> Session:
         """Until the session has ended or the time is over; returns it as it is then."""
@@ -313,8 +329,19 @@ def _no_model(model_id: str, catalog: Catalog) -> NotFound:
     return NotFound(f"model {model_id[:64]!r} is not here{hint}", code="model_not_found")
 
 
-async def _retold(session: Session, after: int) -> AsyncIterator[Event]:
-    """A session that ended before this process knew it: its state, then the end."""
-    yield Event(id=after + 1, kind="state", data=session)
-    if session.ended:
-        yield Event(id=after + 2, kind="end", data=session)
+async def _replayed(
+    stored: list[Event], live: AsyncIterator[Event] | None, session: Session, after: int
+) -> AsyncIterator[Event]:
+    """What was kept above `after`, then what this process tells; of an old session told no more, its state and end."""
+    for event in stored:
+        yield event
+        if event.kind == "end":
+            return
+    last = stored[-1].id if stored else after
+    if live is None:
+        yield Event(id=last + 1, kind="state", data=session)
+        yield Event(id=last + 2, kind="end", data=session)
+        return
+    async for event in live:
+        if event.id > last:
+            yield event

@@ -24,6 +24,7 @@ from mezzotint.dispatcher import Dispatcher
 from mezzotint.errors import BadSetting, ErrorInfo, RunFailure, SetupError
 from mezzotint.events import Event, Events
 from mezzotint.operations import Operations
+from mezzotint.retention import Retention
 from mezzotint.session import ImageRecord, Session, State
 from mezzotint.store.blobs import Blobs
 from mezzotint.store.sql import Store
@@ -56,8 +57,8 @@ class Mezzotint:
         settings = self.settings
         async with AsyncExitStack() as opened:
             opened.callback(os.close, _own(settings.data))
-            url = f"sqlite+aiosqlite:///{settings.data / 'mezzotint.db'}"
-            store = await Store.open(url, queue_size=settings.queue_size)
+            events = Events()
+            store = await Store.open(settings.database_url, queue_size=settings.queue_size, events=events)
             opened.push_async_callback(store.close)
             catalog = Catalog(settings.models, settings.cache)
             await asyncio.to_thread(catalog.scan)
@@ -66,13 +67,15 @@ class Mezzotint:
             self.assets = Assets(settings.data / "assets", settings.max_upload_bytes)
             await asyncio.to_thread(self.assets.sweep)
             opened.push_async_callback(self.assets.close)
-            events = Events()
             found = settings.devices or devices.find()
             threads = settings.threads or devices.default_threads()
             self.supervisor = Supervisor(found, threads)
             choices = Choices(settings.cache, threads, executor=settings.executor, dtype=settings.dtype)
             self._dispatcher = Dispatcher(store, blobs, catalog, self.supervisor, events, choices)
             await self._dispatcher.start()
+            retention = Retention(store, blobs, events, settings.retention_days)
+            retention.start()
+            opened.push_async_callback(retention.stop)
             opened.push_async_callback(self.supervisor.stop)
             opened.push_async_exit(self._drain)
             self.supervisor.start()

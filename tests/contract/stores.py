@@ -1,9 +1,6 @@
 """What the suites of the store share: a database to go around the store in, and short ways through a session's life."""
 
-import contextlib
 import dataclasses
-import sqlite3
-from pathlib import Path
 from typing import Any
 
 import tests.requests
@@ -11,6 +8,7 @@ from mezzotint.errors import ErrorInfo
 from mezzotint.request import Request
 from mezzotint.session import ImageRecord, Session, State, Usage
 from mezzotint.store.sql import Store
+from tests.contract.backends import Backend
 
 QUEUED, RUNNING, PAUSED = State.QUEUED, State.RUNNING, State.PAUSED
 SUCCEEDED, FAILED, CANCELLED, EXPIRED = State.SUCCEEDED, State.FAILED, State.CANCELLED, State.EXPIRED
@@ -24,18 +22,6 @@ REQUEST = tests.requests.request(
 SPANS = {"queued": 1.5, "denoising": 0.25}
 USAGE = Usage(peak_memory_bytes=2**40, device_s=0.5, steps_run=8, unknown={"power": "no sensor"})
 LOST = ErrorInfo(code="worker_lost", message="it died", phase="denoising", retryable=True)
-
-
-class Backend:
-    """One kind of database: how to open a store on it and how to go around the store."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.url = f"sqlite+aiosqlite:///{path}"
-
-    def raw(self, statement: str, *values: Any) -> list[tuple[Any, ...]]:
-        with contextlib.closing(sqlite3.connect(self.path, timeout=5)) as connection, connection:
-            return connection.execute(statement, values).fetchall()
 
 
 def request(**changes: Any) -> Request:
@@ -83,7 +69,7 @@ async def end_queued(store: Store, state: State) -> Session | None:
 
 
 def flag(backend: Backend, name: str, session_id: str = ID) -> None:
-    backend.raw(f"UPDATE sessions SET {name} = 1 WHERE id = ?", session_id)
+    backend.raw(f"UPDATE sessions SET {name} = true WHERE id = ?", session_id)
 
 
 async def in_state(store: Store, backend: Backend, state: State, session_id: str = ID) -> Session:

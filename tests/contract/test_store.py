@@ -6,6 +6,7 @@ import pytest
 
 from mezzotint.session import FINAL, State
 from mezzotint.store.sql import Store
+from tests.contract.backends import Backend, Sqlite
 from tests.contract.stores import (
     CANCELLED,
     EXPIRED,
@@ -18,7 +19,6 @@ from tests.contract.stores import (
     SPANS,
     SUCCEEDED,
     USAGE,
-    Backend,
     add,
     claim,
     end_queued,
@@ -46,8 +46,8 @@ async def test_of_twenty_claims_at_once_one_wins(store: Store) -> None:
         assert len(await store.transitions(session_id)) == 2
 
 
-async def test_two_stores_on_one_database_cannot_both_claim(store: Store, backend: Backend) -> None:
-    other = await Store.open(backend.url)
+async def test_two_stores_on_one_database_cannot_both_claim(sqlite: Sqlite) -> None:
+    store, other = await Store.open(sqlite.url), await Store.open(sqlite.url)
     try:
         for i in range(10):
             await add(store, f"ses_{i}")
@@ -55,12 +55,13 @@ async def test_two_stores_on_one_database_cannot_both_claim(store: Store, backen
             assert sum(session is not None for session in claims) == 1
     finally:
         await other.close()
+        await store.close()
 
 
-async def test_two_stores_on_one_database_wait_for_each_other(store: Store, backend: Backend) -> None:
+async def test_two_stores_on_one_database_wait_for_each_other(sqlite: Sqlite) -> None:
     """A transaction that only took the lock at its first write would be refused, its snapshot being stale."""
     ids = [f"ses_{i}" for i in range(20)]
-    other = await Store.open(backend.url)
+    store, other = await Store.open(sqlite.url), await Store.open(sqlite.url)
     try:
         for session_id in ids:
             await running(store, session_id)
@@ -68,6 +69,7 @@ async def test_two_stores_on_one_database_wait_for_each_other(store: Store, back
         assert all(session and session.cancel_requested for session in await asyncio.gather(*cancels))
     finally:
         await other.close()
+        await store.close()
 
 
 async def test_started_at_is_that_of_the_first_attempt(store: Store) -> None:

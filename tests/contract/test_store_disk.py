@@ -10,6 +10,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from alembic.script import ScriptDirectory
 from sqlalchemy import Engine, event
@@ -18,14 +19,16 @@ from mezzotint.errors import SetupError
 from mezzotint.session import State
 from mezzotint.store import schema
 from mezzotint.store.sql import Store
+from tests.contract.backends import Backend, Sqlite
 from tests.contract.stores import (
     CANCELLED,
     FAILED,
     ID,
     PAUSED,
     QUEUED,
+    REQUEST,
     RUNNING,
-    Backend,
+    SUCCEEDED,
     add,
     finish,
     flag,
@@ -81,6 +84,7 @@ async def test_reopening_keeps_every_row(backend: Backend) -> None:
 CHILD = """
 import asyncio, sys
 sys.path.insert(0, sys.argv[3])
+from tests.contract.backends import Backend, Sqlite
 from tests.contract.stores import add, claim
 from mezzotint.store.sql import Store
 
@@ -123,7 +127,8 @@ def test_what_was_acknowledged_survives_kill_9(backend: Backend) -> None:
     for session_id, state in acknowledged.items():
         assert session_id in stored
         assert state == "queued" or stored[session_id] is RUNNING
-    assert backend.raw("PRAGMA integrity_check") == [("ok",)]
+    if isinstance(backend, Sqlite):
+        assert backend.raw("PRAGMA integrity_check") == [("ok",)]
 
 
 async def test_a_new_database_is_made_for_its_owner_only(tmp_path: Path) -> None:
@@ -139,18 +144,64 @@ def test_the_head_in_the_code_is_the_newest_migration() -> None:
     assert ScriptDirectory(str(schema.MIGRATIONS)).get_current_head() == schema.HEAD
 
 
-async def test_a_newer_schema_is_refused_untouched(backend: Backend) -> None:
-    backend.raw("PRAGMA journal_mode=DELETE")
-    backend.raw("UPDATE alembic_version SET version_num = '9999'")
-    before = backend.path.read_bytes()
+async def test_a_newer_schema_is_refused_untouched(sqlite: Sqlite) -> None:
+    sqlite.raw("PRAGMA journal_mode=DELETE")
+    sqlite.raw("UPDATE alembic_version SET version_num = '9999'")
+    before = sqlite.path.read_bytes()
     with pytest.raises(SetupError, match=rf"9999.*{schema.HEAD}"):
-        await Store.open(backend.url)
-    assert backend.path.read_bytes() == before
-    assert [file.name for file in backend.path.parent.iterdir()] == [backend.path.name]
+        await Store.open(sqlite.url)
+    assert sqlite.path.read_bytes() == before
+    assert [file.name for file in sqlite.path.parent.iterdir()] == [sqlite.path.name]
+
+
+def make_first_schema(backend: Backend) -> None:
+    """Make it as the first schema had it, with a session in every state."""
+    for table in ("events", "starts", "idempotency_keys"):
+        backend.raw(f"DROP TABLE {table}")
+    backend.raw("DROP INDEX sessions_by_end")
+    backend.raw("ALTER TABLE transitions DROP COLUMN device")
+    backend.raw("UPDATE alembic_version SET version_num = '0001'")
+    for state in State:
+        names = "id, state, type, model, priority, created_at, request, spans, usage, warnings"
+        request = msgspec.json.encode(REQUEST).decode()
+        row = f"'ses_{state}', 'queued', 'text2img', 'tiny', 5, 1.0, ?, '{{}}', '{{}}', '[]'"
+        backend.raw(f"INSERT INTO sessions ({names}) VALUES ({row})", request)
+        backend.raw(
+            "INSERT INTO transitions (session_id, seq, to_state, attempt, cause, at) "
+            f"VALUES ('ses_{state}', 1, 'queued', 0, 'accepted', 1.0)"
+        )
+        for step in {QUEUED: (), PAUSED: (RUNNING, PAUSED), SUCCEEDED: (RUNNING, SUCCEEDED)}.get(state, (state,)):
+            backend.raw(f"UPDATE sessions SET state = '{step}' WHERE id = 'ses_{state}'")
+
+
+async def test_an_older_schema_is_brought_up_with_all_its_sessions(backend: Backend) -> None:
+    make_first_schema(backend)
+    store = await Store.open(backend.url)
+    assert {session.id: session.state for session in (await store.list())[0]} == {f"ses_{s}": s for s in State}
+    assert (await known(store, "ses_queued")).request == REQUEST
+    await store.recover(now=2.0)
+    assert [session.id for session in await store.queued()] == ["ses_queued", "ses_running"]
+    await store.close()
+
+
+async def test_before_that_a_file_is_copied_and_the_last_copy_kept(sqlite: Sqlite) -> None:
+    make_first_schema(sqlite)
+    folder = sqlite.path.parent
+    (folder / "mezzotint.db.before-0000").write_bytes(b"an older copy")
+    await (await Store.open(sqlite.url)).close()
+    copy = folder / f"mezzotint.db.before-{schema.HEAD}"
+    assert sorted(file.name for file in folder.iterdir()) == ["mezzotint.db", copy.name]
+    assert copy.stat().st_mode & 0o777 == 0o600
+    old = Sqlite(copy)
+    assert old.raw("SELECT version_num FROM alembic_version") == [("0001",)]
+    assert old.raw("SELECT count(*) FROM sessions") == [(len(State),)]
+    assert old.raw("PRAGMA integrity_check") == [("ok",)]
+    await (await Store.open(sqlite.url)).close()
+    assert copy.exists(), "a start that changes nothing touches nothing"
 
 
 async def test_somebody_elses_database_is_refused_untouched(tmp_path: Path) -> None:
-    foreign = Backend(tmp_path / "foreign.db")
+    foreign = Sqlite(tmp_path / "foreign.db")
     foreign.raw("CREATE TABLE recipes (name TEXT)")
     before = foreign.path.read_bytes()
     with pytest.raises(SetupError, match="recipes"):
@@ -174,14 +225,14 @@ async def test_what_cannot_be_opened_says_why(tmp_path: Path) -> None:
             await Store.open(url)
 
 
-async def test_one_connection_checkpoints_and_fsyncs_and_the_others_cannot_write(backend: Backend) -> None:
+async def test_one_connection_checkpoints_and_fsyncs_and_the_others_cannot_write(sqlite: Sqlite) -> None:
     connections: list[Any] = []
 
     def collect(connection: Any, _record: object) -> None:
         connections.append(connection.driver_connection)
 
     event.listen(Engine, "connect", collect)
-    store = await Store.open(backend.url)
+    store = await Store.open(sqlite.url)
     try:
         await add(store)
         await asyncio.gather(*(store.get(ID) for _ in range(20)))
@@ -202,15 +253,15 @@ async def test_one_connection_checkpoints_and_fsyncs_and_the_others_cannot_write
         await store.close()
 
 
-async def test_close_leaves_one_file_and_no_thread(backend: Backend) -> None:
+async def test_close_leaves_one_file_and_no_thread(sqlite: Sqlite) -> None:
     before = set(threading.enumerate())
-    store = await Store.open(backend.url)
+    store = await Store.open(sqlite.url)
     adds = [asyncio.ensure_future(add(store, f"ses_{i}")) for i in range(30)]
     await asyncio.sleep(0)
     await asyncio.gather(store.close(), *adds)  # calls under way end first
     await store.close()
-    assert [file.name for file in backend.path.parent.iterdir()] == [backend.path.name]
-    assert backend.raw("SELECT count(*) FROM sessions") == [(30,)]
+    assert [file.name for file in sqlite.path.parent.iterdir()] == [sqlite.path.name]
+    assert sqlite.raw("SELECT count(*) FROM sessions") == [(30,)]
     for thread in set(threading.enumerate()) - before:
         thread.join(timeout=1)  # told to end, and ending
     assert set(threading.enumerate()) <= before
@@ -218,13 +269,13 @@ async def test_close_leaves_one_file_and_no_thread(backend: Backend) -> None:
         await store.get(ID)
 
 
-async def test_the_log_is_emptied_at_close_even_when_another_process_looks_on(backend: Backend) -> None:
-    with contextlib.closing(sqlite3.connect(backend.path)) as other:
-        store = await Store.open(backend.url)
+async def test_the_log_is_emptied_at_close_even_when_another_process_looks_on(sqlite: Sqlite) -> None:
+    with contextlib.closing(sqlite3.connect(sqlite.path)) as other:
+        store = await Store.open(sqlite.url)
         other.execute("SELECT count(*) FROM sessions").fetchall()
         await add(store)
         await store.close()
-        log = backend.path.with_name(backend.path.name + "-wal")
+        log = sqlite.path.with_name(sqlite.path.name + "-wal")
         assert log.stat().st_size == 0
 
 

@@ -3,9 +3,10 @@
 import asyncio
 import contextlib
 import dataclasses
+import resource
 import sqlite3
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from mezzotint.errors import TryLater
 from mezzotint.schema import MAX_SEED
 from mezzotint.session import FINAL, Session, State, Usage
 from mezzotint.store.sql import Store
+from tests.contract.backends import Backend, Postgres, Sqlite
 from tests.contract.stores import (
     CANCELLED,
     FAILED,
@@ -22,7 +24,6 @@ from tests.contract.stores import (
     QUEUED,
     RUNNING,
     SUCCEEDED,
-    Backend,
     add,
     claim,
     end_queued,
@@ -237,8 +238,8 @@ def small_disk() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("small_disk")
-async def test_a_full_disk_says_try_later_and_loses_nothing(backend: Backend) -> None:
-    store = await Store.open(backend.url)
+async def test_a_full_disk_says_try_later_and_loses_nothing(sqlite: Sqlite) -> None:
+    store = await Store.open(sqlite.url)
     try:
         kept: list[str] = []
 
@@ -260,10 +261,58 @@ async def test_a_full_disk_says_try_later_and_loses_nothing(backend: Backend) ->
         await store.close()
 
 
+@pytest.fixture
+def failing_disk() -> Iterator[Callable[[bool], None]]:
+    """Called with True, no file of this process can be written beyond 4 KiB; SQLite takes it for a failing disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fail(on: bool) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (4096 if on else soft, hard))
+
+    yield fail
+    fail(False)
+
+
+async def test_after_a_failure_of_the_disk_nothing_is_accepted_until_it_is_mended(
+    sqlite: Sqlite, failing_disk: Callable[[bool], None]
+) -> None:
+    store = await Store.open(sqlite.url)
+    try:
+        await asyncio.gather(*(add(store, f"ses_{i:02}") for i in range(20)))
+        before, written = await store.queued(), sqlite.path.with_name("mezzotint.db-wal").stat().st_size
+        failing_disk(True)
+        for call in (claim(store, "ses_00"), add(store, "ses_late"), store.request_cancel("ses_01", now=1.0)):
+            with pytest.raises(TryLater, match="disk") as caught:
+                await call
+            assert (caught.value.code, caught.value.retry_after_s) == ("not_ready", 10)
+        assert await store.queued() == before, "reading goes on, and nothing was changed"
+        failing_disk(False)
+        assert await claim(store, "ses_00")
+        log = sqlite.path.with_name("mezzotint.db-wal").stat().st_size
+        assert 0 < log < written, "what was in the log is in the database"
+        assert sqlite.raw("PRAGMA integrity_check") == [("ok",)]
+        assert await store.count([QUEUED]) == 19
+    finally:
+        await store.close()
+
+
+@contextlib.asynccontextmanager
+async def held_by_another(backend: Backend) -> AsyncIterator[None]:
+    if isinstance(backend, Sqlite):
+        with contextlib.closing(sqlite3.connect(backend.path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            yield
+    elif isinstance(backend, Postgres):
+        connection = await backend.connect()
+        async with connection.transaction():
+            await connection.execute("LOCK TABLE sessions IN EXCLUSIVE MODE")
+            yield
+        await connection.close()
+
+
 async def test_a_database_held_by_another_process_says_try_later(store: Store, backend: Backend) -> None:
     await add(store)
-    with contextlib.closing(sqlite3.connect(backend.path, isolation_level=None)) as other:
-        other.execute("BEGIN IMMEDIATE")
+    async with held_by_another(backend):
         assert await store.get(ID) is not None  # readers are not held up
         before = time.monotonic()
         with pytest.raises(TryLater) as caught:

@@ -171,7 +171,8 @@ def test_a_bad_request_is_told_every_fault_in_one_problem(server: RunningServer)
         ("POST", SESSIONS, {"content": '{"seed":NaN}', "headers": {"Content-Type": "application/json"}}, 400, None),
         ("POST", SESSIONS, {"content": "steps=3"}, 415, "unsupported_media_type"),
         ("POST", SESSIONS, {"json": {"prompt": "x" * 2_000_000}}, 413, "body_too_large"),
-        ("POST", SESSIONS, {"json": {}, "headers": {"Idempotency-Key": "k"}}, 422, "unsupported_field"),
+        ("POST", SESSIONS, {"json": {}, "headers": {"Idempotency-Key": ""}}, 422, "invalid_value"),
+        ("POST", SESSIONS, {"json": {}, "headers": {"Idempotency-Key": "k" * 256}}, 422, "invalid_value"),
         ("GET", "/livez", {"headers": {"Host": "evil.example"}}, 421, "bad_host"),
         ("GET", "/livez", {"headers": {"Origin": "http://evil.example"}}, 403, "cross_site"),
         ("GET", "/livez", {"headers": {"Origin": "null"}}, 403, "cross_site"),
@@ -218,6 +219,36 @@ def test_fifty_sessions_at_once_all_end_and_the_server_answers_meanwhile(server:
     ended = [server.client.wait(session_id) for session_id in ids]
     assert [session["state"] for session in ended] == ["succeeded"] * 50
     assert len({session["images"][0]["sha256"] for session in ended}) == 50
+
+
+def test_twenty_equal_posts_at_once_make_one_session_and_another_body_is_refused(server: RunningServer) -> None:
+    answers: list[httpx2.Response] = []
+
+    def send() -> None:
+        answers.append(
+            http(server, "POST", SESSIONS, json={"steps": 1, "prompt": "x"}, headers={"Idempotency-Key": "k1"})
+        )
+
+    senders = [threading.Thread(target=send) for _ in range(20)]
+    for sender in senders:
+        sender.start()
+    for sender in senders:
+        sender.join()
+    assert {answer.status_code for answer in answers} == {202}
+    (session_id,) = {answer.json()["id"] for answer in answers}
+    server.client.wait(session_id)
+    again = http(
+        server,
+        "POST",
+        SESSIONS,
+        content='{"prompt":"x","steps":1}',
+        headers={"Idempotency-Key": "k1", "Content-Type": "application/json"},
+    )
+    assert (again.json()["id"], again.json()["state"]) == (session_id, "succeeded")
+    other = http(server, "POST", SESSIONS, json={"steps": 2, "prompt": "x"}, headers={"Idempotency-Key": "k1"})
+    assert (other.status_code, other.json()["code"]) == (422, "idempotency_mismatch")
+    fresh = http(server, "POST", SESSIONS, json={"steps": 2, "prompt": "x"}, headers={"Idempotency-Key": "k2"})
+    assert fresh.json()["id"] != session_id
 
 
 def test_the_schema_names_every_route_and_field(server: RunningServer) -> None:

@@ -80,6 +80,53 @@ def test_a_server_killed_mid_run_goes_on_where_it_was_told_to(own_server: Runnin
         assert server.client.wait(session_id)["state"] == "succeeded"
 
 
+def test_a_client_that_comes_back_after_the_server_was_killed_is_told_what_it_missed(
+    own_server: RunningServer,
+) -> None:
+    server = own_server
+    missed = server.client.submit(prompt="x", steps=2, seed=1)["id"]
+    running = server.client.submit(prompt="x", steps=60, seed=2, num_images=2)["id"]
+    first = next(number for number, kind, _ in server.client.events(missed) if kind == "state")
+    whole = [(number, kind, data) for number, kind, data in server.client.events(missed) if kind != "progress"]
+    wait_for(lambda: server.client.session(running)["progress"]["step"] > 2, 60)
+    last = [number for number, _, _ in _taken(server, running, 5)][-1]
+    server.kill()
+    server.start()
+    again = [(number, kind, data) for number, kind, data in server.client.events(missed, after=first)]
+    assert again == whole[1:], "what an earlier process told is told again, word for word"
+    told = list(server.client.events(running, after=last))
+    numbers = [number for number, _, _ in told]
+    assert numbers == sorted(set(numbers))
+    assert numbers[0] > last
+    assert told[0][1] == "state"
+    assert [kind for _, kind, _ in told].count("image") == 2
+    assert (told[-1][1], told[-1][2]["state"]) == ("end", "succeeded")
+    stored = [(number, kind) for number, kind, _ in server.client.events(running) if kind != "progress"]
+    server.kill()
+    server.start()
+    assert [(number, kind) for number, kind, _ in server.client.events(running)] == stored
+
+
+def _taken(server: RunningServer, session_id: str, count: int) -> list[tuple[int, str, object]]:
+    return [event for event, _ in zip(server.client.events(session_id), range(count), strict=False)]
+
+
+def test_a_key_means_the_same_session_after_the_server_was_killed(own_server: RunningServer) -> None:
+    server = own_server
+
+    def send() -> str:
+        body, headers = {"prompt": "x", "steps": 2}, {"Idempotency-Key": "once"}
+        answer = httpx2.post(f"{server.url}/api/inference/sessions", json=body, headers=headers)
+        return str(answer.json()["id"])
+
+    first = send()
+    server.kill()
+    server.start()
+    assert send() == first
+    assert server.client.wait(first)["state"] == "succeeded"
+    assert [session["id"] for session in server.client.sessions()] == [first]
+
+
 def test_a_stop_lets_running_sessions_end_and_leaves_nothing_behind(own_server: RunningServer) -> None:
     server = own_server
     session_id = server.client.submit(prompt="x", steps=20)["id"]

@@ -62,9 +62,20 @@ async def test_a_listener_that_never_reads_is_dropped_and_can_replay() -> None:
 
 async def test_numbers_go_on_above_those_of_an_earlier_process() -> None:
     events = Events()
-    events.take_up("s", above=100)
+    events.begin(above=100)
     events.tell("s", "end", {})
     assert await told(events, after=7) == [(101, "end")]
+
+
+async def test_while_a_stored_event_is_written_progress_does_not_take_its_number() -> None:
+    events = Events()
+    with events.held({"s"}):
+        number = events.last_id("s") + 1
+        events.tell("s", "progress", {})
+        events.tell("other", "progress", {})
+        events.tell("s", "end", {})
+    assert await told(events) == [(number, "end")]
+    assert events.last_id("other") == 1
 
 
 async def _rest(stream: object) -> list[Event]:

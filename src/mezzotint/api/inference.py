@@ -33,14 +33,14 @@ async def create(
     request: Request,
     ops: Ops,
     prefer: Annotated[str | None, Header(max_length=256)] = None,
-    idempotency_key: Annotated[str | None, Header(max_length=255)] = None,
+    idempotency_key: Annotated[str | None, Header(pattern="^[ -~]{1,255}$")] = None,
 ) -> Response:
-    """Accept a request. It is on disk before this answers. `Prefer: wait=N` waits up to N seconds for the end."""
-    if idempotency_key is not None:
-        message = "Idempotency-Key is not supported by this version; leave it out"
-        raise InvalidRequest([Fault(field="Idempotency-Key", code="unsupported_field", message=message)])
+    """Accept a request. It is on disk before this answers. `Prefer: wait=N` waits up to N seconds for the end.
+
+    The same `Idempotency-Key` and body again answer the first session.
+    """
     wait_s = _wait(prefer)
-    session = await ops.create(_json(await request.body()))
+    session = await ops.create(_json(await request.body()), idempotency_key)
     if wait_s is not None:
         session = await ops.wait(session.id, wait_s)
     headers = {"Location": f"{bodies.SESSIONS}/{session.id}", "Cache-Control": "no-store"}

@@ -1,36 +1,62 @@
-"""Opens SQLite the one safe way: one writer that fsyncs, a few readers that cannot write. Must not know a table."""
+"""Opens a database of any kind we know and says what its errors mean. Must not know a table."""
 
-import os
-import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Protocol
 
-from sqlalchemy import URL, event, make_url
-from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import ArgumentError, DBAPIError
-from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mezzotint.errors import SetupError, TryLater
-from mezzotint.store import schema
+from mezzotint.store import postgres, schema, sqlite
 
-READERS = 4
+RETRY_AFTER_S = 10
 
-_COMMON = ("PRAGMA busy_timeout=5000", "PRAGMA foreign_keys=ON")
-_WRITER = (*_COMMON, "PRAGMA journal_mode=WAL", "PRAGMA synchronous=FULL")
-# invariant: only the writer checkpoints; SQLite before 3.51.3 can corrupt when two connections do so at one instant
-_READER = (*_COMMON, "PRAGMA wal_autocheckpoint=0", "PRAGMA query_only=ON")
 
-# What waiting can mend, by SQLite's primary result code. Anything else is a bug or a broken disk and stays as it is.
-_WAIT = {
-    sqlite3.SQLITE_FULL: ("storage_full", "the disk that holds the database is full; free some space"),
-    sqlite3.SQLITE_BUSY: ("not_ready", "another process holds the database; try again"),
-}
+class Kind(Protocol):
+    """What one kind of database does in its own way. Everything else is the same SQL."""
+
+    def address(self, url: URL) -> URL:
+        """The address with its driver. Raises SetupError when sessions cannot be kept there. Opens nothing."""
+
+    def open(self, url: URL) -> tuple[AsyncEngine, AsyncEngine]:
+        """One writer whose commits are fsynced, and readers whose transactions see one instant and cannot write."""
+
+    def meaning(self, error: BaseException) -> tuple[str, str] | None:
+        """Code and message of what waiting can mend. None: a bug, or a broken disk."""
+
+    def reason(self, error: BaseException) -> str | None:
+        """Why the database cannot be opened, for the operator; without secrets. None: not for that."""
+
+    async def back_up(self, url: URL, name: str) -> None:
+        """Keep a copy under this name before the schema changes, in place of earlier ones; where files are ours."""
+
+    async def mend(self, writer: AsyncEngine) -> None:
+        """After a write that failed in an unknown way: raises until all that is committed is on the disk again."""
+
+    def broke(self, error: BaseException) -> bool:
+        """Whether it is not known any more what of the database is on the disk."""
+
+    async def mark(self, connection: AsyncConnection) -> str | None:
+        """Begin a transaction; a mark to ask for its fate by, None where a failed commit is never in doubt."""
+
+    async def committed(self, connection: AsyncConnection, mark: str) -> bool:
+        """Whether the marked transaction, which can go on no more, was committed."""
+
+    async def tidy(self, writer: AsyncEngine) -> None:
+        """Leave the files as small as they can be. The last use of the writer."""
+
+
+# The name in the address -> how. A third kind is a third row, and has the contract suite to pass.
+KINDS: dict[str, Kind] = {"sqlite": sqlite, "postgresql": postgres}
+EXAMPLES = "sqlite:///PATH or postgresql://USER:PASSWORD@HOST/NAME"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Engines:
+    kind: Kind
     writer: AsyncEngine
     readers: AsyncEngine
 
@@ -39,94 +65,68 @@ class Engines:
         await self.readers.dispose()
         await self.writer.dispose()
 
+    @contextmanager
+    def translated(self) -> Iterator[None]:
+        """Turn what waiting can mend into TryLater."""
+        try:
+            yield
+        except Exception as error:
+            meaning = self.kind.meaning(error)
+            if meaning is None:
+                raise
+            code, message = meaning
+            raise TryLater(message, code=code, retry_after_s=RETRY_AFTER_S) from error
+
 
 async def connect(url: str) -> Engines:
-    """Open the database, make it when absent, bring its schema up. Raises SetupError; then nothing stays open."""
+    """Open the database, make its file when absent, bring its schema up. Raises SetupError; then nothing stays open."""
     parsed = _parsed(url)
-    engines = Engines(
-        writer=_engine(parsed, size=1, pragmas=_WRITER, begin="BEGIN IMMEDIATE"),
-        readers=_engine(parsed, size=READERS, pragmas=_READER, begin="BEGIN"),
-    )
+    kind = KINDS[parsed.get_backend_name()]
+    address = kind.address(parsed)
     ready = False
     try:
-        _touch(str(parsed.database))
-        await _bring_up(engines)
+        writer, readers = kind.open(address)
+    except OSError as error:
+        raise _unusable(address, error.strerror) from error
+    engines = Engines(kind=kind, writer=writer, readers=readers)
+    try:
+        await _bring_up(engines, address)
         ready = True
-    except (OSError, DBAPIError) as error:
-        reason = error.orig if isinstance(error, DBAPIError) else error.strerror
-        raise SetupError(f"cannot open the database {parsed.database}: {reason}") from error
+    except Exception as error:
+        reason = kind.reason(error)
+        if reason is None:
+            raise
+        raise _unusable(address, reason) from error
     finally:
         if not ready:
             await engines.release()
     return engines
 
 
-async def checkpoint(writer: AsyncEngine) -> None:
-    """Move the log into the database and cut it to nothing, as far as other processes' reading allows."""
-    async with writer.connect() as connection:
-        raw = await connection.get_raw_connection()  # below SQLAlchemy: a checkpoint must stand outside a transaction
-        driver: Any = raw.driver_connection
-        with suppress(sqlite3.OperationalError):  # a full disk: the log stays, as durable as the database
-            await driver.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)")
-
-
-@contextmanager
-def translated() -> Iterator[None]:
-    """Turn what waiting can mend into TryLater."""
-    try:
-        yield
-    except DBAPIError as error:
-        code = getattr(error.orig, "sqlite_errorcode", 0) & 0xFF  # the extended codes carry more above
-        if code not in _WAIT:
-            raise
-        name, message = _WAIT[code]
-        raise TryLater(message, code=name, retry_after_s=10) from error
-
-
 def _parsed(url: str) -> URL:
     try:
-        parsed = make_url(url)
-    except ArgumentError as error:
-        raise SetupError(f"the database address {url!r} cannot be read; use sqlite+aiosqlite:///PATH") from error
-    if parsed.get_backend_name() != "sqlite":
-        raise SetupError(
-            f"databases of kind {parsed.get_backend_name()!r} are not supported; use sqlite+aiosqlite:///PATH"
-        )
-    if parsed.database in (None, "", ":memory:") or parsed.query:
-        raise SetupError("sessions must outlive the process; give the database a path: sqlite+aiosqlite:///PATH")
-    return parsed.set(drivername="sqlite+aiosqlite")
+        parsed = make_url(url.replace("postgres://", "postgresql://", 1))
+    except ArgumentError as error:  # it may hold a password, so it is not shown
+        raise SetupError(f"the address of the database cannot be read; use {EXAMPLES}") from error
+    if parsed.get_backend_name() not in KINDS:
+        raise SetupError(f"databases of kind {parsed.get_backend_name()!r} are not supported; use {EXAMPLES}")
+    return parsed
 
 
-def _engine(url: URL, *, size: int, pragmas: tuple[str, ...], begin: str) -> AsyncEngine:
-    # isolation_level None: the driver begins nothing by itself, so that BEGIN below is the only one
-    engine = create_async_engine(url, pool_size=size, max_overflow=0, connect_args={"isolation_level": None})
-
-    @event.listens_for(engine.sync_engine, "connect")
-    def set_up(connection: DBAPIConnection, _record: object) -> None:
-        cursor = connection.cursor()
-        for pragma in pragmas:
-            cursor.execute(pragma)
-            answer = cursor.fetchone()
-            if pragma == "PRAGMA journal_mode=WAL" and (answer is None or answer[0] != "wal"):
-                raise SetupError(f"the disk of {url.database} cannot hold a write-ahead log; use a local one")
-        cursor.close()
-
-    @event.listens_for(engine.sync_engine, "begin")
-    def open_transaction(connection: Any) -> None:
-        connection.exec_driver_sql(begin)
-
-    return engine
+def _unusable(url: URL, reason: str | None) -> SetupError:
+    name = url.database if url.get_backend_name() == "sqlite" else url.render_as_string(hide_password=True)
+    return SetupError(f"cannot open the database {name}: {reason}")
 
 
-def _touch(path: str) -> None:
-    """Make the file readable by its owner only; SQLite gives its log the same mode."""
-    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-
-
-async def _bring_up(engines: Engines) -> None:
-    async with engines.readers.connect() as connection:  # not the writer: its first pragma already changes the file
+async def _bring_up(engines: Engines, address: URL) -> None:
+    async with engines.readers.connect() as connection:  # not the writer: its first pragma already changes a file
         found = await schema.revision(connection)
     if found != schema.HEAD:
         schema.check(found)
+        if found is not None:
+            await engines.kind.back_up(address, f"before-{schema.HEAD}")
         async with engines.writer.begin() as connection:
             await connection.run_sync(schema.upgrade)
+    else:
+        async with engines.writer.connect():  # taken now, so that a second owner is refused at its start
+            pass

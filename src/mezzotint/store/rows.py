@@ -1,11 +1,13 @@
 """Turns rows into the values of session.py and back. Must not run a statement."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import msgspec
 from sqlalchemy import Row
 
+from mezzotint.events import Event
 from mezzotint.request import Request
 from mezzotint.session import ImageRecord, Progress, Session, State, Usage
 
@@ -21,6 +23,32 @@ class Transition:
     attempt: int
     cause: str
     at: float
+    device: str | None  # of a claim
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Attempt:
+    """One time that a session was given to a worker."""
+
+    number: int  # from 1
+    device: str | None  # None: from before it was recorded
+    started_at: float
+    ended_at: float | None = None  # None: it runs
+    ended_as: State | None = None
+    cause: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Once:
+    """A caller's word that equal keys mean one request, however often it is sent."""
+
+    scope: str  # whose keys they are
+    key: str
+    fingerprint: str  # of the body
+
+    @property
+    def name(self) -> tuple[str, str]:
+        return self.scope, self.key
 
 
 def of_request(
@@ -109,4 +137,32 @@ def transition(row: Row[Any]) -> Transition:
         attempt=row.attempt,
         cause=row.cause,
         at=row.at,
+        device=row.device,
     )
+
+
+def attempts(history: Iterable[Transition]) -> list[Attempt]:
+    """The attempts that a history tells of: each begins with a claim and ends with the next change."""
+    found: list[Attempt] = []
+    for change in history:
+        if change.to_state is State.RUNNING:
+            found.append(Attempt(number=change.attempt, device=change.device, started_at=change.at))
+        elif change.from_state is State.RUNNING:
+            found[-1] = replace(found[-1], ended_at=change.at, ended_as=change.to_state, cause=change.cause)
+    return found
+
+
+def of_event(session_id: str, number: int, kind: str, data: Any) -> dict[str, Any]:
+    told = msgspec.to_builtins(data)
+    if isinstance(data, Session):
+        del told["request"]
+    return {"session_id": session_id, "id": number, "kind": kind, "data": msgspec.json.encode(told).decode()}
+
+
+def event(row: Row[Any], request: Request) -> Event:
+    data = msgspec.json.decode(row.data)
+    if row.kind in ("state", "end"):
+        data = msgspec.convert(data | {"request": request}, Session)
+    elif row.kind == "image":
+        data = msgspec.convert(data, ImageRecord)
+    return Event(id=row.id, kind=row.kind, data=data)

@@ -1,30 +1,42 @@
 """The durable life of every session, in SQL. Must not read a clock, hold progress or decide who runs next."""
 
 import asyncio
+import contextlib
 import functools
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
-from typing import Any, Concatenate, Literal, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 
-from sqlalchemy import ColumnElement, Select, delete, false, func, insert, select, update
+import structlog
+from sqlalchemy import delete, false, func, insert, select, true, update
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from mezzotint.errors import ErrorInfo, TryLater
+from mezzotint.errors import Conflict, ErrorInfo, TryLater
+from mezzotint.events import Event, Events
 from mezzotint.request import Request
 from mezzotint.session import FINAL, ImageRecord, Session, State, Usage
-from mezzotint.store import engines, rows
-from mezzotint.store.rows import Transition
+from mezzotint.store import engines, journal, keys, rows
+from mezzotint.store.changes import Change, Work, after_running, count_of, find, load, move, owned, plain
+from mezzotint.store.rows import Attempt, Once, Transition
 from mezzotint.store.tables import images, sessions, transitions
 
+log = structlog.get_logger(__name__)
+
 SHARED_COMMIT = 64
+ASK_AGAIN_S = 0.2
 
 P = ParamSpec("P")
 T = TypeVar("T")
 # inside Store, `list` is the method
 Sessions = list[Session]
 Transitions = list[Transition]
+Names = list[str]
+Attempts = list[Attempt]
+Replayed = list[Event]
 _Line = list["_Place"]
+Answer = Session | TryLater | Conflict
 
 
 def _unbroken(
@@ -49,22 +61,29 @@ class Store:
 
     A method that changes a session returns it as it is afterwards, or None when the change came too late or from an
     attempt that no longer owns the session; then nothing changed, and the caller drops its result. Any method raises
-    TryLater: `storage_full` when the disk is full, `not_ready` when another process holds the database for 5 s.
-    A caller that is cancelled while it waits leaves the change to happen.
+    TryLater, and then nothing changed: `storage_full` when the disk is full, `not_ready` when another process holds
+    the database for 5 s or a server does not answer. A caller that is cancelled while it waits leaves the change to
+    happen.
     """
 
-    def __init__(self, opened: engines.Engines, queue_size: int) -> None:
+    def __init__(self, opened: engines.Engines, queue_size: int, events: Events | None) -> None:
         self._engines = opened
         self._queue_size = queue_size
+        self._events = events
         self._writing = asyncio.Lock()  # first come, first served, however long the line
         self._line: _Line = []  # accepts that wait for a commit
         self._calls: set[asyncio.Future[Any]] = set()
+        self._in_doubt = False
+        self._broken = False  # a write failed such that the disk must first be seen to hold what is committed
         self._closed = False
 
     @classmethod
-    async def open(cls, url: str, *, queue_size: int = 10_000) -> "Store":
-        """Open the database and bring its schema up. Raises SetupError; a database it refuses is left untouched."""
-        return cls(await engines.connect(url), queue_size)
+    async def open(cls, url: str, *, queue_size: int = 10_000, events: Events | None = None) -> "Store":
+        """Open the database and bring its schema up. Raises SetupError; a database it refuses is left untouched.
+
+        Each change is told to `events`, in the order of the commits, and kept for those who come back later.
+        """
+        return cls(await engines.connect(url), queue_size, events)
 
     async def close(self) -> None:
         """Let calls under way end, empty the log into the database, release every connection and thread."""
@@ -73,7 +92,8 @@ class Store:
         self._closed = True
         await asyncio.gather(*self._calls, return_exceptions=True)
         try:
-            await engines.checkpoint(self._engines.writer)
+            with contextlib.suppress(TryLater), self._engines.translated():
+                await self._engines.kind.tidy(self._engines.writer)
         finally:
             await self._engines.release()
 
@@ -86,13 +106,17 @@ class Store:
         warnings: Sequence[dict[str, Any]],
         now: float,
         batch_id: str | None = None,
+        once: Once | None = None,
     ) -> Session:
         """Accept a request. Raises TryLater `queue_full`; then nothing is stored. A requeue is never refused.
 
-        Calls made at the same time share a commit, since a disk may manage no more than a hundred a second.
+        With `once`, a key that is known answers its first session, even when the queue is full; Conflict
+        `idempotency_mismatch` when that was of another body. Calls made at the same time share a commit, since a disk
+        may manage no more than a hundred a second.
         """
+        self._check_doubt()
         row = rows.of_request(session_id, request, warnings=tuple(warnings), now=now, batch_id=batch_id)
-        place = _Place(row)
+        place = _Place(row, once)
         self._line.append(place)
         try:
             async with self._writing:
@@ -101,53 +125,94 @@ class Store:
         finally:
             if place.answer is None:  # it failed; those behind must not meet it again
                 self._line.remove(place)
-        if isinstance(place.answer, Session):
-            return place.answer
-        message = f"{self._queue_size} sessions are queued, the most this server keeps; send it again later"
-        raise TryLater(message, code="queue_full", retry_after_s=10)
+        if isinstance(place.answer, Exception):
+            raise place.answer
+        assert place.answer is not None  # noqa: S101  invariant: who leaves the line without an error has an answer
+        return place.answer
+
+    @_unbroken
+    async def first(self, once: Once) -> Session | None:
+        """The session that the key stands for already. Raises Conflict `idempotency_mismatch`."""
+        async with self._read() as connection:
+            known = (await keys.known(connection, [once])).get(once.name)
+            if known is None:
+                return None
+            keys.check(once, known)
+            return await find(connection, known.session_id)
+
+    @_unbroken
+    async def forget_keys(self, *, before: float, limit: int = 1000) -> int:
+        """Forget idempotency keys that came before then, the oldest first, `limit` at most. Returns how many."""
+        async with self._write() as work:
+            return await keys.forget(work.connection, before, limit)
 
     @_unbroken
     async def get(self, session_id: str) -> Session | None:
+        if not plain(session_id):
+            return None
         async with self._read() as connection:
-            return await _find(connection, session_id)
+            return await find(connection, session_id)
 
     @_unbroken
     async def queued(self) -> Sessions:
         """All that wait, high priority first, then the oldest."""
         query = select(sessions).where(sessions.c.state == State.QUEUED)
         async with self._read() as connection:
-            return await _load(connection, query.order_by(sessions.c.priority.desc(), sessions.c.id))
+            return await load(connection, query.order_by(sessions.c.priority.desc(), sessions.c.id))
 
     @_unbroken
     async def count(self, states: Collection[State]) -> int:
         async with self._read() as connection:
-            return await _count(connection, states)
+            return await count_of(connection, states)
 
     @_unbroken
     async def transitions(self, session_id: str) -> Transitions:
         """The session's history in order; empty for an unknown one."""
+        if not plain(session_id):
+            return []
         query = select(transitions).where(transitions.c.session_id == session_id).order_by(transitions.c.seq)
         async with self._read() as connection:
             return [rows.transition(row) for row in await connection.execute(query)]
 
+    async def attempts(self, session_id: str) -> Attempts:
+        """Each attempt with its device, start, end and cause, in order."""
+        return rows.attempts(await self.transitions(session_id))
+
+    @_unbroken
+    async def replay(self, session_id: str, *, after: int = 0) -> Replayed:
+        """What was told above `after`, oldest first: the last 1,000. Progress and previews are not kept."""
+        if not plain(session_id):
+            return []
+        async with self._read() as connection:
+            return await journal.replay(connection, session_id, after)
+
+    @_unbroken
+    async def begin(self, *, now: float) -> None:
+        """Count a start of the server: what it tells from now on is numbered above all that was told before."""
+        async with self._write() as work:
+            above = await journal.begin(work.connection, now)
+        if self._events is not None:
+            self._events.begin(above)
+
     @_unbroken
     async def claim(self, session_id: str, *, worker: str, device: str, now: float) -> Session | None:
         """Queued to running, as a new attempt."""
-        change = _Change(session_id, State.QUEUED, State.RUNNING, "claimed", now)
+        change = Change(session_id, State.QUEUED, State.RUNNING, "claimed", now)
         started_at = func.coalesce(sessions.c.started_at, now)
         values = {"attempt": sessions.c.attempt + 1, "worker": worker, "device": device, "started_at": started_at}
-        async with self._write() as connection:
-            return await _change(connection, change, **values)
+        async with self._write() as work:
+            await journal.trim(work.connection, session_id)
+            return await move(work, change, **values)
 
     @_unbroken
     async def requeue(
         self, session_id: str, *, attempt: int, cause: str, losses: int, spans: Mapping[str, float], now: float
     ) -> Session | None:
         """Running back to queued, in its old place; or to where a pending cancel or pause wants it."""
-        async with self._write() as connection:
-            after = await _after_running(connection, session_id)
-            change = _Change(session_id, State.RUNNING, after, cause, now)
-            return await _change(connection, change, _owned(attempt), losses=losses, spans=dict(spans))
+        async with self._write() as work:
+            after = await after_running(work.connection, session_id)
+            change = Change(session_id, State.RUNNING, after, cause, now)
+            return await move(work, change, owned(attempt), losses=losses, spans=dict(spans))
 
     @_unbroken
     async def finish(
@@ -169,15 +234,15 @@ class Store:
         """
         if state not in (State.SUCCEEDED, State.FAILED, State.CANCELLED):
             raise ValueError(f"a running session cannot finish as {state}")
-        guards = [_owned(attempt)]
+        guards = [owned(attempt)]
         if state is not State.CANCELLED:
             guards.append(sessions.c.cancel_requested == false())
-        change = _Change(session_id, State.RUNNING, state, cause, now)
-        async with self._write() as connection:
+        change = Change(session_id, State.RUNNING, state, cause or (error.code if error else state.value), now)
+        async with self._write() as work:
             values = {"spans": dict(spans), "usage": usage, "error": error}
             if warnings is not None:
                 values["warnings"] = tuple(warnings)
-            return await _change(connection, change, *guards, **values)
+            return await move(work, change, *guards, **values)
 
     @_unbroken
     async def end_queued(
@@ -187,9 +252,9 @@ class Store:
         if state not in (State.EXPIRED, State.FAILED):
             raise ValueError(f"a queued session cannot end as {state} here")
         guards = [sessions.c.attempt == 0] if state is State.EXPIRED else []
-        change = _Change(session_id, State.QUEUED, state, error.code if error else state.value, now)
-        async with self._write() as connection:
-            return await _change(connection, change, *guards, spans=dict(spans), error=error)
+        change = Change(session_id, State.QUEUED, state, error.code if error else state.value, now)
+        async with self._write() as work:
+            return await move(work, change, *guards, spans=dict(spans), error=error)
 
     @_unbroken
     async def request_cancel(
@@ -199,17 +264,51 @@ class Store:
 
         Returns the session as it is afterwards, None only when unknown. `spans` are stored if it is cancelled at once.
         """
-        async with self._write() as connection:
-            state = await connection.scalar(
+        if not plain(session_id):
+            return None
+        async with self._write() as work:
+            state = await work.connection.scalar(
                 select(sessions.c.state).where(sessions.c.id == session_id).with_for_update()
             )
             if state == State.RUNNING:
                 flagged = update(sessions).where(sessions.c.id == session_id).values(cancel_requested=True)
-                await connection.execute(flagged)
+                await work.connection.execute(flagged)
             elif state in (State.QUEUED, State.PAUSED):
                 values = {} if spans is None else {"spans": dict(spans)}
-                await _change(connection, _Change(session_id, State(state), State.CANCELLED, "cancel", now), **values)
-            return await _find(connection, session_id)
+                await move(work, Change(session_id, State(state), State.CANCELLED, "cancel", now), **values)
+            return await find(work.connection, session_id)
+
+    @_unbroken
+    async def request_pause(self, session_id: str) -> Session | None:
+        """Running: flagged, unless a cancel is pending, which beats it; asking again is fine. Else: left as it is.
+
+        Returns the session as it is afterwards, None only when unknown.
+        """
+        if not plain(session_id):
+            return None
+        row = sessions.c.id == session_id, sessions.c.state == State.RUNNING, sessions.c.cancel_requested == false()
+        async with self._write() as work:
+            await work.connection.execute(update(sessions).where(*row).values(pause_requested=True))
+            return await find(work.connection, session_id)
+
+    @_unbroken
+    async def paused(
+        self, session_id: str, *, attempt: int, spans: Mapping[str, float], usage: Usage, now: float
+    ) -> Session | None:
+        """Running to paused, if that was asked for and no cancel is pending. Its checkpoint must be on disk before."""
+        change = Change(session_id, State.RUNNING, State.PAUSED, "pause", now)
+        guards = owned(attempt), sessions.c.pause_requested == true(), sessions.c.cancel_requested == false()
+        async with self._write() as work:
+            return await move(work, change, *guards, spans=dict(spans), usage=usage)
+
+    @_unbroken
+    async def resume(self, session_id: str, *, now: float, spans: Mapping[str, float] | None = None) -> Session | None:
+        """Paused to queued, in its old place by age. Never refused for a full queue: it was accepted once."""
+        if not plain(session_id):
+            return None
+        values = {} if spans is None else {"spans": dict(spans)}
+        async with self._write() as work:
+            return await move(work, Change(session_id, State.PAUSED, State.QUEUED, "resume", now), **values)
 
     @_unbroken
     async def add_image(self, session_id: str, *, attempt: int, image: ImageRecord) -> bool:
@@ -217,34 +316,56 @@ class Store:
 
         False, too, once a cancel is pending: nothing appears after its answer.
         """
-        async with self._write() as connection:
-            guards = (sessions.c.state == State.RUNNING, sessions.c.cancel_requested == false(), _owned(attempt))
+        async with self._write() as work:
+            guards = (sessions.c.state == State.RUNNING, sessions.c.cancel_requested == false(), owned(attempt))
             query = select(sessions.c.id).where(sessions.c.id == session_id, *guards)
-            if await connection.scalar(query.with_for_update()) is None:
+            if await work.connection.scalar(query.with_for_update()) is None:
                 return False
             there = select(images.c.sha256).where(images.c.session_id == session_id, images.c.idx == image.index)
-            sha256 = await connection.scalar(there)
+            sha256 = await work.connection.scalar(there)
             if sha256 is not None:
                 return bool(sha256 == image.sha256)
-            await connection.execute(insert(images).values(rows.of_image(session_id, image)))
+            await work.connection.execute(insert(images).values(rows.of_image(session_id, image)))
+            work.tell(session_id, "image", image)
+            return True
+
+    @_unbroken
+    async def add_warning(self, session_id: str, *, attempt: int, warning: dict[str, Any]) -> bool:
+        """Record a warning of the running attempt. False when it is known, or comes too late."""
+        row = sessions.c.id == session_id, sessions.c.state == State.RUNNING, owned(attempt)
+        async with self._write() as work:
+            known = await work.connection.scalar(select(sessions.c.warnings).where(*row).with_for_update())
+            if known is None or warning in known:
+                return False
+            await work.connection.execute(update(sessions).where(*row).values(warnings=(*known, warning)))
+            work.tell(session_id, "warning", warning)
             return True
 
     @_unbroken
     async def delete(self, session_id: str) -> bool:
         """Forget an ended session, its pictures' records and its history. False when unknown or not ended."""
         forget = delete(sessions).where(sessions.c.id == session_id, sessions.c.state.in_(FINAL))
-        async with self._write() as connection:
-            return await connection.scalar(forget.returning(sessions.c.id)) is not None
+        async with self._write() as work:
+            return await work.connection.scalar(forget.returning(sessions.c.id)) is not None
+
+    @_unbroken
+    async def prune(self, *, before: float, limit: int = 100) -> Names:
+        """Forget sessions that ended before then, the oldest first, `limit` at most. Returns their ids; files stay."""
+        old = select(sessions.c.id).where(sessions.c.state.in_(FINAL), sessions.c.ended_at < before)
+        async with self._write() as work:
+            ids = [*(await work.connection.scalars(old.order_by(sessions.c.ended_at).limit(limit))).all()]
+            await work.connection.execute(delete(sessions).where(sessions.c.id.in_(ids)))
+        return ids
 
     @_unbroken
     async def recover(self, *, now: float) -> dict[State, int]:
         """The restart rule: what was running goes where its flags send it. Counts by new state. No worker may be up."""
         moved: dict[State, int] = {}
-        async with self._write() as connection:
-            running = await connection.scalars(select(sessions.c.id).where(sessions.c.state == State.RUNNING))
+        async with self._write() as work:
+            running = await work.connection.scalars(select(sessions.c.id).where(sessions.c.state == State.RUNNING))
             for session_id in running.all():
-                after = await _after_running(connection, session_id)
-                await _change(connection, _Change(session_id, State.RUNNING, after, "restart", now))
+                after = await after_running(work.connection, session_id)
+                await move(work, Change(session_id, State.RUNNING, after, "restart", now))
                 moved[after] = moved.get(after, 0) + 1
         return moved
 
@@ -262,9 +383,9 @@ class Store:
     ) -> tuple[Sessions, str | None]:
         """One page, newest first, and the cursor of the next, None at the end. Sessions that come or go between two
         pages neither repeat nor hide others. A cursor that could not be an id ends the walk."""
-        if cursor is not None and not (cursor.isascii() and cursor.isprintable()):
-            return [], None
         wanted = {"type": type, "model": model, "device": device, "batch_id": batch_id}
+        if not all(plain(text) for text in (cursor, *wanted.values())):
+            return [], None
         query = select(sessions).where(
             *(sessions.c[name] == value for name, value in wanted.items() if value is not None)
         )
@@ -273,39 +394,130 @@ class Store:
         if cursor is not None:
             query = query.where(sessions.c.id < cursor)
         async with self._read() as connection:
-            page = await _load(connection, query.order_by(sessions.c.id.desc()).limit(limit + 1))
+            page = await load(connection, query.order_by(sessions.c.id.desc()).limit(limit + 1))
         return page[:limit], page[limit - 1].id if len(page) > limit else None
 
-    async def _accept(self, places: Sequence["_Place"]) -> None:
+    async def _accept(self, places: _Line) -> None:
         """Commit as many of these as the queue has room for. Raising, it answers none: each then tries for itself."""
-        async with self._transaction() as connection:
-            room = self._queue_size - await _count(connection, (State.QUEUED,))
-            accepted = places[: max(0, room)]
+        accepted: _Line = []
+        meant: dict[str, keys.Known] = {}  # by proposed id: the session that answers
+        async with self._transaction() as work:
+            known = await keys.known(work.connection, [place.once for place in places if place.once is not None])
+            room = self._queue_size - await count_of(work.connection, (State.QUEUED,))
+            for place in places:
+                name = place.once.name if place.once else None
+                if name in known:
+                    meant[place.id] = known[name]
+                elif len(accepted) < room:
+                    accepted.append(place)
+                    meant[place.id] = keys.Known(place.id, place.once.fingerprint if place.once else None)
+                    if name is not None:
+                        known[name] = meant[place.id]
             if accepted:
-                await connection.execute(insert(sessions), [place.row for place in accepted])
-                await connection.execute(insert(transitions), [rows.of_acceptance(place.row) for place in accepted])
-            ids = [place.row["id"] for place in accepted]
-            stored = {kept.id: kept for kept in await _load(connection, select(sessions).where(sessions.c.id.in_(ids)))}
+                await work.connection.execute(insert(sessions), [place.row for place in accepted])
+                await work.connection.execute(insert(transitions), [rows.of_acceptance(one.row) for one in accepted])
+                await keys.keep(work.connection, [(place.once, place.row) for place in accepted])
+            ids = {one.session_id for one in meant.values()}
+            query = select(sessions).where(sessions.c.id.in_(ids))
+            stored = {session.id: session for session in await load(work.connection, query)}
+            for one in accepted:
+                work.tell(one.id, "state", stored[one.id])
+                for warning in stored[one.id].warnings:
+                    work.tell(one.id, "warning", warning)
         for place in places:
-            place.answer = stored.get(place.row["id"], "full")
+            place.answer = self._answer(place, meant.get(place.id), stored)
         self._line = [place for place in self._line if place.answer is None]
 
-    @asynccontextmanager
-    async def _write(self) -> AsyncIterator[AsyncConnection]:
-        async with self._writing, self._transaction() as connection:
-            yield connection
+    def _answer(self, place: "_Place", meant: keys.Known | None, stored: Mapping[str, Session]) -> "Answer":
+        if meant is None:
+            message = f"{self._queue_size} sessions are queued, the most this server keeps; send it again later"
+            return TryLater(message, code="queue_full", retry_after_s=10)
+        try:
+            keys.check(place.once, meant)
+        except Conflict as error:
+            return error
+        return stored[meant.session_id]
 
     @asynccontextmanager
-    async def _transaction(self) -> AsyncIterator[AsyncConnection]:
-        """Owns the database from its first statement; commits unless the body raises. Only inside `_writing`."""
-        with engines.translated():
-            async with self._engines.writer.begin() as connection:
-                yield connection
+    async def _write(self) -> AsyncIterator[Work]:
+        self._check_doubt()
+        async with self._writing, self._transaction() as work:
+            yield work
+
+    @asynccontextmanager
+    async def _transaction(self) -> AsyncIterator[Work]:
+        """Owns the database from its first statement; commits unless the body raises. Only inside `_writing`.
+
+        What the body has to tell is written with it and told once it is committed.
+        """
+        lost = False
+        with contextlib.ExitStack() as held:
+            with self._engines.translated(), self._watched():
+                if self._broken:
+                    await self._engines.kind.mend(self._engines.writer)
+                    self._broken = False
+                    log.info("the database's disk takes writes again")
+                async with self._engines.writer.connect() as connection:
+                    mark = await self._engines.kind.mark(connection)
+                    work = Work(connection)
+                    yield work
+                    if self._events is not None:
+                        held.enter_context(self._events.held({session_id for session_id, _, _ in work.told}))
+                        await journal.keep(connection, work.told, self._events)
+                    try:
+                        await connection.commit()
+                    except DBAPIError as error:
+                        if mark is None or not error.connection_invalidated:
+                            raise
+                        lost = True
+            if mark is not None and lost:
+                await self._settle(mark)
+            if self._events is not None:
+                for told in work.told:
+                    self._events.tell(*told)
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Nothing is written after a failure of the disk until `mend` has succeeded: success would be a guess."""
+        try:
+            yield
+        except Exception as error:
+            if self._engines.kind.broke(error) and not self._broken:
+                self._broken = True
+                log.error("the database's disk failed; nothing is written until it is mended", error=str(error))
+            raise
+
+    async def _settle(self, mark: str) -> None:
+        """The connection broke in mid-commit: ask what became of it until the database says. Raises if it was undone.
+
+        Nothing else is written meanwhile. To answer before it is known would leave a change that nobody acts upon.
+        """
+        self._in_doubt = True
+        try:
+            while not self._closed:
+                try:
+                    with self._engines.translated():
+                        async with self._engines.writer.connect() as connection:
+                            done = await self._engines.kind.committed(connection, mark)
+                except TryLater:
+                    await asyncio.sleep(ASK_AGAIN_S)
+                    continue
+                if done:
+                    return
+                break
+        finally:
+            self._in_doubt = False
+        message = "the connection to the database broke and nothing was changed; try again"
+        raise TryLater(message, code="not_ready", retry_after_s=1)
+
+    def _check_doubt(self) -> None:
+        if self._in_doubt:
+            raise TryLater("the database does not answer; try again", code="not_ready", retry_after_s=1)
 
     @asynccontextmanager
     async def _read(self) -> AsyncIterator[AsyncConnection]:
         """One snapshot: all that the body reads is of the same instant."""
-        with engines.translated():
+        with self._engines.translated():
             async with self._engines.readers.connect() as connection:
                 yield connection
 
@@ -315,76 +527,9 @@ class _Place:
     """One accept in the line: its row, and what became of it."""
 
     row: dict[str, Any]
-    answer: Session | Literal["full"] | None = None
+    once: Once | None
+    answer: Answer | None = None
 
-
-@dataclass(frozen=True, slots=True)
-class _Change:
-    session_id: str
-    before: State
-    after: State
-    cause: str
-    now: float
-
-
-async def _change(
-    connection: AsyncConnection, change: _Change, *guards: ColumnElement[bool], **values: Any
-) -> Session | None:
-    """The only function that changes a state. Returns None, with nothing changed, when the row is not as expected."""
-    if change.after in FINAL:
-        values["ended_at"] = change.now
-    if change.before is State.RUNNING:
-        values["worker"] = None
-    if change.after is State.PAUSED:
-        values["pause_requested"] = False  # it has what it asked for, and must not pause again when resumed
-    row = sessions.c.id == change.session_id, sessions.c.state == change.before
-    statement = update(sessions).where(*row, *guards).values(state=change.after, **values)
-    attempt = await connection.scalar(statement.returning(sessions.c.attempt))
-    if attempt is None:
-        return None
-    seen = select(func.coalesce(func.max(transitions.c.seq), 0)).where(transitions.c.session_id == change.session_id)
-    note = {
-        "session_id": change.session_id,
-        "seq": seen.scalar_subquery() + 1,
-        "from_state": change.before,
-        "to_state": change.after,
-        "attempt": attempt,
-        "cause": change.cause,
-        "at": change.now,
-    }
-    await connection.execute(insert(transitions).values(note))
-    return await _find(connection, change.session_id)
-
-
-def _owned(attempt: int) -> ColumnElement[bool]:
-    return sessions.c.attempt == attempt
-
-
-async def _after_running(connection: AsyncConnection, session_id: str) -> State:
-    """Where a session whose attempt ends unfinished belongs. Cancel beats pause."""
-    flags = select(sessions.c.cancel_requested, sessions.c.pause_requested).where(sessions.c.id == session_id)
-    row = (await connection.execute(flags.with_for_update())).one_or_none()
-    if row is None or not any(row):
-        return State.QUEUED
-    return State.CANCELLED if row.cancel_requested else State.PAUSED
-
-
-async def _count(connection: AsyncConnection, states: Collection[State]) -> int:
-    query = select(func.count()).select_from(sessions).where(sessions.c.state.in_(states))
-    return await connection.scalar(query) or 0
-
-
-async def _find(connection: AsyncConnection, session_id: str) -> Session | None:
-    found = await _load(connection, select(sessions).where(sessions.c.id == session_id))
-    return found[0] if found else None
-
-
-async def _load(connection: AsyncConnection, query: Select[Any]) -> Sessions:
-    """The sessions of a query over whole rows, with their pictures, in the query's order."""
-    found = (await connection.execute(query)).all()
-    ids = query.with_only_columns(sessions.c.id).subquery()
-    pictures: dict[str, list[ImageRecord]] = {row.id: [] for row in found}
-    of_these = select(images).where(images.c.session_id.in_(select(ids.c.id)))
-    for row in await connection.execute(of_these.order_by(images.c.session_id, images.c.idx)):
-        pictures[row.session_id].append(rows.image(row))
-    return [rows.session(row, tuple(pictures[row.id])) for row in found]
+    @property
+    def id(self) -> str:
+        return str(self.row["id"])

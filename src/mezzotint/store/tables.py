@@ -79,5 +79,32 @@ transitions = Table(
     Column("to_state", Text, nullable=False),
     Column("attempt", Integer, nullable=False),
     Column("cause", Text, nullable=False),
+    Column("device", Text),  # of a claim
     Column("at", Double, nullable=False),
+)
+
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    Column("scope", Text, primary_key=True),
+    Column("key", Text, primary_key=True),
+    Column("fingerprint", Text, nullable=False),
+    Column("session_id", Text, ForeignKey("sessions.id", ondelete="CASCADE"), nullable=False),
+    Column("created_at", Double, nullable=False),
+)
+
+starts = Table(
+    "starts",
+    metadata,
+    Column("number", Integer, primary_key=True, autoincrement=False),  # from 0
+    Column("at", Double, nullable=False),
+)
+
+events = Table(
+    "events",
+    metadata,
+    Column("session_id", Text, ForeignKey("sessions.id", ondelete="CASCADE"), primary_key=True),
+    Column("id", BigInteger, primary_key=True, autoincrement=False),
+    Column("kind", Text, nullable=False),
+    Column("data", Text, nullable=False),  # JSON; of a session all but its request, which never changes
 )

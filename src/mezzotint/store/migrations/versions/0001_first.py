@@ -22,8 +22,8 @@ LEGAL = (
     ("paused", "cancelled"),
 )
 
-# By dialect, as each says it. A dialect that is missing here cannot hold the law, and must not hold sessions.
-TRIGGERS = {
+# What each dialect says in its own words. One that is missing here cannot hold the law, and must not hold sessions.
+LAWS = {
     "sqlite": (
         """
         CREATE TRIGGER sessions_begin_queued BEFORE INSERT ON sessions
@@ -36,19 +36,48 @@ TRIGGERS = {
         BEGIN SELECT RAISE(ABORT, 'illegal change of state'); END
         """,
     ),
+    "postgresql": (
+        """
+        CREATE FUNCTION mezzotint_begin_queued() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN RAISE EXCEPTION 'a session begins queued' USING ERRCODE = 'check_violation'; END $$
+        """,
+        """
+        CREATE TRIGGER sessions_begin_queued BEFORE INSERT ON sessions
+        FOR EACH ROW WHEN (NEW.state IS DISTINCT FROM 'queued') EXECUTE FUNCTION mezzotint_begin_queued()
+        """,
+        """
+        CREATE FUNCTION mezzotint_obey_legal() RETURNS trigger LANGUAGE plpgsql AS $$
+        BEGIN
+            IF NOT EXISTS (SELECT 1 FROM legal WHERE from_state = OLD.state AND to_state = NEW.state) THEN
+                RAISE EXCEPTION 'illegal change of state' USING ERRCODE = 'check_violation';
+            END IF;
+            RETURN NEW;
+        END $$
+        """,
+        """
+        CREATE TRIGGER sessions_obey_legal BEFORE UPDATE OF state ON sessions
+        FOR EACH ROW EXECUTE FUNCTION mezzotint_obey_legal()
+        """,
+        # one row, written by every transaction: what became of one whose connection broke in mid-commit
+        "CREATE TABLE last_commit (token text NOT NULL)",
+        "INSERT INTO last_commit VALUES ('')",
+    ),
 }
+
+# Ids are compared byte by byte, whatever language a Postgres speaks; SQLite knows no other way.
+ID = sa.Text().with_variant(sa.Text(collation="C"), "postgresql")
 
 
 def upgrade() -> None:
     op.create_table(
         "sessions",
-        sa.Column("id", sa.Text, primary_key=True),
+        sa.Column("id", ID, primary_key=True),
         sa.Column("state", sa.Text, nullable=False),
         sa.Column("type", sa.Text, nullable=False),
         sa.Column("model", sa.Text, nullable=False),
         sa.Column("device", sa.Text),
         sa.Column("priority", sa.Integer, nullable=False),
-        sa.Column("batch_id", sa.Text),
+        sa.Column("batch_id", ID),
         sa.Column("attempt", sa.Integer, nullable=False, server_default="0"),
         sa.Column("losses", sa.Integer, nullable=False, server_default="0"),
         sa.Column("worker", sa.Text),
@@ -68,7 +97,7 @@ def upgrade() -> None:
     op.create_index("sessions_by_batch", "sessions", ["batch_id", "id"])
     op.create_table(
         "images",
-        sa.Column("session_id", sa.Text, sa.ForeignKey("sessions.id", ondelete="CASCADE"), primary_key=True),
+        sa.Column("session_id", ID, sa.ForeignKey("sessions.id", ondelete="CASCADE"), primary_key=True),
         sa.Column("idx", sa.Integer, primary_key=True),
         sa.Column("seed", sa.BigInteger, nullable=False),
         sa.Column("width", sa.Integer, nullable=False),
@@ -79,7 +108,7 @@ def upgrade() -> None:
     )
     op.create_table(
         "transitions",
-        sa.Column("session_id", sa.Text, sa.ForeignKey("sessions.id", ondelete="CASCADE"), primary_key=True),
+        sa.Column("session_id", ID, sa.ForeignKey("sessions.id", ondelete="CASCADE"), primary_key=True),
         sa.Column("seq", sa.Integer, primary_key=True),
         sa.Column("from_state", sa.Text),
         sa.Column("to_state", sa.Text, nullable=False),
@@ -93,5 +122,5 @@ def upgrade() -> None:
         sa.Column("to_state", sa.Text, primary_key=True),
     )
     op.bulk_insert(legal, [{"from_state": before, "to_state": after} for before, after in LEGAL])
-    for statement in TRIGGERS[op.get_bind().dialect.name]:
+    for statement in LAWS[op.get_bind().dialect.name]:
         op.execute(statement)

@@ -1,0 +1,60 @@
+"""Forgets what is old: ended sessions with their pictures, idempotency keys. Must not touch what has not ended."""
+
+import asyncio
+import time
+
+import structlog
+
+from mezzotint.errors import TryLater
+from mezzotint.events import Events
+from mezzotint.store.blobs import Blobs
+from mezzotint.store.sql import Store
+
+log = structlog.get_logger(__name__)
+
+DAY_S = 86_400
+KEYS_KEPT_S = DAY_S + 3600  # promised: 24 hours
+PERIOD_S = 600
+SLICE = 100  # rows of one commit, so that nobody waits long behind it
+
+
+class Retention:
+    """Runs beside the server, a slice at a time."""
+
+    def __init__(self, store: Store, blobs: Blobs, events: Events, retention_days: float | None) -> None:
+        self._store, self._blobs, self._events, self._days = store, blobs, events, retention_days
+        self._loop: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._loop = asyncio.create_task(self._run(), name="retention")
+
+    async def stop(self) -> None:
+        if self._loop is not None:
+            self._loop.cancel()
+            await asyncio.gather(self._loop, return_exceptions=True)
+
+    async def sweep(self, now: float) -> int:
+        """Forget all that is old by then. Returns how many sessions. Raises TryLater; what is left waits."""
+        while await self._store.forget_keys(before=now - KEYS_KEPT_S, limit=SLICE) == SLICE:
+            pass
+        count = 0
+        while self._days is not None:
+            gone = await self._store.prune(before=now - self._days * DAY_S, limit=SLICE)
+            for session_id in gone:
+                await self._blobs.delete(session_id)
+                self._events.forget(session_id)
+            count += len(gone)
+            if len(gone) < SLICE:
+                break
+        return count
+
+    async def _run(self) -> None:
+        while True:
+            try:
+                if count := await self.sweep(time.time()):
+                    log.info("forgot old sessions", count=count)
+            except TryLater as error:
+                log.warning("cannot forget old sessions", code=error.code)
+            except Exception:
+                log.exception("forgetting failed")  # the loop must outlive any single fault
+            await asyncio.sleep(PERIOD_S)

@@ -1,0 +1,103 @@
+"""The statements that several methods of the store share, the change of state first. Must not begin a transaction."""
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import ColumnElement, Select, func, insert, select, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from mezzotint.session import FINAL, ImageRecord, Session, State
+from mezzotint.store import rows
+from mezzotint.store.tables import images, sessions, transitions
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """One transaction that writes, and what it has to tell once it is committed."""
+
+    connection: AsyncConnection
+    told: list[tuple[str, str, Any]] = field(default_factory=list)  # session, kind, data
+
+    def tell(self, session_id: str, kind: str, data: Any) -> None:
+        self.told.append((session_id, kind, data))
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    session_id: str
+    before: State
+    after: State
+    cause: str
+    now: float
+
+
+async def move(work: Work, change: Change, *guards: ColumnElement[bool], **values: Any) -> Session | None:
+    """The only function that changes a state. Returns None, with nothing changed, when the row is not as expected."""
+    if change.after in FINAL:
+        values["ended_at"] = change.now
+    if change.before is State.RUNNING:
+        values["worker"] = None
+    if change.after is State.PAUSED:
+        values["pause_requested"] = False  # it has what it asked for, and must not pause again when resumed
+    row = sessions.c.id == change.session_id, sessions.c.state == change.before
+    statement = update(sessions).where(*row, *guards).values(state=change.after, **values)
+    attempt = await work.connection.scalar(statement.returning(sessions.c.attempt))
+    if attempt is None:
+        return None
+    seen = select(func.coalesce(func.max(transitions.c.seq), 0)).where(transitions.c.session_id == change.session_id)
+    note = {
+        "session_id": change.session_id,
+        "seq": seen.scalar_subquery() + 1,
+        "from_state": change.before,
+        "to_state": change.after,
+        "attempt": attempt,
+        "cause": change.cause,
+        "device": values.get("device"),
+        "at": change.now,
+    }
+    await work.connection.execute(insert(transitions).values(note))
+    session = await find(work.connection, change.session_id)
+    work.tell(change.session_id, "state", session)
+    if change.after in FINAL:
+        work.tell(change.session_id, "end", session)
+    return session
+
+
+def plain(text: str | None) -> bool:
+    """Whether text can be in a row's names at all. Postgres does not even compare text that holds a NUL."""
+    return text is None or (text.isascii() and text.isprintable())
+
+
+def owned(attempt: int) -> ColumnElement[bool]:
+    return sessions.c.attempt == attempt
+
+
+async def after_running(connection: AsyncConnection, session_id: str) -> State:
+    """Where a session whose attempt ends unfinished belongs. Cancel beats pause."""
+    flags = select(sessions.c.cancel_requested, sessions.c.pause_requested).where(sessions.c.id == session_id)
+    row = (await connection.execute(flags.with_for_update())).one_or_none()
+    if row is None or not any(row):
+        return State.QUEUED
+    return State.CANCELLED if row.cancel_requested else State.PAUSED
+
+
+async def count_of(connection: AsyncConnection, states: Collection[State]) -> int:
+    query = select(func.count()).select_from(sessions).where(sessions.c.state.in_(states))
+    return await connection.scalar(query) or 0
+
+
+async def find(connection: AsyncConnection, session_id: str) -> Session | None:
+    found = await load(connection, select(sessions).where(sessions.c.id == session_id))
+    return found[0] if found else None
+
+
+async def load(connection: AsyncConnection, query: Select[Any]) -> list[Session]:
+    """The sessions of a query over whole rows, with their pictures, in the query's order."""
+    found = (await connection.execute(query)).all()
+    ids = query.with_only_columns(sessions.c.id).subquery()
+    pictures: dict[str, list[ImageRecord]] = {row.id: [] for row in found}
+    of_these = select(images).where(images.c.session_id.in_(select(ids.c.id)))
+    for row in await connection.execute(of_these.order_by(images.c.session_id, images.c.idx)):
+        pictures[row.session_id].append(rows.image(row))
+    return [rows.session(row, tuple(pictures[row.id])) for row in found]

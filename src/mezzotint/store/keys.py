@@ -1,0 +1,62 @@
+"""Which session an idempotency key stands for. Must not begin a transaction."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import delete, insert, select, tuple_
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from mezzotint.errors import Conflict
+from mezzotint.store.rows import Once
+from mezzotint.store.tables import idempotency_keys
+
+Name = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What a key stands for; a session without a key stands for itself."""
+
+    session_id: str
+    fingerprint: str | None
+
+
+async def known(connection: AsyncConnection, asked: Sequence[Once]) -> dict[Name | None, Known]:
+    """What is known of these, by name."""
+    if not asked:
+        return {}
+    columns = idempotency_keys.c
+    query = select(idempotency_keys).where(tuple_(columns.scope, columns.key).in_({once.name for once in asked}))
+    return {(row.scope, row.key): Known(row.session_id, row.fingerprint) for row in await connection.execute(query)}
+
+
+async def keep(connection: AsyncConnection, accepted: Sequence[tuple[Once | None, dict[str, Any]]]) -> None:
+    values = [
+        {
+            "scope": once.scope,
+            "key": once.key,
+            "fingerprint": once.fingerprint,
+            "session_id": row["id"],
+            "created_at": row["created_at"],
+        }
+        for once, row in accepted
+        if once is not None
+    ]
+    if values:
+        await connection.execute(insert(idempotency_keys), values)
+
+
+def check(once: Once | None, first: Known) -> None:
+    """Raises Conflict when the key was first sent with another body."""
+    if once is not None and once.fingerprint != first.fingerprint:
+        message = "this Idempotency-Key came with another body before; send a new key, or the first body"
+        raise Conflict(message, code="idempotency_mismatch", field="Idempotency-Key")
+
+
+async def forget(connection: AsyncConnection, before: float, limit: int) -> int:
+    columns = idempotency_keys.c
+    oldest = select(columns.scope, columns.key).where(columns.created_at < before).order_by(columns.created_at)
+    names = [tuple(row) for row in await connection.execute(oldest.limit(limit))]
+    await connection.execute(delete(idempotency_keys).where(tuple_(columns.scope, columns.key).in_(names)))
+    return len(names)

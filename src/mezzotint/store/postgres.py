@@ -1,0 +1,131 @@
+"""Postgres, owned by one process: who cannot take the lock cannot write. Must not know a table."""
+
+import secrets
+from typing import Any
+
+from sqlalchemy import URL, event
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import DBAPIError, DisconnectionError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
+
+from mezzotint.errors import SetupError
+
+READERS = 4
+OWNER_LOCK = int.from_bytes(b"mezzotin")  # advisory locks are numbers, each database's its own
+
+_WRITER = {"synchronous_commit": "on", "lock_timeout": "5s"}
+_READER = {"default_transaction_isolation": "repeatable read", "default_transaction_read_only": "on"}
+
+_AWAY = ("not_ready", "the database does not answer; try again")
+_OWNED = ("not_ready", "another server has taken the database; stop one of the two")
+# What waiting can mend, by the first letters of SQLSTATE. Anything else is a bug and stays as it is.
+_WAIT = {
+    "08": _AWAY,  # connection exceptions
+    "53100": ("storage_full", "the disk that holds the database is full; free some space"),
+    "53": ("not_ready", "the database is short of memory or connections; try again"),
+    "55P03": ("not_ready", "another process holds the database; try again"),
+    "40": ("not_ready", "another process changed the same rows of the database; try again"),
+    "57": _AWAY,  # it starts or stops, or an operator cut the connection
+    "58": ("not_ready", "the database's disk failed; nothing is accepted until it is mended"),
+    "25006": ("not_ready", "the database takes no writes now; try again"),
+}
+
+
+class _OwnedByAnother(Exception):
+    """Another session holds the lock."""
+
+
+def address(url: URL) -> URL:
+    if not url.database:
+        raise SetupError("the address names no database; use postgresql://USER:PASSWORD@HOST/NAME")
+    try:
+        import asyncpg  # noqa: F401
+    except ImportError as error:
+        raise SetupError("Postgres needs a driver; pip install 'mezzotint[postgres]'") from error
+    return url.set(drivername="postgresql+asyncpg")
+
+
+def open(url: URL) -> tuple[AsyncEngine, AsyncEngine]:  # noqa: A001  Kind's word
+    writer = _engine(url, size=1, settings=_WRITER)
+    event.listen(writer.sync_engine, "connect", _own)
+    return writer, _engine(url, size=READERS, settings=_READER)
+
+
+def meaning(error: BaseException) -> tuple[str, str] | None:
+    if isinstance(error, _OwnedByAnother):
+        return _OWNED
+    if isinstance(error, OSError) or (isinstance(error, DBAPIError) and error.connection_invalidated):
+        return _AWAY  # refused, or gone; a time-out is an OSError too
+    state = _sqlstate(error)
+    return next((said for length in (5, 2) if (said := _WAIT.get(state[:length])) is not None), None)
+
+
+def reason(error: BaseException) -> str | None:
+    if isinstance(error, _OwnedByAnother):
+        return "it is in use by another server; stop that one or choose another --database"
+    if isinstance(error, OSError):
+        return error.strerror or "it does not answer"
+    return str(_origin(error)).partition("\n")[0] if _sqlstate(error) else None
+
+
+async def back_up(url: URL, name: str) -> None:
+    """Nothing: the server's files are not ours."""
+
+
+async def mend(writer: AsyncEngine) -> None:
+    """Nothing: a server whose disk fails ends itself, and recovers from its log."""
+
+
+def broke(error: BaseException) -> bool:
+    return False
+
+
+async def mark(connection: AsyncConnection) -> str | None:
+    # not the transaction's own number: what a crash did not keep is given again, to anybody
+    token = secrets.token_hex(16)
+    await connection.exec_driver_sql("UPDATE last_commit SET token = $1", (token,))
+    return token
+
+
+async def committed(connection: AsyncConnection, mark: str) -> bool:
+    """Certain: whoever has the writer's connection has the lock, so that the session that began it is over."""
+    return bool((await connection.exec_driver_sql("SELECT token FROM last_commit")).scalar_one() == mark)
+
+
+async def tidy(writer: AsyncEngine) -> None:
+    """Nothing: the server looks after its own files."""
+
+
+def _engine(url: URL, *, size: int, settings: dict[str, str]) -> AsyncEngine:
+    given = {"server_settings": {"application_name": "mezzotint", **settings}, "timeout": 5, "command_timeout": 30}
+    engine = create_async_engine(url, pool_size=size, max_overflow=0, hide_parameters=True, connect_args=given)
+
+    @event.listens_for(engine.sync_engine, "checkout")
+    def refuse_closed(connection: Any, _record: object, _proxy: object) -> None:
+        if connection.driver_connection.is_closed():  # known without asking the server
+            raise DisconnectionError
+
+    return engine
+
+
+def _own(connection: DBAPIConnection, _record: object) -> None:
+    # invariant: every connection that can write holds the lock, and a lost one has lost it
+    cursor = connection.cursor()
+    cursor.execute(f"SELECT pg_try_advisory_lock({OWNER_LOCK})")
+    answer = cursor.fetchone()
+    cursor.close()
+    connection.commit()
+    if answer is None or not answer[0]:
+        connection.driver_connection.terminate()
+        raise _OwnedByAnother
+
+
+def _origin(error: BaseException) -> BaseException:
+    """The driver's own error below SQLAlchemy's wrappings."""
+    while isinstance(error, DBAPIError) and error.orig is not None:
+        error = error.orig
+    return error.__cause__ if not hasattr(error, "sqlstate") and error.__cause__ is not None else error
+
+
+def _sqlstate(error: BaseException) -> str:
+    return getattr(_origin(error), "sqlstate", None) or ""

@@ -1,0 +1,32 @@
+"""A real server whose sessions are in Postgres. Must not test what the contract suite tests of every store."""
+
+import os
+import subprocess
+from pathlib import Path
+
+from tests.contract.backends import Postgres
+from tests.contract.conftest import postgres, postgres_server  # noqa: F401  fixtures
+from tests.process.conftest import BIN, RunningServer, wait_for
+
+
+def test_a_server_on_postgres_survives_kill_9_owns_its_database_and_keeps_the_password_to_itself(
+    tmp_path: Path,
+    postgres: Postgres,  # noqa: F811
+) -> None:
+    os.environ["MEZZOTINT_DATABASE"] = postgres.url
+    try:
+        with RunningServer(tmp_path / "data") as server:
+            server.worker_pid()
+            session_id = server.client.submit(prompt="x", steps=40)["id"]
+            wait_for(lambda: server.client.session(session_id)["progress"]["step"] > 0, 60)
+            command: list[str | Path] = [BIN, "serve", "--port", "0", "--data", tmp_path / "other"]
+            second = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+            assert second.returncode == 1
+            assert "in use by another server" in second.stderr
+            server.kill()
+            server.start()
+            assert server.client.wait(session_id)["state"] == "succeeded"
+            assert not (server.data / "mezzotint.db").exists()
+            assert "canary-secret" not in server.log.read_text() + second.stderr
+    finally:
+        del os.environ["MEZZOTINT_DATABASE"]
