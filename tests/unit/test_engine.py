@@ -34,6 +34,9 @@ class Toy:
         self.room = 1000  # rows that memory holds
         self.decode_error: BaseException | None = None
 
+    def pack(self) -> None:
+        pass
+
     def windows(self, text: str, syntax: str) -> int:
         return 1 + len(text) // 100
 

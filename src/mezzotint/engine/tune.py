@@ -61,6 +61,7 @@ def measure(subject: Subject, refused: str | None) -> Profile:
     if kind == "cpu":
         torch.set_float32_matmul_precision("medium")  # as a worker does
     plain = StableDiffusion(Path(subject.path), device, torch.float32)
+    plain.pack()
     graphs = profiles.graphs_of(Path(subject.cache), subject.sha256)
     found: dict[tuple[str, str], Family] = {}
     reasons: dict[tuple[str, str], str] = {}

@@ -88,6 +88,9 @@ class Family(Protocol):
     inpaints: bool  # its UNet takes mask and masked latents beside the latents
     executor: Executor
 
+    def pack(self) -> None:
+        """Spend some load time and memory on faster calls. Changes results by the last bits of float32 at most."""
+
     def windows(self, text: str, syntax: str) -> int:
         """How many encoder windows a text takes, at least 1, at most MAX_WINDOWS."""
 

@@ -16,6 +16,7 @@ from mezzotint.families.base import MAX_WINDOWS, PLAIN, Conditioning, ControlNet
 from mezzotint.families.clip import ClipTextEncoder, ClipTokenizer
 from mezzotint.families.control import DiffusersControlNet, add_up
 from mezzotint.families.lora import Adapted, Lora, read_lora
+from mezzotint.families.packing import pack
 from mezzotint.families.weights import load_module
 
 Chunk = list[tuple[int, float]]  # tokens of one window with their weights
@@ -43,6 +44,11 @@ class StableDiffusion:
         # engine/executors.py puts others in their place, in a copy of this family
         self.executor = PLAIN
         self.run_unet, self.run_decoder = unet_in_torch(self.unet), decoder_in_torch(self.vae)
+
+    def pack(self) -> None:
+        if self.device.type == "cpu":
+            for module in (self.unet, self.vae, *self.text_encoders.values()):
+                pack(module)
 
     def windows(self, text: str, syntax: str) -> int:
         return min(MAX_WINDOWS, len(self._chunks(text, syntax)))

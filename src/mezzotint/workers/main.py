@@ -180,6 +180,7 @@ def _load(model: wire.ModelRef, device: "torch.device", dtype: "torch.dtype") ->
 
     module, _, name = FAMILIES[model.family].implementation.partition(":")
     family: Family = getattr(import_module(module), name)(Path(model.path), device, dtype)
+    family.pack()
     return family
 
 
