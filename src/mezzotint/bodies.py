@@ -10,6 +10,7 @@ from mezzotint.catalog import Model
 from mezzotint.errors import Fault, InvalidRequest, MezzotintError
 from mezzotint.events import Event
 from mezzotint.session import SPANS, ImageRecord, Session
+from mezzotint.store.rows import Attempt
 
 SESSIONS = "/api/inference/sessions"
 ASSETS = "/api/assets"
@@ -45,7 +46,7 @@ def session(value: Session) -> dict[str, Any]:
         "cancel_requested": value.cancel_requested,
         "pause_requested": value.pause_requested,
         "metadata": metadata,
-        "links": {"self": path, "events": f"{path}/events", "cancel": f"{path}/cancel"},
+        "links": {"self": path, "events": f"{path}/events", "cancel": f"{path}/cancel", "trace": f"{path}/trace"},
     }
 
 
@@ -56,6 +57,32 @@ def image(session_id: str, value: ImageRecord) -> dict[str, Any]:
 
 def asset(value: Asset) -> dict[str, Any]:
     return {name: getattr(value, name) for name in ("id", "width", "height", "bytes", "sha256")}
+
+
+def trace(value: Session, attempts: list[Attempt]) -> dict[str, Any]:
+    """Where a session's time went. `batch_rows` counts its model calls by the rows that shared them, its own too."""
+    usage = value.usage
+    told = {"batch_rows": usage.batch_rows or None, "executor": usage.executor, "dtype": usage.dtype}
+    why = "told when the attempt ends" if not value.ended else "no step of it ran to an end that its worker told"
+    return {
+        "id": value.id,
+        "state": value.state,
+        "spans": {f"{name}_s": round(value.spans.get(name, 0.0), 6) for name in SPANS},
+        "attempts": [
+            {
+                "number": one.number,
+                "device": one.device,
+                "started_at": time(one.started_at),
+                "ended_at": time(one.ended_at),
+                "ended_as": one.ended_as,
+                "cause": one.cause,
+            }
+            for one in attempts
+        ],
+        **told,
+        "device_s": usage.device_s,
+        "unknown": {name: why for name, known in told.items() if known is None},
+    }
 
 
 def event(session_id: str, value: Event) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from mezzotint.request import Picture, Request, World, resolve
 from mezzotint.schema import RequestInput, Source, nearest, parse, sources
 from mezzotint.session import FINAL, ImageRecord, Session, State
 from mezzotint.store.blobs import Blobs
-from mezzotint.store.rows import Once
+from mezzotint.store.rows import Attempt, Once
 from mezzotint.store.sql import Store
 from mezzotint.tuning import Choices
 from mezzotint.workers.base import Supervisor
@@ -37,6 +37,7 @@ ACTIVE = frozenset(State) - FINAL
 # inside Operations, `list` is the method
 Bodies = list[dict[str, Any]]
 Names = list[str]
+Attempts = list[Attempt]
 
 
 class Operations:
@@ -129,6 +130,10 @@ class Operations:
         if session is None:
             raise NotFound(f"session {session_id[:64]!r} is not here", code="session_not_found")
         return self._dispatcher.view(session)
+
+    async def trace(self, session_id: str) -> tuple[Session, Attempts]:
+        """The session and every attempt at it, oldest first. Raises NotFound."""
+        return await self.get(session_id), await self._store.attempts(session_id)
 
     async def list(
         self,

@@ -134,6 +134,20 @@ def test_models_tell_what_goes_with_what(server: RunningServer) -> None:
     assert fits == {"ink": ["painter", "tiny"], "tiny-canny": ["painter", "tiny"]}
 
 
+def test_a_trace_tells_the_company_of_each_call(server: RunningServer) -> None:
+    ids = [server.client.submit(prompt="x", steps=30, seed=seed)["id"] for seed in range(4)]
+    for session_id in ids:
+        server.client.wait(session_id)
+    trace = httpx2.get(f"{server.url}/api/inference/sessions/{ids[0]}/trace").json()
+    session = server.client.session(ids[0])
+    assert sum(trace["batch_rows"].values()) == 30
+    assert max(map(int, trace["batch_rows"])) > 2, "it had company"
+    assert trace["spans"]["denoising_s"] == session["timing"]["denoising_s"] > 0
+    (attempt,) = trace["attempts"]
+    assert (attempt["number"], attempt["device"], attempt["ended_as"]) == (1, "cpu:0", "succeeded")
+    assert httpx2.get(f"{server.url}/api/inference/sessions/ses_no/trace").status_code == 404
+
+
 def test_the_command_line_takes_files(server: RunningServer, tmp_path: Path) -> None:
     photo().save(tmp_path / "photo.png")
     square().save(tmp_path / "mask.png")

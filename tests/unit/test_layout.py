@@ -33,7 +33,7 @@ ALLOWED: dict[str, set[str]] = {
     "image_child": {"image_wire"},
     "image_handle": {"errors", "image_wire"},
     "assets": {"errors", "image_handle", "image_wire", "preprocessors"},
-    "bodies": {"assets", "catalog", "errors", "events", "session"},
+    "bodies": {"assets", "catalog", "errors", "events", "session", "store.rows"},
     "telemetry": set(),
     "images": {"request"},
     "store": {"errors", "events", "request", "session", "store"},

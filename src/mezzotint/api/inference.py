@@ -89,6 +89,12 @@ async def follow(session_id: str, ops: Ops, last_event_id: Annotated[int, Header
     return events.stream(session_id, await ops.events(session_id, last_event_id))
 
 
+@router.get("/{session_id}/trace")
+async def trace(session_id: str, ops: Ops) -> dict[str, Any]:
+    """Where its time went, every attempt at it, and how many rows shared its model calls."""
+    return bodies.trace(*await ops.trace(session_id))
+
+
 @router.get("/{session_id}/images/{index}")
 async def image(session_id: str, index: int, request: Request, ops: Ops) -> Response:
     """A finished picture."""
