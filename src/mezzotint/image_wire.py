@@ -1,25 +1,21 @@
-"""Every message between the API process and the image child, both ways, and its framing. Must not import a decoder.
+"""Every message between the API process and the image child, both ways. Must not import a decoder.
 
-A frame is two big-endian 32-bit lengths, then a msgpack message of that length, then raw bytes (a caller's picture) of
-the other. The child answers each message once, in order, after its `Hello`.
+The child answers each message once, in order, after its `Hello`. A frame's blob is a caller's picture.
 """
 
 import socket
-import struct
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
+from mezzotint import frames
+from mezzotint.frames import HEAD_BYTES as HEAD_BYTES
+from mezzotint.frames import WireError as WireError
+
 MAX_PIXELS = 4096 * 4096
 MAX_MESSAGE_BYTES = 64 << 10
-MAX_BLOB_BYTES = 256 << 20
-_HEAD = struct.Struct(">II")
 
 Role = Literal["image", "mask"]
-
-
-class WireError(Exception):
-    """The peer sent what no peer of ours would. The connection is of no use after it."""
 
 
 class _Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", forbid_unknown_fields=True):
@@ -72,8 +68,6 @@ class Refused(_Message, frozen=True, kw_only=True, tag="refused"):
 ToChild = Keep | Preprocess
 FromChild = Hello | Kept | Refused
 
-HEAD_BYTES = _HEAD.size
-
 _encoder = msgspec.msgpack.Encoder()
 _to_child: msgspec.msgpack.Decoder[ToChild] = msgspec.msgpack.Decoder(ToChild)
 _from_child: msgspec.msgpack.Decoder[FromChild] = msgspec.msgpack.Decoder(FromChild)
@@ -90,45 +84,19 @@ def temporary_name(asset_id: str) -> str:
 
 def head(message: ToChild | FromChild, blob: bytes = b"") -> bytes:
     """All of a frame but its blob, which the caller sends after it."""
-    body = _encoder.encode(message)
-    return _HEAD.pack(len(body), len(blob)) + body
+    return frames.head(_encoder.encode(message), blob)
 
 
 def lengths(raw: bytes) -> tuple[int, int]:
-    """Message and blob length of a frame. Raises WireError when either is over its cap."""
-    message, blob = _HEAD.unpack(raw)
-    if message > MAX_MESSAGE_BYTES or blob > MAX_BLOB_BYTES:
-        raise WireError(f"a frame of {message} and {blob} bytes is over the cap")
-    return message, blob
+    return frames.lengths(raw, MAX_MESSAGE_BYTES)
 
 
 def decode_from_child(body: bytes) -> FromChild:
-    message: FromChild = _decode(_from_child, body)
+    message: FromChild = frames.decode(_from_child, body)
     return message
 
 
 def receive_to_child(connection: socket.socket) -> tuple[ToChild, bytes] | None:
     """Block for the next message in the child. None: the API process is gone."""
-    raw = _exactly(connection, HEAD_BYTES)
-    if raw is None:
-        return None
-    message, blob = lengths(raw)
-    body, data = _exactly(connection, message), _exactly(connection, blob)
-    return None if body is None or data is None else (_decode(_to_child, body), data)
-
-
-def _decode(decoder: msgspec.msgpack.Decoder[Any], body: bytes) -> Any:
-    try:
-        return decoder.decode(body)
-    except (msgspec.ValidationError, msgspec.DecodeError) as error:
-        raise WireError(str(error)) from error
-
-
-def _exactly(connection: socket.socket, count: int) -> bytes | None:
-    parts = bytearray()
-    while len(parts) < count:
-        part = connection.recv(min(1 << 20, count - len(parts)))
-        if not part:
-            return None
-        parts += part
-    return bytes(parts)
+    received = frames.receive(connection, MAX_MESSAGE_BYTES)
+    return None if received is None else (frames.decode(_to_child, received[0]), received[1])

@@ -108,7 +108,7 @@ def test_an_upload_over_the_cap_is_refused(server: RunningServer) -> None:
         assert answer.status_code == 413, answer.text
         assert answer.json()["code"] == "body_too_large"
         assert str(LIMIT) in answer.json()["detail"]
-    others = post(server, "/api/inference/sessions", **as_body(_pieces(bytes(2 << 20)), "application/json"))
+    others = post(server, "/api/inference/sessions/x/cancel", **as_body(bytes(2 << 20), "application/json"))
     assert (others.status_code, str(1 << 20) in others.json()["detail"]) == (413, True)
     assert post(server, **as_body(PNG)).status_code == 201
 

@@ -1,27 +1,21 @@
-"""Every message between the API process and a worker, both ways, and how it is framed. Must not import torch or pickle.
+"""Every message between the API process and a worker, both ways. Must not import torch or pickle.
 
-A frame is two big-endian 32-bit lengths, then a msgpack message of that length, then raw bytes (a picture) of the
-other. Each side knows the other's exact version: `Hello` carries it first.
+Each side knows the other's exact version: `Hello` carries it first. A frame's blob is a finished picture.
 """
 
 import socket
-import struct
-from typing import Any
 
 import msgspec
 
+from mezzotint import frames
 from mezzotint.errors import ErrorInfo
+from mezzotint.frames import HEAD_BYTES as HEAD_BYTES
+from mezzotint.frames import WireError as WireError
 from mezzotint.request import Request
 from mezzotint.session import Usage
 
 VERSION = 2
 MAX_MESSAGE_BYTES = 8 << 20
-MAX_BLOB_BYTES = 256 << 20
-_HEAD = struct.Struct(">II")
-
-
-class WireError(Exception):
-    """The peer sent what no peer of ours would. The connection is of no use after it."""
 
 
 class _Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", forbid_unknown_fields=True):
@@ -166,49 +160,22 @@ _encoder = msgspec.msgpack.Encoder()
 _to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
 _from_worker: msgspec.msgpack.Decoder[FromWorker] = msgspec.msgpack.Decoder(FromWorker)
 
-HEAD_BYTES = _HEAD.size
-
 
 def frame(message: ToWorker | FromWorker, blob: bytes = b"") -> bytes:
-    body = _encoder.encode(message)
-    return _HEAD.pack(len(body), len(blob)) + body + blob
+    return frames.head(_encoder.encode(message), blob) + blob
 
 
 def lengths(head: bytes) -> tuple[int, int]:
     """Message and blob length of a frame. Raises WireError when either is over its cap."""
-    message, blob = _HEAD.unpack(head)
-    if message > MAX_MESSAGE_BYTES or blob > MAX_BLOB_BYTES:
-        raise WireError(f"a frame of {message} and {blob} bytes is over the cap")
-    return message, blob
+    return frames.lengths(head, MAX_MESSAGE_BYTES)
 
 
 def decode_from_worker(body: bytes) -> FromWorker:
-    message: FromWorker = _decode(_from_worker, body)
+    message: FromWorker = frames.decode(_from_worker, body)
     return message
 
 
 def receive_to_worker(connection: socket.socket) -> ToWorker | None:
     """Block for the next message in a worker. None: the API process is gone."""
-    head = _exactly(connection, HEAD_BYTES)
-    if head is None:
-        return None
-    message, blob = lengths(head)
-    body = _exactly(connection, message + blob)
-    return None if body is None else _decode(_to_worker, body[:message])
-
-
-def _decode(decoder: msgspec.msgpack.Decoder[Any], body: bytes) -> Any:
-    try:
-        return decoder.decode(body)
-    except (msgspec.ValidationError, msgspec.DecodeError) as error:
-        raise WireError(str(error)) from error
-
-
-def _exactly(connection: socket.socket, count: int) -> bytes | None:
-    parts = bytearray()
-    while len(parts) < count:
-        part = connection.recv(min(1 << 20, count - len(parts)))
-        if not part:
-            return None
-        parts += part
-    return bytes(parts)
+    received = frames.receive(connection, MAX_MESSAGE_BYTES)
+    return None if received is None else frames.decode(_to_worker, received[0])
