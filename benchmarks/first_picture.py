@@ -31,7 +31,7 @@ def main() -> None:
     defaults = json.loads((BUNDLED / BUNDLED_MODEL / "mezzotint.json").read_text())["defaults"]
     with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as opened:
         out = Path(folder)
-        url = opened.enter_context(machine.running_server(out / "data"))
+        url = opened.enter_context(machine.running_server(out / "data", "--executor", "torch", "--dtype", "float32"))
         draw = [machine.MEZZOTINT, "generate", PROMPT, "--seed", str(SEED), "-o"]
         steps, guidance = str(defaults["num_inference_steps"]), str(defaults["guidance_scale"])
         script = [sys.executable, "-c", DIFFUSERS, BUNDLED / BUNDLED_MODEL, steps, guidance, out / "peer.png"]

@@ -158,6 +158,13 @@ def wordnet_things() -> list[str]:
     return sorted(things)
 
 
+def wordnet_adjectives() -> list[str]:
+    """Single words for how a thing can be."""
+    lines = (WORDNET / "data.adj").read_text(encoding="utf-8").splitlines()
+    words = {line.split(" ")[4] for line in lines if not line.startswith(" ")}
+    return sorted(word for word in words if re.fullmatch(r"[a-z]{2,12}", word))
+
+
 def _phrase(label: str, rng: random.Random) -> str:
     article = "an" if label[0] in "aeiou" else "a"
     return rng.choice(

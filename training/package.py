@@ -25,14 +25,13 @@ def main() -> None:
     parser.add_argument("--target", type=Path, default=TARGET)
     arguments = parser.parse_args()
     training = unet.restored(seed=0)
-    drawn_by, encoder = training.averaged()
-    if words.folder(training.step).exists():
-        encoder = CLIPTextModel.from_pretrained(words.folder(training.step), dtype=torch.float32)
+    taught = words.folder(training.step)
+    encoder = taught if taught.exists() else text.folder() / "text_encoder"
     pipeline = assemble(
         vae=AutoencoderKL.from_pretrained(vae.folder(), torch_dtype=torch.float32),
-        encoder=encoder,
+        encoder=CLIPTextModel.from_pretrained(encoder, dtype=torch.float32),
         tokenizer=CLIPTokenizer.from_pretrained(text.folder() / "tokenizer"),
-        unet=drawn_by,
+        unet=training.averaged(),
     )
     fresh = data.work_folder() / "icons.new"
     shutil.rmtree(fresh, ignore_errors=True)

@@ -1,15 +1,14 @@
-"""Teaches the trained text encoder the words that no caption holds, without moving what it says of captions.
+"""Teaches the text encoder the words that no caption holds, without moving what the UNet reads of captions.
 
-Run `python -m training.words --minutes 4` after the UNet. A word of WordNet is drawn towards the label that the teacher
-finds nearest, as the encoder itself puts that label. Never sees the rewordings that `training.evaluate` measures with.
+Run `python -m training.words --minutes 8` after the UNet. A word of WordNet, in a phrase or alone, is drawn towards the
+label that the teacher finds nearest, as the encoder puts that label that the UNet was trained with: `--says-as` names
+that one where the encoder has been distilled anew since. Never sees the rewordings that `training.evaluate` draws.
 """
 
 import argparse
-import copy
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -18,70 +17,65 @@ from torch.nn import functional
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from training import data, machine, text, unet
+from training.teacher import TAILS, NearWords, Teacher
 
 BATCH = 48  # words, and as many captions
 RATE = 8e-4
-NEAR_ENOUGH = 0.58  # cosine between a word and its label, by the teacher
-FORMS = ("{}", "a {}", "a {}", "the {}", "an icon of a {}")
-TAILS = ("", "", ", noto style", ", fluent style")
+THEMSELVES = 0.15
+SHORT, WHOLE_EVERY = 14, 6  # positions that most batches run: the states after a text differ little
 
 
-@dataclass(frozen=True, kw_only=True)
-class Pair:
-    """A word, and the label that the teacher finds nearest to it."""
+class Phrases:
+    """Draws phrases with near words, the captions that say as much, and captions of the concepts."""
 
-    word: str
-    label: str
-    cosine: float
+    def __init__(self, tokenizer: CLIPTokenizer, near_words: NearWords, rng: random.Random) -> None:
+        self.tokenizer = tokenizer
+        self._near_words = near_words
+        self._rng = rng
+        self._concepts, self._styles = data.read_concepts(), list(data.STYLES)
+
+    def draw(self, count: int) -> tuple[list[str], list[str], list[str]]:
+        """Phrases, captions, and the tails that both of them take. In some phrases the label stands for itself."""
+        chosen = self._near_words.draw(self._rng, count)
+        forms = [self._near_words.form(self._rng) for _ in chosen]
+        words = [pair.label if self._rng.random() < THEMSELVES else pair.word for pair in chosen]
+        phrases = [phrase.format(word) for (phrase, _), word in zip(forms, words, strict=True)]
+        captions = [caption.format(pair.label) for (_, caption), pair in zip(forms, chosen, strict=True)]
+        return phrases, captions, [self._rng.choice(TAILS) for _ in chosen]
+
+    def captions(self, count: int) -> list[str]:
+        rng = self._rng
+        return [data.caption(rng.choice(self._concepts), rng.choice(self._styles), rng) for _ in range(count)]
 
 
-def find_pairs(tokenizer: CLIPTokenizer) -> list[Pair]:
-    """One for each word for a thing, or that is a token of its own, that stands near some label."""
-    labels = [concept.label for concept in data.read_concepts()]
-    words = sorted({*text.whole_words(tokenizer), *data.wordnet_things()} - set(labels))
-    teacher = text.Teacher()
-    cosine, nearest = (teacher(words) @ teacher(labels).T).max(1)
-    return [
-        Pair(word=word, label=labels[label], cosine=near)
-        for word, near, label in zip(words, cosine.tolist(), nearest.tolist(), strict=True)
-        if near >= NEAR_ENOUGH
-    ]
-
-
-def teach(
-    encoder: CLIPTextModel, tokenizer: CLIPTokenizer, pairs: Sequence[Pair], minutes: float, rng: random.Random
-) -> None:
-    """Mutates the encoder."""
-    before = copy.deepcopy(encoder).eval()
+def teach(encoder: CLIPTextModel, before: CLIPTextModel, phrases: Phrases, minutes: float) -> None:
+    """Mutates the encoder: of captions it comes to say what `before` says of them."""
+    before.eval()
     encoder.requires_grad_(True)
-    concepts, styles = data.read_concepts(), list(data.STYLES)
-    weights = [pair.cosine**4 for pair in pairs]
+    tokenizer = phrases.tokenizer
     optimizer = torch.optim.AdamW(encoder.parameters(), lr=RATE, betas=(0.9, 0.98), weight_decay=0.0)
     watch = machine.Stopwatch()
     step = 0
     while (done := watch.look() / (60 * minutes)) < 1:
         for group in optimizer.param_groups:
             group["lr"] = RATE * min(1.0, (step + 1) / 20) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
-        chosen = rng.choices(pairs, weights, k=BATCH)
-        forms = [rng.choice(FORMS) for _ in chosen]
-        tails = [rng.choice(TAILS) for _ in chosen]
-        words = [form.format(pair.word) for form, pair in zip(forms, chosen, strict=True)]
-        labels = [form.format(pair.label) for form, pair in zip(forms, chosen, strict=True)]
-        word_ends, label_ends = _lengths(tokenizer, words) - 1, _lengths(tokenizer, labels) - 1
+        words, labels, tails = phrases.draw(BATCH)
+        word_ends, label_ends = (_lengths(tokenizer, some).clamp(max=SHORT) - 1 for some in (words, labels))
         words = [word + tail for word, tail in zip(words, tails, strict=True)]
         labels = [label + tail for label, tail in zip(labels, tails, strict=True)]
-        captions = [data.caption(rng.choice(concepts), rng.choice(styles), rng) for _ in range(BATCH)]
+        captions = phrases.captions(BATCH)
+        length = text.TOKENS if step % WHOLE_EVERY == 0 else SHORT
         with torch.autocast("cpu", torch.bfloat16):
-            mine = _states(encoder, tokenizer, words + captions)
+            mine = _states(encoder, tokenizer, words + captions, length)
             with torch.no_grad():
-                theirs = _states(before, tokenizer, labels + captions)
+                theirs = _states(before, tokenizer, labels + captions, length)
         mine, theirs = mine.float(), theirs.float()
         moved = functional.mse_loss(mine[BATCH:], theirs[BATCH:])
         rows = torch.arange(BATCH)
         off = (mine[:BATCH] - theirs[:BATCH]).square().mean(-1)
         longer = torch.maximum(_lengths(tokenizer, words), _lengths(tokenizer, labels))
-        padding = torch.arange(text.TOKENS) >= longer[:, None]  # those states have read the whole text
-        near = (off * padding).sum() / padding.sum()
+        padding = torch.arange(length) >= longer[:, None]  # those states have read the whole text
+        near = (off * padding).sum() / padding.sum().clamp(min=1)
         near = 0.5 * near + 0.5 * functional.mse_loss(mine[rows, word_ends], theirs[rows, label_ends])
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(near + 6 * moved)
@@ -101,22 +95,27 @@ def folder(step: int) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=4.0)
+    parser.add_argument("--says-as", type=Path, default=text.folder() / "text_encoder", help="the UNet's encoder")
+    parser.add_argument("--to", type=Path, help="default: beside the UNet's step, where training.package looks")
     parser.add_argument("--seed", type=int, default=4)
     arguments = parser.parse_args()
     machine.prepare()
     torch.manual_seed(arguments.seed)
     tokenizer = CLIPTokenizer.from_pretrained(text.folder() / "tokenizer")
-    pairs = find_pairs(tokenizer)
+    near_words = NearWords(tokenizer, Teacher())
     rng = random.Random(arguments.seed)
+    pairs = near_words.pairs
     print(f"{len(pairs)} pairs, such as", *(f"{p.word} = {p.label};" for p in rng.sample(pairs, 12)), flush=True)
-    training = unet.restored(seed=0)
-    encoder = training.averaged()[1]
-    teach(encoder, tokenizer, pairs, arguments.minutes, rng)
-    encoder.save_pretrained(folder(training.step))
+    encoder, before = (
+        CLIPTextModel.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
+        for path in (text.folder() / "text_encoder", arguments.says_as)
+    )
+    teach(encoder, before, Phrases(tokenizer, near_words, rng), arguments.minutes)
+    encoder.save_pretrained(arguments.to or folder(unet.restored(seed=0).step))
 
 
-def _states(encoder: CLIPTextModel, tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> Tensor:
-    states: Tensor = encoder(input_ids=text.tokenize(tokenizer, prompts)).last_hidden_state
+def _states(encoder: CLIPTextModel, tokenizer: CLIPTokenizer, prompts: Sequence[str], length: int) -> Tensor:
+    states: Tensor = encoder(input_ids=text.tokenize(tokenizer, prompts)[:, :length]).last_hidden_state
     return states
 
 
