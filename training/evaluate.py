@@ -96,7 +96,7 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, nargs="+", help="default: what mezzotint.json says")
     parser.add_argument("--steps", type=int, default=16)
     parser.add_argument("--seed", type=int, default=FIRST_SEED)
-    parser.add_argument("--sheet", type=Path, default=data.HERE / "contact_sheet.png")
+    parser.add_argument("--sheet", type=Path, default=data.HERE.parent / "docs" / "contact_sheet.png")
     parser.add_argument("--prompt", help="draw this one to --sheet, and measure nothing")
     arguments = parser.parse_args()
     machine.prepare()
