@@ -23,7 +23,7 @@ from mezzotint.config import Settings, load_settings
 from mezzotint.dispatcher import Dispatcher
 from mezzotint.errors import BadSetting, ErrorInfo, RunFailure, SetupError
 from mezzotint.events import Event, Events
-from mezzotint.operations import Operations
+from mezzotint.operations import Operations, Parts
 from mezzotint.retention import Retention
 from mezzotint.session import ImageRecord, Session, State
 from mezzotint.store.blobs import Blobs
@@ -85,7 +85,17 @@ class Mezzotint:
                 tuner.start()
                 opened.push_async_callback(tuner.stop)
             self.operations = Operations(
-                settings, catalog, store, blobs, self.supervisor, self._dispatcher, events, self.assets, choices
+                Parts(
+                    settings=settings,
+                    catalog=catalog,
+                    store=store,
+                    blobs=blobs,
+                    supervisor=self.supervisor,
+                    dispatcher=self._dispatcher,
+                    events=events,
+                    assets=self.assets,
+                    choices=choices,
+                )
             )
             self._opened = opened.pop_all()
         return self

@@ -54,7 +54,7 @@ ALLOWED: dict[str, set[str]] = {
     "dispatcher": {"catalog", "errors", "events", "request", "session", "store", "tuning", "workers"},
     "operations": {
         "", "assets", "bodies", "catalog", "config", "devices", "dispatcher", "errors", "events", "image_wire",
-        "profiles", "request", "schema", "session", "store", "tuning", "workers.base",
+        "operations", "profiles", "request", "schema", "session", "store", "tuning", "workers.base",
     },
     "retention": {"errors", "events", "store"},
     "doctor": {"", "catalog", "config", "devices"},

@@ -3,10 +3,11 @@
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi.responses import JSONResponse
 from starlette.datastructures import UploadFile
 
 from mezzotint import bodies
+from mezzotint.api import files
 from mezzotint.api.inference import Ops
 from mezzotint.errors import Fault, InvalidRequest
 
@@ -46,14 +47,7 @@ async def add(request: Request, ops: Ops, role: Annotated[str, Query(max_length=
 async def get(asset_id: str, request: Request, ops: Ops) -> Response:
     """The picture as it was kept: an upright PNG without metadata."""
     asset, path = await ops.asset(asset_id)
-    headers = {
-        "ETag": f'"{asset.sha256}"',
-        "Cache-Control": "private, max-age=31536000, immutable",
-        "X-Content-Type-Options": "nosniff",
-    }
-    if request.headers.get("if-none-match") == headers["ETag"]:
-        return Response(status_code=304, headers=headers)
-    return FileResponse(path, media_type="image/png", filename=path.name, headers=headers)  # as an attachment
+    return files.kept(request, path, sha256=asset.sha256, media_type="image/png", filename=path.name)
 
 
 async def _form(request: Request, role: str) -> tuple[bytes, str]:

@@ -4,10 +4,10 @@ from typing import Annotated, Any
 
 import msgspec
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
-from fastapi.responses import FileResponse, JSONResponse
+from fastapi.responses import JSONResponse
 
 from mezzotint import bodies
-from mezzotint.api import events
+from mezzotint.api import events, files
 from mezzotint.errors import CallerError, Fault, InvalidRequest
 from mezzotint.operations import Operations
 from mezzotint.schema import RequestInput
@@ -99,14 +99,7 @@ async def trace(session_id: str, ops: Ops) -> dict[str, Any]:
 async def image(session_id: str, index: int, request: Request, ops: Ops) -> Response:
     """A finished picture."""
     record, path = await ops.image(session_id, index)
-    headers = {
-        "ETag": f'"{record.sha256}"',
-        "Cache-Control": "private, max-age=31536000, immutable",
-        "X-Content-Type-Options": "nosniff",
-    }
-    if request.headers.get("if-none-match") == headers["ETag"]:
-        return Response(status_code=304, headers=headers)
-    return FileResponse(path, media_type=f"image/{record.format}", headers=headers)
+    return files.kept(request, path, sha256=record.sha256, media_type=f"image/{record.format}")
 
 
 def _wait(prefer: str | None) -> int | None:

@@ -1,0 +1,24 @@
+"""Answers that a caller may hold already: files and bodies with an ETag. Must not decide who may have them."""
+
+from pathlib import Path
+
+from fastapi import Request, Response
+from fastapi.responses import FileResponse
+
+
+def kept(request: Request, path: Path, *, sha256: str, media_type: str, filename: str | None = None) -> Response:
+    """A file that never changes, by its digest; 304 when the caller has it. With `filename`, as an attachment."""
+    headers = {
+        "ETag": f'"{sha256}"',
+        "Cache-Control": "private, max-age=31536000, immutable",
+        "X-Content-Type-Options": "nosniff",
+    }
+    if is_known(request, headers["ETag"]):
+        return Response(status_code=304, headers=headers)
+    return FileResponse(path, media_type=media_type, filename=filename, headers=headers)
+
+
+def is_known(request: Request, etag: str) -> bool:
+    """Whether `If-None-Match` names this tag, by the weak comparison of RFC 9110."""
+    sent = request.headers.get("if-none-match", "")
+    return any(one.strip().removeprefix("W/") in (etag, "*") for one in sent.split(","))

@@ -1,0 +1,17 @@
+"""What a caller may ask of Mezzotint, as plain async methods: the one door from the dialects to all below.
+
+Must not know of HTTP. Bodies in, values or bodies out; errors are those of errors.py. One file a domain.
+"""
+
+from mezzotint.operations.assets import AssetVerbs
+from mezzotint.operations.devices import DeviceVerbs
+from mezzotint.operations.models import ModelVerbs
+from mezzotint.operations.offline import offline_models, tune
+from mezzotint.operations.parts import Parts
+from mezzotint.operations.sessions import SessionVerbs
+
+__all__ = ["Operations", "Parts", "offline_models", "tune"]
+
+
+class Operations(SessionVerbs, AssetVerbs, ModelVerbs, DeviceVerbs):
+    """Every verb of the contract. Safe to call from any number of coroutines of one loop."""

@@ -1,0 +1,87 @@
+"""From a caller's body to an accepted session: read, checked, its pictures kept, its row committed.
+
+Every rule is in schema.py and request.py; this only brings them the pictures and the facts.
+"""
+
+import asyncio
+import secrets
+from typing import Any
+
+from ulid import ULID
+
+from mezzotint.assets import Asset
+from mezzotint.dispatcher import input_name
+from mezzotint.errors import Fault, InvalidRequest, MezzotintError
+from mezzotint.operations.parts import Parts
+from mezzotint.request import Picture, Request, Resolved, World, resolve
+from mezzotint.schema import RequestInput, Source, parse, sources
+from mezzotint.session import Session
+from mezzotint.store.rows import Once
+
+
+async def read(parts: Parts, body: Any) -> Resolved:
+    """The complete request that a body asks for, its pictures kept. Raises InvalidRequest with every fault."""
+    sent, faults = parse(body)
+    pictures = await _take(parts, sent, faults)
+    return resolve(sent, faults, pictures, world(parts), lambda: secrets.randbelow(2**32))
+
+
+async def accept(parts: Parts, resolved: Resolved, once: Once | None = None) -> Session:
+    """A session of it, durable when this returns. Raises TryLater, or Conflict for a key that meant another body."""
+    session_id = f"ses_{ULID()}"
+    try:
+        await _lay_out(parts, session_id, resolved.request)
+        session = await parts.dispatcher.accept(session_id, resolved, once)
+    except MezzotintError:
+        await parts.blobs.delete(session_id)
+        raise
+    if session.id != session_id:  # the key stands for an earlier one, which came while this one was read
+        await parts.blobs.delete(session_id)
+    return session
+
+
+def world(parts: Parts) -> World:
+    """The facts that requests are checked against, as they are now."""
+    return World(
+        models=parts.catalog.models,
+        default_model=parts.settings.default_model,
+        devices=frozenset(parts.supervisor.seats),
+        max_pixels=parts.settings.max_pixels,
+    )
+
+
+async def _take(parts: Parts, sent: RequestInput, faults: list[Fault]) -> dict[str, Picture]:
+    """Keep the request's pictures. What is wrong with one is a fault beside the others."""
+    taken: dict[str, Picture] = {}
+    for source in sources(sent):
+        try:
+            asset = await _keep(parts, source)
+        except InvalidRequest as error:
+            faults += error.faults
+        else:
+            taken[source.field] = Picture(id=asset.id, width=asset.width, height=asset.height)
+    return taken
+
+
+async def _keep(parts: Parts, source: Source) -> Asset:
+    data = parts.assets.read_source(source.text, source.field)
+    if isinstance(data, bytes):
+        return await parts.assets.put(data, source.role, field=source.field)
+    asset = await asyncio.to_thread(parts.assets.find, data)
+    if asset is None:
+        message = f"asset {data!r} is not here; upload the picture to /api/assets, or send it as base64"
+        raise InvalidRequest([Fault(field=source.field, code="asset_not_found", message=message)])
+    return asset
+
+
+async def _lay_out(parts: Parts, session_id: str, request: Request) -> None:
+    """Link the pictures that a session needs into its own folder, control maps made."""
+    ids = {field: asset_id for field, asset_id in (("image", request.image), ("mask", request.mask)) if asset_id}
+    for index, use in enumerate(request.controlnets):
+        source = use.image.removeprefix("asset:")
+        field = f"controlnets[{index}]."
+        made = await parts.assets.preprocess(source, use.preprocessor, use.options, path=field)
+        ids[f"{field}image"] = made.id
+    for field, asset_id in ids.items():
+        folder = parts.blobs.folder(session_id)
+        await parts.assets.link(asset_id.removeprefix("asset:"), folder, input_name(field))

@@ -1,0 +1,47 @@
+"""Models on disk and what runs them. Must not read a model folder itself: the catalog does."""
+
+from typing import Any
+
+from mezzotint import bodies, profiles
+from mezzotint.catalog import Catalog, Model, fitting
+from mezzotint.errors import NotFound
+from mezzotint.operations.parts import Verbs
+from mezzotint.profiles import Choice
+from mezzotint.schema import nearest
+
+
+class ModelVerbs(Verbs):
+    """What a caller may ask of models."""
+
+    def models(self) -> list[dict[str, Any]]:
+        return [self._model(model) for model in self._parts.catalog.models.values()]
+
+    def model(self, model_id: str) -> dict[str, Any]:
+        found = self._parts.catalog.models.get(model_id)
+        if found is None:
+            raise no_model(model_id, self._parts.catalog)
+        return self._model(found)
+
+    def _model(self, model: Model) -> dict[str, Any]:
+        fits = fitting(model, self._parts.catalog.models.values())
+        return bodies.model(model, self._resident_on(model.id), fits, self._executors(model.id))
+
+    def _executors(self, model_id: str) -> dict[str, Any]:
+        """By device. What its worker had to refuse is shown as what serves instead."""
+        found: dict[str, Any] = {}
+        for device, seat in self._parts.supervisor.seats.items():
+            beat = seat.worker.heartbeat if seat.worker else None
+            why = beat.refused.get(model_id) if beat else None
+            found[device] = profiles.built(Choice(reason=why) if why else self._parts.choices.of(model_id, device))
+        return found
+
+    def _resident_on(self, model_id: str) -> list[str]:
+        seats = self._parts.supervisor.seats
+        beats = {device: seat.worker.heartbeat if seat.worker else None for device, seat in seats.items()}
+        return [device for device, beat in beats.items() if beat and model_id in beat.resident]
+
+
+def no_model(model_id: str, catalog: Catalog) -> NotFound:
+    near = nearest(model_id, catalog.models)
+    hint = f"; did you mean {near!r}?" if near else ""
+    return NotFound(f"model {model_id[:64]!r} is not here{hint}", code="model_not_found")

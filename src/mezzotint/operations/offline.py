@@ -1,0 +1,43 @@
+"""What can be asked of models without a server. Must not touch a data folder."""
+
+from typing import Any
+
+from mezzotint import bodies, devices, profiles, tuning
+from mezzotint.catalog import Catalog, fitting
+from mezzotint.config import Settings
+from mezzotint.errors import ErrorInfo, Fault, InvalidRequest, RunFailure
+from mezzotint.operations.models import no_model
+from mezzotint.tuning import Choices
+
+
+def offline_models(settings: Settings) -> list[dict[str, Any]]:
+    """The models that a server with these settings would have, without one."""
+    catalog = Catalog(settings.models, settings.cache)
+    catalog.scan()
+    there = catalog.models.values()
+    return [bodies.model(model, [], fitting(model, there), {}) for model in there]
+
+
+async def tune(settings: Settings, model_id: str) -> list[profiles.Profile]:
+    """Measure a model on every device of these settings, without a server; one that runs adopts it when it is idle.
+
+    Raises InvalidRequest for a model that cannot be used, RunFailure when it cannot be measured.
+    """
+    catalog = Catalog(settings.models, settings.cache)
+    catalog.scan()
+    model = catalog.models.get(model_id)
+    if model is None:
+        raise no_model(model_id, catalog)
+    if model.state == "invalid":
+        message = f"model {model_id!r} cannot be used: {model.reason}"
+        raise InvalidRequest([Fault(field="model", code="model_invalid", message=message)])
+    choices = Choices(settings.cache, settings.threads or devices.default_threads())
+    sha256 = catalog.digest(model_id)
+    measured: list[profiles.Profile] = []
+    for device in settings.devices or devices.find():
+        why = await tuning.measure(tuning.subject(catalog, model_id, sha256, device, choices))
+        found = profiles.read(settings.cache, sha256, device, choices.threads)
+        if why is not None or found is None:
+            raise RunFailure(ErrorInfo(code="internal", message=f"{model_id} on {device}: {why}"))
+        measured.append(found)
+    return measured

@@ -1,0 +1,33 @@
+"""What the operations work on, in one value. Must not do anything."""
+
+from dataclasses import dataclass
+
+from mezzotint.assets import Assets
+from mezzotint.catalog import Catalog
+from mezzotint.config import Settings
+from mezzotint.dispatcher import Dispatcher
+from mezzotint.events import Events
+from mezzotint.store.blobs import Blobs
+from mezzotint.store.sql import Store
+from mezzotint.tuning import Choices
+from mezzotint.workers.base import Supervisor
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Parts:
+    settings: Settings
+    catalog: Catalog
+    store: Store
+    blobs: Blobs
+    supervisor: Supervisor
+    dispatcher: Dispatcher
+    events: Events
+    assets: Assets
+    choices: Choices
+
+
+class Verbs:
+    """The operations of one domain. Safe to call from any number of coroutines of one loop."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts

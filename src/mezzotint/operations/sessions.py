@@ -1,0 +1,140 @@
+"""Sessions, from the caller's side: accepted, looked at, listened to, cancelled, removed. Must not know of HTTP."""
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from mezzotint.errors import Conflict, Fault, InvalidRequest, NotFound
+from mezzotint.events import Event
+from mezzotint.operations import intake
+from mezzotint.operations.parts import Verbs
+from mezzotint.schema import nearest
+from mezzotint.session import FINAL, ImageRecord, Session, State
+from mezzotint.store.rows import Attempt, Once
+
+_ANYBODY = "anybody"  # the scope of idempotency keys while there are no API keys
+ACTIVE = frozenset(State) - FINAL
+
+Attempts = list[Attempt]  # inside the class, `list` is the method
+
+
+class SessionVerbs(Verbs):
+    """What a caller may do with sessions."""
+
+    async def create(self, body: Any, idempotency_key: str | None = None) -> Session:
+        """Accept a request. Durable when it returns. Raises InvalidRequest with every fault, TryLater when full.
+
+        The same key and body again answer the first session; Conflict when the key came with another body.
+        """
+        once = None
+        if idempotency_key is not None:
+            fingerprint = hashlib.sha256(msgspec.json.encode(body, order="deterministic")).hexdigest()
+            once = Once(scope=_ANYBODY, key=idempotency_key, fingerprint=fingerprint)
+            if (
+                first := await self._parts.store.first(once)
+            ) is not None:  # also when it would not be accepted any more
+                return self._parts.dispatcher.view(first)
+        resolved = await intake.read(self._parts, body)
+        # a caller who leaves meanwhile must not leave a row that nobody runs
+        return await asyncio.shield(intake.accept(self._parts, resolved, once))
+
+    async def get(self, session_id: str) -> Session:
+        session = await self._parts.store.get(session_id)
+        if session is None:
+            raise NotFound(f"session {session_id[:64]!r} is not here", code="session_not_found")
+        return self._parts.dispatcher.view(session)
+
+    async def trace(self, session_id: str) -> tuple[Session, Attempts]:
+        """The session and every attempt at it, oldest first. Raises NotFound."""
+        return await self.get(session_id), await self._parts.store.attempts(session_id)
+
+    async def list(
+        self,
+        *,
+        active: bool | None = None,
+        state: str | None = None,
+        type: str | None = None,  # noqa: A002  the contract's word
+        model: str | None = None,
+        device: str | None = None,
+        batch: str | None = None,
+        limit: int = 50,
+        cursor: str | None = None,
+    ) -> tuple[list[Session], str | None]:
+        """Newest first. Raises InvalidRequest for a state that does not exist."""
+        states = frozenset(State)
+        if active is not None:
+            states &= ACTIVE if active else FINAL
+        if state is not None:
+            if state not in set(State):
+                near = nearest(state, State)
+                message = (
+                    f"state {state[:64]!r} does not exist; {f'did you mean {near}?' if near else ', '.join(State)}"
+                )
+                raise InvalidRequest([Fault(field="state", code="invalid_value", message=message)])
+            states &= {State(state)}
+        if not states:
+            return [], None
+        found, next_cursor = await self._parts.store.list(
+            states=states, type=type, model=model, device=device, batch_id=batch, limit=limit, cursor=cursor
+        )
+        return [self._parts.dispatcher.view(session) for session in found], next_cursor
+
+    async def cancel(self, session_id: str) -> Session:
+        return await asyncio.shield(self._parts.dispatcher.cancel(session_id))
+
+    async def delete(self, session_id: str) -> None:
+        """Remove an ended session and its pictures. Raises NotFound, or Conflict while it is active."""
+        session = await self.get(session_id)
+        if not session.ended or not await self._parts.store.delete(session_id):
+            message = f"session {session_id!r} is {session.state}; cancel it first"
+            raise Conflict(message, code="session_active")
+        await self._parts.blobs.delete(session_id)
+        self._parts.events.forget(session_id)
+
+    async def image(self, session_id: str, index: int) -> tuple[ImageRecord, Path]:
+        session = await self.get(session_id)
+        found = next((image for image in session.images if image.index == index), None)
+        if found is None:
+            message = f"session {session_id!r} has no image {index}; it has {len(session.images)}"
+            raise NotFound(message, code="image_not_found")
+        return found, self._parts.blobs.path(session_id, found.sha256)
+
+    async def events(self, session_id: str, after: int = 0) -> AsyncIterator[Event]:
+        """Events above `after`, ending after `end`. Raises NotFound before the first."""
+        session = await self.get(session_id)
+        known = self._parts.events.knows(session_id) or not session.ended
+        live = self._parts.events.follow(session_id, after) if known else None  # from now on, before what was is read
+        return _replayed(await self._parts.store.replay(session_id, after=after), live, session, after)
+
+    async def wait(self, session_id: str, limit_s: float | None = None) -> Session:
+        """Until the session has ended or the time is over; returns it as it is then."""
+        try:
+            async with asyncio.timeout(limit_s):
+                while not (await self.get(session_id)).ended:
+                    async for _ in await self.events(session_id):
+                        pass
+        except TimeoutError:
+            pass
+        return await self.get(session_id)
+
+
+async def _replayed(
+    stored: list[Event], live: AsyncIterator[Event] | None, session: Session, after: int
+) -> AsyncIterator[Event]:
+    """What was kept above `after`, then what this process tells; of an old session told no more, its state and end."""
+    for event in stored:
+        yield event
+        if event.kind == "end":
+            return
+    last = stored[-1].id if stored else after
+    if live is None:
+        yield Event(id=last + 1, kind="state", data=session)
+        yield Event(id=last + 2, kind="end", data=session)
+        return
+    async for event in live:
+        if event.id > last:
+            yield event
