@@ -129,9 +129,7 @@ def test_a_model_that_cannot_be_used_is_listed_with_the_reason(tmp_path: Path) -
 
 
 def test_the_module_runs_as_the_command() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "mezzotint.cli", "--version"], capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-m", "mezzotint", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("mezzotint 0.")
 
 

@@ -30,7 +30,7 @@ def test_a_wheel_draws_a_picture_outside_the_checkout(tmp_path: Path) -> None:
     where = [sys.executable, "-P", "-c", "import mezzotint; print(mezzotint.__file__)"]
     told = subprocess.run(where, cwd=tmp_path, env=env, capture_output=True, text=True, check=True).stdout
     assert Path(told.strip()).is_relative_to(site)
-    draw = [sys.executable, "-P", "-m", "mezzotint.cli", "generate", "x", "--steps", "2", "-o", "x.png"]
+    draw = [sys.executable, "-P", "-m", "mezzotint", "generate", "x", "--steps", "2", "-o", "x.png"]
     done = subprocess.run(draw, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")

@@ -65,8 +65,9 @@ ALLOWED: dict[str, set[str]] = {
     "api": {"", "api", "bodies", "errors", "events", "operations", "schema", "session"},
     "client": {"errors"},
     "cli": {
-        "", "bodies", "client", "config", "doctor", "errors", "operations", "profiles", "server", "telemetry",
+        "", "bodies", "cli", "client", "config", "doctor", "errors", "operations", "profiles", "server", "telemetry",
     },
+    "__main__": {"cli"},
     "": {"client", "errors", "server"},
 }  # fmt: skip
 
@@ -158,7 +159,7 @@ def test_every_request_field_is_documented_and_is_a_flag_of_generate() -> None:
         assert f"| `{name}` |" in page, name
         assert field.description is None or field.description in page, name
     help_text = subprocess.run(
-        [sys.executable, "-m", "mezzotint.cli", "generate", "--help"], capture_output=True, text=True, check=True
+        [sys.executable, "-m", "mezzotint", "generate", "--help"], capture_output=True, text=True, check=True
     ).stdout
     for name in RequestInput.model_fields:
         if name != "prompt":

@@ -1,0 +1,5 @@
+"""The command line."""
+
+from mezzotint.cli.app import main
+
+__all__ = ["main"]

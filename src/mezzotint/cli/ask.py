@@ -1,0 +1,49 @@
+"""Asks a server, or an engine that runs for the question only. Must not print."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mezzotint.client import Client
+
+
+def either(server: str | None, of_client: Any, of_mezzotint: Any, *, await_ready: bool) -> Any:
+    """What a running server says, or without one an engine that is started for it."""
+    if server is not None:
+        with client(server) as there:
+            return of_client(there)
+    import asyncio
+    import tempfile
+
+    from mezzotint.telemetry import configure_logs
+
+    configure_logs("error")
+
+    async def run() -> Any:
+        from mezzotint.server import Mezzotint
+
+        with tempfile.TemporaryDirectory(prefix="mezzotint-") as data:
+            async with Mezzotint(settings=settings(data=Path(data), drain_s=0.0)) as mezzotint:
+                if await_ready:
+                    await mezzotint.supervisor.until_ready()
+                return of_mezzotint(mezzotint)
+
+    return asyncio.run(run())
+
+
+def client(server: str) -> "Client":
+    from mezzotint.client import Client
+
+    return Client(server)
+
+
+def settings(**given: Any) -> Any:
+    from mezzotint.config import load_settings
+
+    return load_settings(**given)
+
+
+def size(count: int | None) -> str:
+    if count is None:
+        return "unknown"
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"

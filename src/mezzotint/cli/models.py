@@ -1,0 +1,66 @@
+"""`mezzotint models`: the models on disk. Must not open one."""
+
+import json
+from typing import Annotated
+
+import typer
+
+from mezzotint.cli import ask
+from mezzotint.cli.flags import Device, Json, Models, Server, Threads
+
+
+def models_list(server: Server = None, models: Models = None, as_json: Json = False) -> None:
+    """Every model on disk, usable or not, with the reason."""
+    from mezzotint.operations import offline_models
+
+    if server is not None:
+        with ask.client(server) as client:
+            found = client.models()
+    else:
+        found = offline_models(ask.settings(models=tuple(models) if models else None))
+    if as_json:
+        typer.echo(json.dumps(found))
+        return
+    for one in found:
+        if one["state"] == "invalid":
+            typer.echo(f"{one['id']}  {one['kind']}  invalid: {one['reason']}")
+        elif one["kind"] != "checkpoint":
+            typer.echo(
+                f"{one['id']}  {one['kind']}  for {', '.join(one['fits']) or 'no model here'}  {ask.size(one['bytes'])}"
+            )
+        else:
+            size = f"{one['width']}x{one['height']}"
+            typer.echo(f"{one['id']}  {one['kind']}  {one['family']}  {size}  {ask.size(one['bytes'])}")
+
+
+def models_tune(
+    model: Annotated[str, typer.Argument(help="catalog id")],
+    models: Models = None,
+    device: Device = None,
+    threads: Threads = None,
+    as_json: Json = False,
+) -> None:
+    """Measure what runs a model fastest here, and keep the answer. A running server adopts it when it is idle."""
+    import asyncio
+
+    from mezzotint import profiles
+    from mezzotint.operations import tune
+
+    settings = ask.settings(
+        models=tuple(models) if models else None, devices=tuple(device) if device else None, threads=threads
+    )
+    measured = asyncio.run(tune(settings, model))
+    if as_json:
+        typer.echo(json.dumps([profiles.built(profile) for profile in measured]))
+        return
+    for profile in measured:
+        typer.echo(f"{model} on {profile.device}, {profile.machine}, {profile.threads} threads")
+        typer.echo(f"  {'':20} {'ms a step':>10} {'each of 4':>10} {'difference':>11}")
+        for one in profile.ranking:
+            name = f"{one.executor} {one.dtype}"
+            if one.ms_per_step is None or one.ms_per_step_at_4 is None or one.difference is None:
+                typer.echo(f"  {name:20} {one.reason}")
+                continue
+            figures = f"{one.ms_per_step:10.1f} {one.ms_per_step_at_4:10.1f} {one.difference:11.2f}"
+            note = "  chosen" if one is profile.ranking[0] else f"  {one.reason}" if one.reason else ""
+            typer.echo(f"  {name:20} {figures}{note}")
