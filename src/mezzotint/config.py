@@ -51,6 +51,9 @@ class Settings(BaseSettings):
     threads: Annotated[int | None, Field(ge=1, le=1024, description="CPU threads of a worker; default: all cores")] = (
         None
     )
+    memory_bytes: Annotated[
+        int | None, Field(ge=1 << 29, description="memory that a CPU worker may take; default: 70 % of what is free")
+    ] = None
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],
         Field(description="auto: the fastest that keeps pictures alike"),

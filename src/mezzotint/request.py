@@ -90,6 +90,43 @@ class Request:
         return max(1, min(self.num_inference_steps, int(self.num_inference_steps * strength)))
 
 
+def plain(model: str, prompt: str, seed: int) -> Request:
+    """Text to image and nothing else, complete: six small steps, for probes and tests to change."""
+    return Request(
+        model=model,
+        type="text2img",
+        prompt=prompt,
+        negative_prompt="",
+        prompt_syntax="plain",
+        width=16,
+        height=16,
+        num_inference_steps=6,
+        guidance_scale=5.0,
+        scheduler="ddim",
+        scheduler_options={},
+        eta=0.0,
+        seed=seed,
+        num_images=1,
+        clip_skip=None,
+        image=None,
+        mask=None,
+        strength=None,
+        mask_blur=0,
+        mask_fill="original",
+        padding_mask_crop=None,
+        resize_mode="stretch",
+        controlnets=(),
+        loras=(),
+        output=Output(format="png", quality=95, embed_metadata=True),
+        priority=5,
+        timeout_s=None,
+        expires_s=None,
+        device=None,
+        deterministic=False,
+        metadata={},
+    )
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Resolved:
     request: Request

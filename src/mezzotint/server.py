@@ -30,6 +30,7 @@ from mezzotint.store.blobs import Blobs
 from mezzotint.store.sql import Store
 from mezzotint.tuning import Choices, Tuner
 from mezzotint.workers.base import Supervisor
+from mezzotint.workers.limits import memory_budget
 
 log = structlog.get_logger(__name__)
 
@@ -69,7 +70,7 @@ class Mezzotint:
             opened.push_async_callback(self.assets.close)
             found = settings.devices or devices.find()
             threads = settings.threads or devices.default_threads()
-            self.supervisor = Supervisor(found, threads)
+            self.supervisor = Supervisor(found, threads, settings.memory_bytes or memory_budget())
             choices = Choices(settings.cache, threads, executor=settings.executor, dtype=settings.dtype)
             self._dispatcher = Dispatcher(store, blobs, catalog, self.supervisor, events, choices)
             await self._dispatcher.start()

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import msgspec
-import psutil
 import structlog
 
 from mezzotint import profiles
@@ -21,6 +20,7 @@ from mezzotint.catalog import Catalog
 from mezzotint.profiles import Choice, Subject
 from mezzotint.workers import wire
 from mezzotint.workers.base import Seat, Supervisor
+from mezzotint.workers.limits import memory_budget
 from mezzotint.workers.local import LocalWorker, environment, exit_text
 
 log = structlog.get_logger(__name__)
@@ -28,7 +28,6 @@ log = structlog.get_logger(__name__)
 IDLE_S = 5.0  # without a session before models are measured
 TICK_S = 0.5
 STOP_CHECK_S = 0.05
-MEMORY_SHARE = 0.7
 
 
 class Choices:
@@ -204,7 +203,7 @@ async def _child(name: str, subject: Subject, *flags: str, stop: Callable[[], bo
         "-m",
         f"mezzotint.engine.{name}",
         msgspec.json.encode(subject).decode(),
-        *("--memory-bytes", str(_memory_budget()), *flags),
+        *("--memory-bytes", str(memory_budget()), *flags),
         env=environment(),
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,
@@ -226,13 +225,3 @@ async def _child(name: str, subject: Subject, *flags: str, stop: Callable[[], bo
         return None
     lines: Iterable[str] = stderr.decode(errors="replace").strip().splitlines()
     return [f"the process {exit_text(process.returncode or 0)}", *lines][-1]
-
-
-def _memory_budget() -> int:
-    """A share of what is free, on the machine and in this control group."""
-    free = psutil.virtual_memory().available
-    with contextlib.suppress(OSError, ValueError):
-        group = Path("/sys/fs/cgroup")
-        used = int((group / "memory.current").read_text())
-        free = min(free, int((group / "memory.max").read_text()) - used)
-    return max(1 << 30, int(free * MEMORY_SHARE))

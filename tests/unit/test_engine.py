@@ -1,5 +1,7 @@
 """The step loop over a toy family: who shares a call, what is told, and what one session's fault does to the others."""
 
+import gc
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ class Toy:
     vae_factor = 2
     device = torch.device("cpu")
     inpaints = False
+    bytes = 10
 
     def __init__(self) -> None:
         self.executor = PLAIN
@@ -31,6 +34,7 @@ class Toy:
         self.calls: list[int] = []  # rows of each
         self.encoded: list[str] = []
         self.read: list[str] = []  # adapters
+        self.loras: list[Lora] = []
         self.room = 1000  # rows that memory holds
         self.decode_error: BaseException | None = None
 
@@ -60,7 +64,8 @@ class Toy:
         self.read.append(path.name)
         if path.name == "broken":
             raise ValueError("it fits nothing")
-        return Lora(parts={})
+        self.loras.append(Lora(parts={}))
+        return self.loras[-1]
 
     def load_controlnet(self, path: Path) -> ControlNet:
         raise NotImplementedError
@@ -71,12 +76,11 @@ class Toy:
         return torch.zeros(len(latents), latents.shape[2] * 2, latents.shape[3] * 2, 3, dtype=torch.uint8)
 
 
-BUDGET = 20  # bytes: two models of ten
+BUDGET = 20  # bytes: two toys
 
 
 def ref(name: str, kind: str = "checkpoint") -> wire.ModelRef:
-    size = 10 if kind == "checkpoint" else 4
-    return wire.ModelRef(id=name, kind=kind, family="sd", path=name, bytes=size, sha256=name)
+    return wire.ModelRef(id=name, kind=kind, family="sd", path=name, bytes=1, sha256=name)
 
 
 class ToyMeter:
@@ -321,6 +325,19 @@ def test_adapters_are_read_once_and_go_with_their_model(rig: Rig) -> None:
     rig.run()
     assert rig.loads.count("tiny") == 2
     assert rig.toy.read[2:] == ["fog"]
+
+
+def test_an_adapter_that_made_room_is_let_go_of_altogether(rig: Rig) -> None:
+    rig.submit("a", loras=("ink",))
+    rig.run()
+    read = weakref.ref(rig.toy.loras[0])
+    rig.toy.loras.clear()
+    assert read() is not None
+    for name in ("m1", "m2"):
+        rig.submit(name, request(num_inference_steps=1), model=name)
+        rig.run()
+    gc.collect()
+    assert read() is None, "nothing that is cached may hold its tensors"
 
 
 def test_an_adapter_that_does_not_fit_fails_its_session_and_says_why(rig: Rig) -> None:

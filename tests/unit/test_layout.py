@@ -60,7 +60,7 @@ ALLOWED: dict[str, set[str]] = {
     "doctor": {"", "catalog", "config", "devices"},
     "server": {
         "", "api.app", "assets", "catalog", "config", "devices", "dispatcher", "errors", "events", "operations",
-        "retention", "session", "store", "tuning", "workers.base",
+        "retention", "session", "store", "tuning", "workers.base", "workers.limits",
     },
     "api": {"", "api", "bodies", "errors", "events", "operations", "schema", "session"},
     "client": {"errors"},

@@ -7,6 +7,7 @@ is bounded: at most one load or encoding, one decoding and one model call.
 import logging
 from collections import OrderedDict
 from collections.abc import Callable
+from dataclasses import replace
 
 import msgspec
 import torch
@@ -53,7 +54,7 @@ class Engine:
         self.limits = Limits(max_rows)
         self._sessions: dict[str, Running] = {}
         self._residents = Residents(load, budget_bytes)
-        self._conditionings: OrderedDict[tuple[wire.ModelRef, Prompt], Conditioning] = OrderedDict()
+        self._conditionings: OrderedDict[tuple[object, ...], Conditioning] = OrderedDict()
         self._served: dict[BatchKey, int] = {}
         self._calls = 0
         self._call_s = 0.0  # how long the last model call took
@@ -76,7 +77,7 @@ class Engine:
         """Load ahead of need. What cannot be loaded is told to the session that asks for it."""
         self.phase = "loading"
         try:
-            self._residents.put(model, [one.submit for one in self._sessions.values()])
+            self._residents.bring((model,), [one.submit for one in self._sessions.values()])
         except Exception:
             log.exception("model %s could not be loaded", model.id)
         finally:
@@ -177,7 +178,7 @@ class Engine:
 
     def _texts(self, running: Running, family: Family, loras: LoraSet) -> tuple[Conditioning, Conditioning | None]:
         """The prompt and, with guidance, the negative one, both as long as the longer."""
-        request, model = running.submit.request, running.submit.model
+        submit, request = running.submit, running.submit.request
         syntax = request.prompt_syntax
         guided = request.guidance_scale > 1
         windows = family.windows(request.prompt, syntax)
@@ -186,16 +187,17 @@ class Engine:
         # diffusers applies clip_skip to the prompt only
         skip = request.clip_skip
         prompt = Prompt(text=request.prompt, syntax=syntax, clip_skip=skip, windows=windows, loras=loras)
-        text = self._conditioning(family, model, prompt)
+        text = self._conditioning(family, submit, prompt)
         if not guided:
             return text, None
         negative = Prompt(
             text=request.negative_prompt, syntax=syntax, clip_skip=None, windows=windows, negative=True, loras=loras
         )
-        return text, self._conditioning(family, model, negative)
+        return text, self._conditioning(family, submit, negative)
 
-    def _conditioning(self, family: Family, model: wire.ModelRef, prompt: Prompt) -> Conditioning:
-        key = (model, prompt)
+    def _conditioning(self, family: Family, submit: wire.Submit, prompt: Prompt) -> Conditioning:
+        scales = tuple(scale for _, scale in prompt.loras)
+        key = (submit.model, submit.loras, scales, replace(prompt, loras=()))  # no tensors: they would never be let go
         if key not in self._conditionings:
             self._conditionings[key] = family.encode([prompt])[0]
             if len(self._conditionings) > MAX_CONDITIONINGS:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from mezzotint.families.base import Executor, Family
 from mezzotint.families.sd import StableDiffusion, decoder_in_torch, unet_in_torch
+from mezzotint.families.weights import module_bytes
 
 UNET, DECODER = "unet.xml", "decoder.xml"
 MANIFEST = "graphs.json"
@@ -59,9 +60,10 @@ def open_with(
     fast = copy.copy(plain)
     fast.executor = Executor(name=executor, dtype=dtype, twin=plain)
     if executor == "torch":
-        fast.run_unet, fast.run_decoder = _in_torch(plain, getattr(torch, dtype))
+        fast.run_unet, fast.run_decoder = _in_torch(fast, plain, getattr(torch, dtype))
     elif executor == "openvino" and dtype in _HINTS and plain.device.type == "cpu":
         fast.run_unet, fast.run_decoder = _in_openvino(plain, graphs, _HINTS[dtype], threads, runtime)
+        fast.copied_bytes += sum((graphs / name).with_suffix(".bin").stat().st_size for name in (UNET, DECODER))
     else:
         raise Unavailable(f"{executor} does not run {dtype} on {plain.device.type}")
     return fast
@@ -84,9 +86,10 @@ def write_manifest(manifest: Path, folder: Path, **facts: Any) -> None:
 
 
 def _in_torch(
-    plain: StableDiffusion, dtype: torch.dtype
+    fast: StableDiffusion, plain: StableDiffusion, dtype: torch.dtype
 ) -> tuple[Callable[[Tensor, Tensor, Tensor], Tensor], Callable[[Tensor], Tensor]]:
     unet, vae = _cast(plain.unet, dtype), _cast(plain.vae, dtype)
+    fast.copied_bytes += module_bytes(unet, vae)
     unet.set_attn_processor(next(iter(plain.unet.attn_processors.values())))
     run_unet, run_decoder = unet_in_torch(unet), decoder_in_torch(vae)
 

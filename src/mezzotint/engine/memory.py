@@ -7,8 +7,11 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+import torch
+
 from mezzotint.families.base import ControlNet, Family
 from mezzotint.families.lora import Lora
+from mezzotint.families.weights import loaded_bytes
 from mezzotint.workers.wire import ModelRef, Submit
 
 Key = tuple[ModelRef, ...]  # a model alone, or (model, adapter)
@@ -21,6 +24,7 @@ class Residents:
     def __init__(self, load: Callable[[ModelRef], Family], budget_bytes: int) -> None:
         self._load, self._budget = load, budget_bytes
         self._parts: OrderedDict[Key, LoadedPart] = OrderedDict()
+        self._sizes: dict[ModelRef, int] = {}
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -41,17 +45,10 @@ class Residents:
         for other in [other for other in self._parts if len(other) == 1 and other[0].id == model.id]:
             if not adapters and other not in in_use:
                 self._drop(other)  # the same one, to be run otherwise from here on
-        self._make_room(_size(key), in_use)
-        if not adapters:
-            self._parts[key] = self._load(model)
-            return
-        family, (adapter,) = self.family(model), adapters
-        read = family.load_lora if adapter.kind == "lora" else family.load_controlnet
-        self._parts[key] = read(Path(adapter.path))
-
-    def put(self, model: ModelRef, needed: Iterable[Submit]) -> None:
-        """Load a model ahead of need."""
-        self.bring((model,), needed)
+        self._make_room(self._loads_to(key[-1]), in_use)
+        self._parts[key] = loaded = self._load(model) if not adapters else self._read(model, adapters[0])
+        self._sizes[key[-1]] = loaded.bytes
+        self._make_room(0, in_use | {key})  # it may have come out larger
 
     def family(self, model: ModelRef) -> Family:
         found: Family = self._use((model,))
@@ -69,9 +66,21 @@ class Residents:
         self._parts.move_to_end(key)
         return self._parts[key]
 
+    def _read(self, model: ModelRef, adapter: ModelRef) -> ControlNet | Lora:
+        family = self.family(model)
+        return (family.load_lora if adapter.kind == "lora" else family.load_controlnet)(Path(adapter.path))
+
+    def _loads_to(self, ref: ModelRef) -> int:
+        """Bytes that it took the last time, else as much as its headers say: twice if something else than the plain
+        twin is to run it."""
+        if ref not in self._sizes:
+            plain = loaded_bytes(Path(ref.path), torch.float32)
+            self._sizes[ref] = plain if (ref.executor, ref.dtype) == ("torch", "float32") else 2 * plain
+        return self._sizes[ref]
+
     def _make_room(self, wanted: int, in_use: set[Key]) -> None:
         for key in list(self._parts):
-            if sum(map(_size, self._parts)) + wanted <= self._budget:
+            if sum(part.bytes for part in self._parts.values()) + wanted <= self._budget:
                 return
             if key not in in_use and key in self._parts:
                 self._drop(key)
@@ -84,7 +93,3 @@ class Residents:
 def _keys(submit: Submit) -> Sequence[Key]:
     adapters = (*submit.controlnets, *submit.loras)
     return [(submit.model,), *dict.fromkeys((submit.model, adapter) for adapter in adapters)]
-
-
-def _size(key: Key) -> int:
-    return key[-1].bytes

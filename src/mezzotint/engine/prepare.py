@@ -45,21 +45,16 @@ class _Encoded:
 
     def __init__(self, family: Family, pictures: Pictures) -> None:
         self._family, self._pictures = family, pictures
-        self._image: tuple[Tensor, Tensor] | None = None
-        self._masked: tuple[Tensor, Tensor] | None = None
+        self._known: dict[bool, tuple[Tensor, Tensor]] = {}  # masked or not -> mean and deviation
 
-    def image(self, sampler: Sampler) -> Tensor:
-        assert self._pictures.image is not None  # noqa: S101  invariant: asked for only with an image
-        if self._image is None:
-            self._image = self._family.encode_pixels(self._pictures.image)
-        mean, deviation = self._image
-        return mean + deviation * sampler.draw(tuple(mean.shape))
-
-    def masked(self, sampler: Sampler) -> Tensor:
-        assert self._pictures.image is not None and self._pictures.mask is not None  # noqa: S101, PT018  invariant
-        if self._masked is None:
-            self._masked = self._family.encode_pixels(self._pictures.image * (self._pictures.mask < 0.5))
-        mean, deviation = self._masked
+    def sample(self, sampler: Sampler, *, masked: bool = False) -> Tensor:
+        """Of the input picture; with `masked` of what the mask leaves of it."""
+        image, mask = self._pictures.image, self._pictures.mask
+        assert image is not None  # noqa: S101  invariant: asked for only with an image
+        if masked not in self._known:
+            kept = image * (mask < 0.5) if masked and mask is not None else image
+            self._known[masked] = self._family.encode_pixels(kept)
+        mean, deviation = self._known[masked]
         return mean + deviation * sampler.draw(tuple(mean.shape))
 
 
@@ -111,16 +106,16 @@ def _start(
     if pictures.image is None:
         return sampler.pure_noise(sampler.draw(shape)), None, None
     if pictures.mask is None:
-        begun = encoded.image(sampler)
+        begun = encoded.sample(sampler)
         return sampler.noised(begun, sampler.draw(shape)), None, None
 
     whole = parts.request.strength == 1.0  # nothing of the picture shines through
-    image = None if whole and family.inpaints else encoded.image(sampler)
+    image = None if whole and family.inpaints else encoded.sample(sampler)
     noise = sampler.draw(shape)
     latents = sampler.pure_noise(noise) if whole or image is None else sampler.noised(image, noise)
     mask = functional.interpolate(pictures.mask, size=shape[2:])
     if family.inpaints:
-        return latents, torch.cat([mask, encoded.masked(sampler)], dim=1), None
+        return latents, torch.cat([mask, encoded.sample(sampler, masked=True)], dim=1), None
     sampler.draw(shape)  # the pipeline encodes the masked picture here too, and throws it away
     assert image is not None  # noqa: S101  invariant: encoded above
     return latents, None, Kept(mask=mask, latents=image, noise=noise)

@@ -8,6 +8,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ import msgspec
 
 from mezzotint import profiles
 from mezzotint.profiles import CANDIDATES, Candidate, Profile, Subject
-from mezzotint.request import Output, Request
+from mezzotint.request import Output, Request, plain
 from mezzotint.workers import wire
 from mezzotint.workers.limits import limit_myself
 
@@ -182,38 +183,14 @@ def _pictures(family: "Family", subject: Subject) -> "Tensor":
 
 
 def _request(subject: Subject, prompt: str, seed: int) -> Request:
-    return Request(
-        model=subject.id,
-        type="text2img",
-        prompt=prompt,
-        negative_prompt="",
-        prompt_syntax="plain",
+    return replace(
+        plain(subject.id, prompt, seed),
         width=subject.width,
         height=subject.height,
         num_inference_steps=min(PROBE_STEPS, subject.steps),
         guidance_scale=subject.guidance_scale,
         scheduler=subject.scheduler,
-        scheduler_options={},
-        eta=0.0,
-        seed=seed,
-        num_images=1,
-        clip_skip=None,
-        image=None,
-        mask=None,
-        strength=None,
-        mask_blur=0,
-        mask_fill="original",
-        padding_mask_crop=None,
-        resize_mode="stretch",
-        controlnets=(),
-        loras=(),
         output=Output(format="png", quality=95, embed_metadata=False),
-        priority=5,
-        timeout_s=None,
-        expires_s=None,
-        device=None,
-        deterministic=False,
-        metadata={},
     )
 
 

@@ -38,6 +38,10 @@ class Conditioning:
 class ControlNet(Protocol):
     """A loaded ControlNet. Called from a single thread; holds no per-session state."""
 
+    @property
+    def bytes(self) -> int:
+        """Memory of its weights."""
+
     def residuals(self, rows: "Rows", images: Tensor, chosen: Tensor) -> tuple[Tensor, ...]:
         """What it adds to the UNet for the rows `chosen` (indices, (m,)), of which row j has `images[j]`: one tensor
         (m, channels, h, w) for each of the UNet's skips, the middle's last."""
@@ -87,6 +91,10 @@ class Family(Protocol):
     device: torch.device
     inpaints: bool  # its UNet takes mask and masked latents beside the latents
     executor: Executor
+
+    @property
+    def bytes(self) -> int:
+        """Memory of all its weights as they are loaded, every copy counted."""
 
     def pack(self) -> None:
         """Spend some load time and memory on faster calls. Changes results by the last bits of float32 at most."""

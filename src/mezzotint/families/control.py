@@ -12,7 +12,7 @@ from diffusers.models.controlnets.controlnet import ControlNetModel
 from torch import Tensor
 
 from mezzotint.families.base import Control, ControlNet, Rows
-from mezzotint.families.weights import load_module
+from mezzotint.families.weights import load_module, module_bytes
 
 FADE = 0.825  # per skip, from the middle outwards, as sd-webui-controlnet does it
 
@@ -28,6 +28,10 @@ class DiffusersControlNet:
             if mine != its:
                 raise ValueError(f"its {name} is {mine}, the model's is {its}")
         self._device, self._dtype, self._added = device, dtype, added
+
+    @property
+    def bytes(self) -> int:
+        return module_bytes(self.module)
 
     def residuals(self, rows: Rows, images: Tensor, chosen: Tensor) -> tuple[Tensor, ...]:
         down, middle = self.module(

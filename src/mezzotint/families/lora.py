@@ -5,6 +5,7 @@ Reads the layouts of diffusers, peft and kohya. Must not merge anything into a m
 
 import json
 import re
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ class Factors:
     up: Tensor
 
 
-@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False, weakref_slot=True)
 class Lora:
     """An adapter as read: the factors of each layer, by part of the pipeline and the layer's name in it."""
 
@@ -86,8 +87,8 @@ class Adapted:
     def __init__(self, module: nn.Module, part: str) -> None:
         self._module, self._part = module, part
         self._hooked: set[str] = set()
-        self._rows: tuple[LoraSet, ...] = ()
-        self._active = False
+        self._rows: tuple[LoraSet, ...] = ()  # while `using`
+        self._stacked_for: list[list[tuple[weakref.ref[Lora], float]]] = []
         self._stacked: dict[
             str, _Stacked | None
         ] = {}  # of these rows, by layer: made once while a batch stays together
@@ -98,21 +99,27 @@ class Adapted:
         if not any(rows):
             yield
             return
-        if tuple(rows) != self._rows:
-            self._rows = tuple(rows)
+        wanted = [[(weakref.ref(lora, self._forget), scale) for lora, scale in loras] for loras in rows]
+        if wanted != self._stacked_for:
             self._stacked.clear()
+            self._stacked_for = wanted
         for name in {name for loras in rows for lora, _ in loras for name in lora.parts.get(self._part, {})}:
             if name not in self._hooked:
                 self._hooked.add(name)
                 self._module.get_submodule(name).register_forward_hook(partial(self._add, name))
-        self._active = True
+        self._rows = tuple(rows)
         try:
             yield
         finally:
-            self._active = False
+            self._rows = ()
+
+    def _forget(self, _gone: object) -> None:
+        """An adapter was let go: so is what was made of it."""
+        self._stacked.clear()
+        self._stacked_for = []
 
     def _add(self, name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-        if not self._active:
+        if not self._rows:
             return None
         if name not in self._stacked:
             self._stacked[name] = _stack(self._rows, self._part, name, output.dtype)

@@ -12,16 +12,22 @@ from torch import Tensor, nn
 MAX_BYTES = 512 << 20  # of weights: packed ones are a copy, and large models gain little
 
 
-def pack(module: nn.Module) -> None:
-    """Mutates the layers' `forward`. Does nothing where torch has no such kernels, or for too large a module."""
+def pack(module: nn.Module) -> int:
+    """Mutates the layers' `forward`; returns the bytes of their copies. Does nothing where torch has no such kernels,
+    or for too large a module."""
     weights = sum(parameter.nbytes for parameter in module.parameters())
     if weights > MAX_BYTES or not torch.backends.mkldnn.is_available():
-        return
+        return 0
+    copied = 0
     for layer in module.modules():
         if layer.__class__ is nn.Conv2d and layer.padding_mode == "zeros":
             layer.forward = _convolution(layer)  # type: ignore[assignment, method-assign]
         elif layer.__class__ is nn.Linear:
             layer.forward = _projection(layer)  # type: ignore[assignment, method-assign]
+        else:
+            continue
+        copied += layer.weight.nbytes
+    return copied
 
 
 def _convolution(layer: nn.Conv2d) -> Callable[[Tensor], Tensor]:

@@ -17,7 +17,7 @@ from mezzotint.families.clip import ClipTextEncoder, ClipTokenizer
 from mezzotint.families.control import DiffusersControlNet, add_up
 from mezzotint.families.lora import Adapted, Lora, read_lora
 from mezzotint.families.packing import pack
-from mezzotint.families.weights import load_module
+from mezzotint.families.weights import load_module, module_bytes
 
 Chunk = list[tuple[int, float]]  # tokens of one window with their weights
 
@@ -41,14 +41,18 @@ class StableDiffusion:
         self.text_encoders = {"text_encoder": self.text_encoder}
         self._adapted = Adapted(self.unet, "unet")
         self._adapted_texts = {part: Adapted(module, part) for part, module in self.text_encoders.items()}
+        self.copied_bytes = 0  # beside the modules' own: packed, or another executor's
         # engine/executors.py puts others in their place, in a copy of this family
         self.executor = PLAIN
         self.run_unet, self.run_decoder = unet_in_torch(self.unet), decoder_in_torch(self.vae)
 
+    @property
+    def bytes(self) -> int:
+        return module_bytes(self.unet, self.vae, *self.text_encoders.values()) + self.copied_bytes
+
     def pack(self) -> None:
         if self.device.type == "cpu":
-            for module in (self.unet, self.vae, *self.text_encoders.values()):
-                pack(module)
+            self.copied_bytes += sum(map(pack, (self.unet, self.vae, *self.text_encoders.values())))
 
     def windows(self, text: str, syntax: str) -> int:
         return min(MAX_WINDOWS, len(self._chunks(text, syntax)))

@@ -37,9 +37,10 @@ class Seat:
 class Supervisor:
     """One worker per device. Calls `on_ready`, `on_message`, `on_lost`; for one worker never two at a time."""
 
-    def __init__(self, devices: tuple[str, ...], threads: int) -> None:
+    def __init__(self, devices: tuple[str, ...], threads: int, memory_bytes: int) -> None:
+        """`memory_bytes`: what a worker on a CPU may take."""
         self.seats = {device: Seat(device=device) for device in devices}
-        self._threads = threads
+        self._threads, self._memory_bytes = threads, memory_bytes
         self._count = 0
         self._stopping = False
         self._keeping: list[asyncio.Task[None]] = []
@@ -95,7 +96,9 @@ class Supervisor:
             await asyncio.sleep(BACKOFF_S[min(seat.failed_starts, len(BACKOFF_S) - 1)])
             self._count += 1
             worker_id = f"wrk_{self._count}"
-            worker = await LocalWorker.start(worker_id, seat.device, self._threads, self._heard, self._ended)
+            worker = await LocalWorker.start(
+                worker_id, seat.device, self._threads, self._memory_bytes, self._heard, self._ended
+            )
             seat.worker = worker
             seat.failed_starts += 1  # taken back by Hello
             watching = asyncio.create_task(self._watch(worker), name=f"watch {worker_id}")

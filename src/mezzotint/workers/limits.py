@@ -1,13 +1,19 @@
 """What every child process does first: it limits itself and binds its life to its parent's. Linux does most of it."""
 
+import contextlib
 import ctypes
 import os
 import resource
 import signal
 import sys
+from pathlib import Path
+
+import psutil
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NO_NEW_PRIVS = 38
+
+MEMORY_SHARE = 0.7  # of what is free, for one child; the rest is for the API process and the page cache
 
 
 def limit_myself(*, niceness: int = 0, memory_bytes: int | None = None) -> None:
@@ -21,3 +27,13 @@ def limit_myself(*, niceness: int = 0, memory_bytes: int | None = None) -> None:
         libc = ctypes.CDLL(None, use_errno=True)
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+
+
+def memory_budget() -> int:
+    """Bytes that a child may take: a share of what is free now, on the machine and in this control group."""
+    free = psutil.virtual_memory().available
+    with contextlib.suppress(OSError, ValueError):
+        group = Path("/sys/fs/cgroup")
+        used = int((group / "memory.current").read_text())
+        free = min(free, int((group / "memory.max").read_text()) - used)
+    return max(1 << 30, int(free * MEMORY_SHARE))

@@ -71,6 +71,7 @@ class LocalWorker:
         worker_id: str,
         device: str,
         threads: int,
+        memory_bytes: int,
         on_message: Callable[["LocalWorker", wire.FromWorker, bytes], Awaitable[None]],
         on_end: Callable[["LocalWorker", str], Awaitable[None]],
     ) -> "LocalWorker":
@@ -83,6 +84,7 @@ class LocalWorker:
                 "-m",
                 "mezzotint.workers.main",
                 *("--fd", str(theirs.fileno()), "--device", device, "--threads", str(threads)),
+                *("--memory-bytes", str(memory_bytes)),
                 pass_fds=(theirs.fileno(),),
                 env=environment(),
                 stdin=asyncio.subprocess.DEVNULL,

@@ -28,13 +28,15 @@ if TYPE_CHECKING:
 log = logging.getLogger("mezzotint.worker")
 
 HEARTBEAT_S = 1.0
+WEIGHTS_SHARE = 0.5  # of the memory that a worker may take; calls need room too
+CUDA_SHARE = 0.9  # of a device's memory
 
 
 def main() -> None:
     args = _arguments()
-    limit_myself()
+    limit_myself(memory_bytes=args.memory_bytes if args.device.startswith("cpu") else None)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    worker = Worker(socket.socket(fileno=args.fd), args.device, args.threads)
+    worker = Worker(socket.socket(fileno=args.fd), args.device, args.threads, args.memory_bytes)
     try:
         worker.run()
     except Exception:
@@ -46,10 +48,10 @@ def main() -> None:
 class Worker:
     """Couples the engine to the socket. The main thread steps; one thread reads, one tells that we live."""
 
-    def __init__(self, connection: socket.socket, device: str, threads: int) -> None:
+    def __init__(self, connection: socket.socket, device: str, threads: int, memory_bytes: int) -> None:
         self._connection = connection
         self._device_id = device
-        self._threads = threads
+        self._threads, self._memory_bytes = threads, memory_bytes
         self._sending = threading.Lock()
         self._inbox: queue.SimpleQueue[wire.ToWorker | None] = queue.SimpleQueue()
         self._engine: Engine | None = None
@@ -167,8 +169,9 @@ class Worker:
             return images.encode(pixels.numpy(), submit.request, submit.request.seed + index, made)
 
         meter = HostMeter() if device.type == "cpu" else CudaMeter(device)
-        engine = Engine(load, encode, time.monotonic, meter=meter, budget_bytes=_weights_budget())
-        facts = _device_facts(self._device_id, device, self._threads)
+        facts = _device_facts(self._device_id, device, self._threads, self._memory_bytes)
+        budget = int(facts.memory_budget_bytes * WEIGHTS_SHARE)
+        engine = Engine(load, encode, time.monotonic, meter=meter, budget_bytes=budget)
         self.send(wire.Hello(version=wire.VERSION, pid=os.getpid(), device=facts))
         return engine
 
@@ -184,13 +187,6 @@ def _load(model: wire.ModelRef, device: "torch.device", dtype: "torch.dtype") ->
     return family
 
 
-def _weights_budget() -> int:
-    """Bytes of weights that may stay loaded: half the memory, since calls need room too."""
-    import psutil
-
-    return int(psutil.virtual_memory().total) // 2
-
-
 def _versions() -> dict[str, str]:
     import diffusers
     import torch
@@ -200,23 +196,30 @@ def _versions() -> dict[str, str]:
     return {"mezzotint": mezzotint.__version__, "diffusers": diffusers.__version__, "torch": torch.__version__}
 
 
-def _device_facts(device_id: str, device: "torch.device", threads: int) -> wire.DeviceFacts:
+def _device_facts(device_id: str, device: "torch.device", threads: int, memory_bytes: int) -> wire.DeviceFacts:
     import psutil
     import torch
 
     common: dict[str, Any] = {"id": device_id, "kind": device.type, "threads": threads}
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
+        torch.cuda.set_per_process_memory_fraction(CUDA_SHARE, device)
         return wire.DeviceFacts(
             name=properties.name,
             memory_total_bytes=properties.total_memory,
+            memory_budget_bytes=int(properties.total_memory * CUDA_SHARE),
             dtypes=("float32", "bfloat16", "float16"),
             driver=torch.version.cuda,
             **common,
         )
     total = psutil.virtual_memory().total
     return wire.DeviceFacts(
-        name=profiles.cpu_name(), memory_total_bytes=total, dtypes=("float32", "bfloat16"), driver=None, **common
+        name=profiles.cpu_name(),
+        memory_total_bytes=total,
+        memory_budget_bytes=memory_bytes,
+        dtypes=("float32", "bfloat16"),
+        driver=None,
+        **common,
     )
 
 
@@ -225,6 +228,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--fd", type=int, required=True)
     parser.add_argument("--device", required=True)
     parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--memory-bytes", type=int, required=True)
     return parser.parse_args()
 
 

@@ -73,6 +73,7 @@ class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True):
     kind: str
     name: str
     memory_total_bytes: int
+    memory_budget_bytes: int  # what its worker may take; calls beyond it fail of memory
     dtypes: tuple[str, ...]
     driver: str | None
     threads: int
