@@ -5,14 +5,12 @@ It opens no network connection, writes only into the folder it was given, and do
 
 import argparse
 import contextlib
-import ctypes
 import errno
 import hashlib
 import io
 import logging
 import os
 import resource
-import signal
 import socket
 import sys
 from collections.abc import Callable, Iterator
@@ -24,6 +22,7 @@ import numpy as np
 from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
 from mezzotint import image_wire as wire
+from mezzotint.workers.limits import limit_myself
 
 log = logging.getLogger("mezzotint.image_child")
 
@@ -32,8 +31,6 @@ Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 MEMORY_BYTES = 1 << 30  # of address space; the largest picture takes 710 MiB of it, measured
 FILE_BYTES = 256 << 20
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
-_PR_SET_PDEATHSIG = 1
-_PR_SET_NO_NEW_PRIVS = 38
 
 _DECODERS = {
     "PNG": PngImagePlugin.PngImageFile,
@@ -73,7 +70,9 @@ class Unreadable(Exception):
 
 def main() -> None:
     args = _arguments()
-    _limit_myself()
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_BYTES, FILE_BYTES))
+    limit_myself()
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     cv2.setNumThreads(1)
     Image.MAX_IMAGE_PIXELS = None  # `decode` has its own, lower cap
@@ -260,17 +259,6 @@ def _keep(image: Image.Image, asset_id: str, folder: Path) -> wire.Kept:
 
 def _no_link(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC)
-
-
-def _limit_myself() -> None:
-    resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (FILE_BYTES, FILE_BYTES))
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the API process to turn into a clean stop
-    if sys.platform == "linux":
-        libc = ctypes.CDLL(None, use_errno=True)
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
 
 
 def _arguments() -> argparse.Namespace:

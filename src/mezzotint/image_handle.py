@@ -4,15 +4,11 @@ Must not look into a picture.
 """
 
 import asyncio
-import contextlib
-import os
-import signal
-import socket
-import sys
 from pathlib import Path
 
 import structlog
 
+from mezzotint import children
 from mezzotint import image_wire as wire
 from mezzotint.errors import TryLater
 
@@ -121,36 +117,17 @@ class ImageChild:
 class _Child:
     """One process, from its Hello to its end."""
 
-    def __init__(
-        self, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
-        self.process, self._reader, self._writer = process, reader, writer
-        self._telling = asyncio.create_task(self._tell(), name="image child stderr")
+    def __init__(self, process: children.Process, streams: children.Streams) -> None:
+        self.process = process
+        self._reader, self._writer = streams
+        telling = children.each_line(process, lambda line: log.warning("image child said", line=line))
+        self._telling = asyncio.create_task(telling, name="image child stderr")
 
     @classmethod
     async def start(cls, folder: Path) -> "_Child":
         """Spawn it and wait for its Hello. Raises OSError, WireError or IncompleteReadError; then nothing is left."""
-        ours, theirs = socket.socketpair()
-        try:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-P",  # never import from the current folder
-                "-m",
-                "mezzotint.image_child",
-                *("--fd", str(theirs.fileno()), "--folder", str(folder)),
-                pass_fds=(theirs.fileno(),),
-                env={name: os.environ[name] for name in _KEPT if name in os.environ} | _SET,
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.DEVNULL,
-                stderr=asyncio.subprocess.PIPE,
-                start_new_session=True,  # a terminal's Ctrl-C is ours to handle
-            )
-        except BaseException:
-            ours.close()
-            raise
-        finally:
-            theirs.close()
-        child = cls(process, *await asyncio.open_connection(sock=ours))
+        env = children.environment(_KEPT, _SET)
+        child = cls(*await children.start_connected("mezzotint.image_child", "--folder", str(folder), env=env))
         try:
             async with asyncio.timeout(START_S):
                 if not isinstance(await child._receive(), wire.Hello):
@@ -176,9 +153,7 @@ class _Child:
 
     async def end(self) -> None:
         """SIGKILL; returns when nothing of it is left."""
-        if self.process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self.process.pid, signal.SIGKILL)  # Popen's own would reap it behind the loop's back
+        children.kill(self.process)
         self._writer.close()
         await self.process.wait()
         await self._telling
@@ -186,11 +161,6 @@ class _Child:
     async def _receive(self) -> wire.FromChild:
         message, blob = wire.lengths(await self._reader.readexactly(wire.HEAD_BYTES))
         return wire.decode_from_child((await self._reader.readexactly(message + blob))[:message])
-
-    async def _tell(self) -> None:
-        assert self.process.stderr is not None  # noqa: S101  invariant: we asked for the pipe
-        async for line in self.process.stderr:
-            log.warning("image child said", line=line.decode(errors="replace").rstrip())
 
 
 def _stopping() -> TryLater:

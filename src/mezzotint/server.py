@@ -24,6 +24,7 @@ from mezzotint.dispatcher import Dispatcher
 from mezzotint.errors import BadSetting, ErrorInfo, RunFailure, SetupError
 from mezzotint.events import Event, Events
 from mezzotint.operations import Operations, Parts
+from mezzotint.refs import Refs
 from mezzotint.retention import Retention
 from mezzotint.session import ImageRecord, Session, State
 from mezzotint.store.blobs import Blobs
@@ -72,7 +73,8 @@ class Mezzotint:
             threads = settings.threads or devices.default_threads()
             self.supervisor = Supervisor(found, threads, settings.memory_bytes or memory_budget())
             choices = Choices(settings.cache, threads, executor=settings.executor, dtype=settings.dtype)
-            self._dispatcher = Dispatcher(store, blobs, catalog, self.supervisor, events, choices)
+            refs = Refs(catalog)
+            self._dispatcher = Dispatcher(store, blobs, refs, self.supervisor, events, choices)
             await self._dispatcher.start()
             retention = Retention(store, blobs, events, settings.retention_days)
             retention.start()
@@ -82,7 +84,7 @@ class Mezzotint:
             self.supervisor.start()
             if self._tunes:
                 idle, default = self._is_idle, settings.default_model
-                tuner = Tuner(choices, catalog, self.supervisor, idle, default)
+                tuner = Tuner(choices, catalog, refs, self.supervisor, idle, default)
                 tuner.start()
                 opened.push_async_callback(tuner.stop)
             self.operations = Operations(

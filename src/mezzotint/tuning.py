@@ -4,10 +4,6 @@ Measuring and converting happen in processes of their own, one at a time. Must n
 """
 
 import asyncio
-import contextlib
-import os
-import signal
-import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -15,13 +11,14 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from mezzotint import profiles
+from mezzotint import children, profiles
 from mezzotint.catalog import Catalog
 from mezzotint.profiles import Choice, Subject
+from mezzotint.refs import Refs
 from mezzotint.workers import wire
 from mezzotint.workers.base import Seat, Supervisor
 from mezzotint.workers.limits import memory_budget
-from mezzotint.workers.local import LocalWorker, environment, exit_text
+from mezzotint.workers.local import LocalWorker, environment
 
 log = structlog.get_logger(__name__)
 
@@ -86,11 +83,12 @@ class Tuner:
         self,
         choices: Choices,
         catalog: Catalog,
+        refs: Refs,
         supervisor: Supervisor,
         is_idle: Callable[[], bool],
         default_model: str,
     ) -> None:
-        self._choices, self._catalog, self._supervisor = choices, catalog, supervisor
+        self._choices, self._catalog, self._refs, self._supervisor = choices, catalog, refs, supervisor
         self._is_idle, self._default_model = is_idle, default_model
         self._tried: set[tuple[str, str]] = set()  # (digest, device): once in a process, whatever comes of it
         self._mended: set[tuple[str, str]] = set()
@@ -128,7 +126,8 @@ class Tuner:
                 continue
             resident = worker.heartbeat.resident if worker.heartbeat else ()
             for model_id in dict.fromkeys((self._default_model, *resident)):
-                if (model := await self._ref(model_id)) is not None:
+                model = await self._refs.of(model_id)
+                if model is not None and model.kind == "checkpoint":
                     await self._improve_one(model, seat, worker, resident=model_id in resident)
 
     async def _improve_one(self, model: wire.ModelRef, seat: Seat, worker: LocalWorker, *, resident: bool) -> None:
@@ -154,15 +153,6 @@ class Tuner:
             worker.send(wire.Load(model=choices.ref(model, device)))
         choice = choices.of(model.id, device)
         log.info("adopted", model=model.id, device=device, executor=choice.executor, dtype=choice.dtype)
-
-    async def _ref(self, model_id: str) -> wire.ModelRef | None:
-        model = self._catalog.models.get(model_id)
-        if model is None or model.state == "invalid" or model.kind != "checkpoint":
-            return None
-        sha256 = await asyncio.to_thread(self._catalog.digest, model_id)
-        return wire.ModelRef(
-            id=model.id, kind=model.kind, family=model.family, path=model.path, bytes=model.bytes, sha256=sha256
-        )
 
     def _subject(self, model: wire.ModelRef, device: str) -> Subject:
         return subject(self._catalog, model.id, model.sha256, device, self._choices)
@@ -197,18 +187,11 @@ async def measure(subject: Subject, *, stop: Callable[[], bool] = lambda: False)
 
 async def _child(name: str, subject: Subject, *flags: str, stop: Callable[[], bool]) -> str | None:
     """Run engine/<name>.py to its end. Returns None when it did what it is for, else why not."""
-    process = await asyncio.create_subprocess_exec(
-        sys.executable,
-        "-P",
-        "-m",
+    process = await children.start(
         f"mezzotint.engine.{name}",
         msgspec.json.encode(subject).decode(),
         *("--memory-bytes", str(memory_budget()), *flags),
         env=environment(),
-        stdin=asyncio.subprocess.DEVNULL,
-        stdout=asyncio.subprocess.DEVNULL,
-        stderr=asyncio.subprocess.PIPE,
-        start_new_session=True,
     )
     ending = asyncio.create_task(process.communicate(), name=name)
     try:
@@ -217,11 +200,9 @@ async def _child(name: str, subject: Subject, *flags: str, stop: Callable[[], bo
                 raise Stopped
             await asyncio.wait([ending], timeout=STOP_CHECK_S)
     finally:
-        if process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(process.pid, signal.SIGKILL)
+        children.kill(process)
         _, stderr = await ending
     if process.returncode == 0:
         return None
     lines: Iterable[str] = stderr.decode(errors="replace").strip().splitlines()
-    return [f"the process {exit_text(process.returncode or 0)}", *lines][-1]
+    return [f"the process {children.exit_text(process.returncode or 0)}", *lines][-1]

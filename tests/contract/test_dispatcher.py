@@ -10,6 +10,7 @@ import pytest
 from mezzotint.catalog import Catalog
 from mezzotint.dispatcher import Dispatcher
 from mezzotint.events import Events
+from mezzotint.refs import Refs
 from mezzotint.request import Resolved
 from mezzotint.store.blobs import Blobs
 from mezzotint.store.sql import Store
@@ -45,7 +46,7 @@ async def test_a_session_that_comes_as_its_worker_dies_goes_to_the_next(tmp_path
     supervisor: Any = SimpleNamespace(ready=lambda: [dying] if dying._looks > 0 else [dying, next_one])
     store = await Store.open(f"sqlite+aiosqlite:///{tmp_path / 'db'}")
     blobs, choices = Blobs(tmp_path / "sessions"), Choices(tmp_path, 1)
-    dispatcher = Dispatcher(store, blobs, catalog, supervisor, Events(), choices)
+    dispatcher = Dispatcher(store, blobs, Refs(catalog), supervisor, Events(), choices)
     await dispatcher.start()
     try:
         await dispatcher.accept("ses_1", Resolved(request=request(), warnings=()))

@@ -36,6 +36,7 @@ class Toy:
         self.read: list[str] = []  # adapters
         self.loras: list[Lora] = []
         self.room = 1000  # rows that memory holds
+        self.encode_error: Exception | None = None
         self.decode_error: BaseException | None = None
 
     def pack(self) -> None:
@@ -45,6 +46,8 @@ class Toy:
         return 1 + len(text) // 100
 
     def encode(self, prompts: Sequence[Prompt]) -> list[Conditioning]:
+        if self.encode_error is not None:
+            raise self.encode_error
         self.encoded += [prompt.text for prompt in prompts]
         return [
             Conditioning(hidden=torch.ones(prompt.windows, 2), windows=prompt.windows, cut=False) for prompt in prompts
@@ -272,6 +275,14 @@ def test_a_model_that_cannot_be_loaded_fails_its_session_only(error: Exception, 
     rig.run()
     assert rig.outcome("a") == code
     assert "shapes" not in rig.of("a", wire.Ended)[0].error.message
+
+
+def test_a_text_that_cannot_be_encoded_is_not_blamed_on_the_model_just_loaded(rig: Rig) -> None:
+    rig.toy.encode_error = RuntimeError("a bug")
+    rig.submit("a", loras=("ink",))
+    rig.run()
+    assert rig.outcome("a") == "internal"
+    assert "encoding" in rig.of("a", wire.Ended)[0].error.message
 
 
 def test_a_picture_that_cannot_be_encoded_fails_its_session_only(rig: Rig) -> None:

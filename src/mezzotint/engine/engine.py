@@ -135,7 +135,7 @@ class Engine:
             if _is_memory(error):
                 return self._fail(running, "out_of_memory", f"not enough memory for {running.stage}")
             log.exception("session %s failed while %s", running.id, running.stage)
-            code, message = _cause(running, missing[0][-1] if missing else None, error)
+            code, message = _cause(running, missing[0][-1] if running.stage == "loading" and missing else None, error)
             return self._fail(running, code, message)
         finally:
             self.phase = None

@@ -1,16 +1,12 @@
 """A worker as a child process of this one, on a socketpair. Must not interpret what a worker says about sessions."""
 
 import asyncio
-import contextlib
-import os
-import signal
-import socket
-import sys
 import time
 from collections.abc import Awaitable, Callable
 
 import structlog
 
+from mezzotint import children
 from mezzotint.workers import wire
 
 log = structlog.get_logger(__name__)
@@ -45,7 +41,7 @@ _SET = {
 class LocalWorker:
     """One child process that owns one device. Made by `start`; ends once, by `on_end`."""
 
-    def __init__(self, worker_id: str, device: str, process: asyncio.subprocess.Process) -> None:
+    def __init__(self, worker_id: str, device: str, process: children.Process, streams: children.Streams) -> None:
         self.id = worker_id
         self.device = device
         self.started = time.monotonic()
@@ -54,7 +50,7 @@ class LocalWorker:
         self.hello: wire.Hello | None = None
         self.heartbeat: wire.Heartbeat | None = None
         self._process = process
-        self._writer: asyncio.StreamWriter | None = None
+        self._reader, self._writer = streams
         self._listening: asyncio.Task[None]
 
     @property
@@ -76,43 +72,24 @@ class LocalWorker:
         on_end: Callable[["LocalWorker", str], Awaitable[None]],
     ) -> "LocalWorker":
         """Spawn it and begin to listen. Messages arrive in order, one at a time; `on_end` is the last call."""
-        ours, theirs = socket.socketpair()
-        try:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                "-P",  # never import from the current folder
-                "-m",
-                "mezzotint.workers.main",
-                *("--fd", str(theirs.fileno()), "--device", device, "--threads", str(threads)),
-                *("--memory-bytes", str(memory_bytes)),
-                pass_fds=(theirs.fileno(),),
-                env=environment(),
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.DEVNULL,
-                stderr=asyncio.subprocess.PIPE,
-                start_new_session=True,  # a terminal's Ctrl-C is ours to handle
-            )
-        except BaseException:
-            ours.close()
-            raise
-        finally:
-            theirs.close()
-        worker = cls(worker_id, device, process)
-        reader, worker._writer = await asyncio.open_connection(sock=ours, limit=1 << 20)
-        worker._listening = asyncio.create_task(worker._listen(reader, on_message, on_end), name=f"{worker_id} listen")
+        process, streams = await children.start_connected(
+            "mezzotint.workers.main",
+            *("--device", device, "--threads", str(threads), "--memory-bytes", str(memory_bytes)),
+            env=environment(),
+        )
+        worker = cls(worker_id, device, process, streams)
+        worker._listening = asyncio.create_task(worker._listen(on_message, on_end), name=f"{worker_id} listen")
         return worker
 
     def send(self, message: wire.ToWorker) -> None:
         """Queue a message. Lost without an error when the worker is dying: `on_end` follows."""
-        if self._writer is not None and not self._writer.is_closing():
+        if not self._writer.is_closing():
             self._writer.write(wire.frame(message))
 
     def kill(self) -> None:
         """SIGKILL. `on_end` follows."""
         self.alive = False
-        if self._process.returncode is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(self._process.pid, signal.SIGKILL)  # Popen's own would reap it behind the loop's back
+        children.kill(self._process)
 
     async def wait(self) -> None:
         """Until it has ended and `on_end` has returned."""
@@ -120,11 +97,12 @@ class LocalWorker:
 
     async def _listen(
         self,
-        reader: asyncio.StreamReader,
         on_message: Callable[["LocalWorker", wire.FromWorker, bytes], Awaitable[None]],
         on_end: Callable[["LocalWorker", str], Awaitable[None]],
     ) -> None:
-        stderr = asyncio.create_task(self._read_stderr(), name=f"{self.id} stderr")
+        reader = self._reader
+        telling = children.each_line(self._process, lambda line: log.info("worker said", worker=self.id, line=line))
+        stderr = asyncio.create_task(telling, name=f"{self.id} stderr")
         why = ""
         try:
             while True:
@@ -142,24 +120,12 @@ class LocalWorker:
             why = "what it said could not be handled"
         finally:
             self.kill()
-            if self._writer is not None:
-                self._writer.close()
+            self._writer.close()
             code = await self._process.wait()
             await stderr
-            await on_end(self, why or exit_text(code))
-
-    async def _read_stderr(self) -> None:
-        assert self._process.stderr is not None  # noqa: S101  invariant: we asked for the pipe
-        async for line in self._process.stderr:
-            log.info("worker said", worker=self.id, line=line.decode(errors="replace").rstrip())
+            await on_end(self, why or children.exit_text(code))
 
 
 def environment() -> dict[str, str]:
-    """What every child process of ours is started with."""
-    return {name: os.environ[name] for name in _KEPT if name in os.environ} | _SET
-
-
-def exit_text(code: int) -> str:
-    if code < 0:
-        return f"killed by {signal.Signals(-code).name}"
-    return f"exited with {code}"
+    """What a process that runs models is started with."""
+    return children.environment(_KEPT, _SET)

@@ -1,0 +1,73 @@
+"""Starts the child processes of the API process and ends them. Must not know what they are for or what they say."""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterable, Mapping
+
+Process = asyncio.subprocess.Process
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+_READ_AHEAD_BYTES = 1 << 20
+
+
+def environment(kept: Iterable[str], given: Mapping[str, str]) -> dict[str, str]:
+    """Of our own environment what is named, and what is given beside it. Nothing else of ours: it may hold secrets."""
+    return {name: os.environ[name] for name in kept if name in os.environ} | dict(given)
+
+
+async def start(module: str, *arguments: str, env: Mapping[str, str], pass_fds: tuple[int, ...] = ()) -> Process:
+    """Run a module of ours in a process of its own, stderr piped. Raises OSError. Call from the main thread: a child
+    that dies with its parent dies with the thread that made it."""
+    return await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-P",  # never import from the current folder
+        "-m",
+        module,
+        *arguments,
+        pass_fds=pass_fds,
+        env=dict(env),
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+        start_new_session=True,  # a terminal's Ctrl-C is ours to handle
+    )
+
+
+async def start_connected(module: str, *arguments: str, env: Mapping[str, str]) -> tuple[Process, Streams]:
+    """The same, on a socketpair whose other end the child finds as `--fd`. Raises OSError; then nothing is left."""
+    ours, theirs = socket.socketpair()
+    try:
+        reader, writer = await asyncio.open_connection(sock=ours, limit=_READ_AHEAD_BYTES)
+        try:
+            descriptor = theirs.fileno()
+            process = await start(module, "--fd", str(descriptor), *arguments, env=env, pass_fds=(descriptor,))
+        except BaseException:
+            writer.close()
+            raise
+    finally:
+        theirs.close()
+    return process, (reader, writer)
+
+
+def kill(process: Process) -> None:
+    """SIGKILL, if it has not ended yet."""
+    if process.returncode is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process.pid, signal.SIGKILL)  # Popen's own would reap it behind the loop's back
+
+
+async def each_line(process: Process, told: Callable[[str], None]) -> None:
+    """What it writes to stderr, line by line, until it has ended."""
+    assert process.stderr is not None  # noqa: S101  invariant: start asked for the pipe
+    async for line in process.stderr:
+        told(line.decode(errors="replace").rstrip())
+
+
+def exit_text(code: int) -> str:
+    if code < 0:
+        return f"killed by {signal.Signals(-code).name}"
+    return f"exited with {code}"

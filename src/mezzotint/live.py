@@ -1,0 +1,64 @@
+"""A session inside a worker: what is true of it now and not in its row yet. Must not write a row."""
+
+import time
+from dataclasses import dataclass, field, replace
+
+from mezzotint.errors import ErrorInfo
+from mezzotint.session import ImageRecord, Progress, Session
+from mezzotint.workers import wire
+from mezzotint.workers.local import LocalWorker
+
+
+@dataclass(kw_only=True, slots=True)
+class Live:
+    session: Session
+    worker: LocalWorker
+    spans: dict[str, float]
+    phase: str
+    since: float  # monotonic, when the phase began
+    progress: Progress
+    model: wire.ModelRef
+    loads: bool = False  # its worker says that it is loading the model
+    denoising_since: float | None = None
+    images: dict[int, ImageRecord] = field(default_factory=dict)
+    timed_out: bool = False
+    store_error: ErrorInfo | None = None
+
+    @property
+    def images_left(self) -> int:
+        return self.session.request.num_images - len(self.images)
+
+    def enter(self, phase: str, at_s: float) -> None:
+        at_s = min(max(at_s, self.since), time.monotonic())  # the worker's clock is this machine's
+        self.spans[self.phase] = self.spans.get(self.phase, 0.0) + at_s - self.since
+        self.phase, self.since = phase, at_s
+        if phase == "denoising" and self.denoising_since is None:
+            self.denoising_since = at_s
+
+    def spans_now(self) -> dict[str, float]:
+        return self.spans | {self.phase: self.spans.get(self.phase, 0.0) + time.monotonic() - self.since}
+
+    def advance(self, message: wire.Progress) -> None:
+        """A share of all steps; the time left from the steps of this attempt so far."""
+        eta = None
+        if self.denoising_since is not None and message.done:
+            eta = (time.monotonic() - self.denoising_since) * (message.total - message.done) / message.done
+        self.progress = replace(
+            self.progress,
+            step=message.step,
+            steps=message.steps,
+            image_index=message.image_index,
+            fraction=min(0.999, message.done / message.total),
+            eta_s=eta,
+        )
+
+
+class Lives(dict[str, Live]):
+    """All of them, by session id."""
+
+    def on(self, worker: LocalWorker) -> list[Live]:
+        return [live for live in self.values() if live.worker is worker]
+
+    def images_on(self, worker: LocalWorker) -> int:
+        """Pictures that are still to come from a worker."""
+        return sum(live.images_left for live in self.on(worker))

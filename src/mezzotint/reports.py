@@ -1,0 +1,193 @@
+"""What workers say, and what their end means, as stored facts and events. Must not claim a session."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import Any
+
+import structlog
+
+from mezzotint.errors import ErrorInfo, TryLater
+from mezzotint.events import Events
+from mezzotint.line import Line
+from mezzotint.live import Live, Lives
+from mezzotint.session import ImageRecord, Phase, Session, State, Usage
+from mezzotint.store.blobs import Blobs
+from mezzotint.store.sql import Store
+from mezzotint.tuning import Choices
+from mezzotint.workers import wire
+from mezzotint.workers.local import LocalWorker
+
+log = structlog.get_logger(__name__)
+
+AGAIN_S = 0.5  # until a write is tried again
+MAX_LOSSES = 10
+
+
+class Reports:
+    """The writing half of the dispatcher: ends sessions and sends them back to the line."""
+
+    def __init__(
+        self,
+        store: Store,
+        blobs: Blobs,
+        events: Events,
+        choices: Choices,
+        line: Line,
+        lives: Lives,
+        changed: Callable[[], None],
+    ) -> None:
+        """`changed` is called when there may be something to claim, or room for it."""
+        self._store, self._blobs, self._events, self._choices = store, blobs, events, choices
+        self._line, self._lives, self._changed = line, lives, changed
+        self._retries: set[asyncio.Task[None]] = set()
+        self.stale_messages = 0
+
+    async def stop(self) -> None:
+        """Give up what could not be written yet; the next start finds those rows running."""
+        for retry in self._retries:
+            retry.cancel()
+        await asyncio.gather(*self._retries, return_exceptions=True)
+
+    async def heard(self, worker: LocalWorker, message: wire.FromWorker, blob: bytes) -> None:
+        live = self._lives.get(getattr(message, "session_id", ""))
+        if live is None or live.worker is not worker or live.session.attempt != getattr(message, "attempt", None):
+            self.stale_messages += 1
+            return
+        session_id = live.session.id
+        match message:
+            case wire.Phase():
+                live.enter(message.phase, message.at_s)
+                live.loads = message.phase == "loading"
+                live.progress = replace(live.progress, phase=Phase(message.phase))
+                self._events.tell(session_id, "progress", live.progress)
+            case wire.Progress():
+                live.advance(message)
+                self._events.tell(session_id, "progress", live.progress)
+            case wire.Warned():
+                warning = {"code": message.code, "message": message.message, "field": message.field}
+                await self._warn(live, warning)
+            case wire.ImageDone():
+                await self._keep_image(live, message, blob)
+            case wire.Ended():
+                await self._end(live, message)
+
+    async def _warn(self, live: Live, warning: dict[str, Any]) -> None:
+        if warning in live.session.warnings:
+            return
+        live.session = live.session.having(warnings=(*live.session.warnings, warning))
+
+        async def write() -> None:
+            await self._store.add_warning(live.session.id, attempt=live.session.attempt, warning=warning)
+
+        await self._insist(write)
+
+    async def _keep_image(self, live: Live, message: wire.ImageDone, blob: bytes) -> None:
+        try:
+            sha256 = await self._blobs.put(live.session.id, blob)
+            image = ImageRecord(
+                index=message.index,
+                seed=message.seed,
+                width=message.width,
+                height=message.height,
+                format=message.format,
+                bytes=len(blob),
+                sha256=sha256,
+            )
+            if await self._store.add_image(live.session.id, attempt=live.session.attempt, image=image):
+                live.images[image.index] = image
+        except TryLater as error:
+            live.store_error = ErrorInfo(code=error.code, message=error.message, phase="storing", retryable=True)
+
+    async def _end(self, live: Live, message: wire.Ended) -> None:
+        state, error = State(message.outcome), message.error
+        if live.timed_out and state is State.CANCELLED and not live.session.cancel_requested:
+            limit = live.session.request.timeout_s
+            state, error = State.FAILED, ErrorInfo(code="timeout", message=f"ran longer than {limit:g} s")
+        if state is State.SUCCEEDED and live.store_error is not None:
+            state, error = State.FAILED, live.store_error
+        await self._finish(live, state, message.usage, error)
+        self._changed()
+
+    async def _finish(self, live: Live, state: State, usage: Usage, error: ErrorInfo | None) -> None:
+        session_id, attempt, spans = live.session.id, live.session.attempt, live.spans_now()
+        now = time.time()
+
+        async def write() -> None:
+            ended = await self._store.finish(
+                session_id,
+                attempt=attempt,
+                state=state,
+                now=now,
+                spans=spans,
+                usage=usage,
+                warnings=live.session.warnings,
+                error=error,
+            )
+            if ended is None and state is not State.CANCELLED:  # a cancel came first: it was promised
+                ended = await self._store.finish(
+                    session_id, attempt=attempt, state=State.CANCELLED, now=now, spans=spans, usage=usage
+                )
+            self._lives.pop(session_id, None)
+            if ended is not None:
+                self.ended(ended)
+
+        await self._insist(write)
+
+    async def _insist(self, write: Callable[[], Awaitable[None]]) -> None:
+        """What has happened must be written, however long the database is busy or full; nobody waits for a retry."""
+
+        async def again() -> None:
+            while True:
+                await asyncio.sleep(AGAIN_S)
+                with contextlib.suppress(TryLater):
+                    return await write()
+
+        try:
+            await write()
+        except TryLater as error:
+            log.warning("cannot write yet", code=error.code)
+            retry = asyncio.create_task(again(), name="write again")
+            self._retries.add(retry)
+            retry.add_done_callback(self._retries.discard)
+
+    async def lost(self, worker: LocalWorker, why: str) -> None:
+        lives = self._lives.on(worker)
+        for live in lives:
+            await self._lose(live, alone=len(lives) == 1)
+        self._changed()
+
+    async def _lose(self, live: Live, *, alone: bool) -> None:
+        """Its worker is gone: back to the queue, or ended when it is the one that kills workers."""
+        if live.loads and live.model.executor != "torch":
+            why = "a worker was lost while it loaded the faster form"
+            self._choices.distrust(live.model.id, live.worker.device, why)
+        losses = live.session.losses + 1
+        if (losses >= 2 and alone) or losses >= MAX_LOSSES:
+            message = f"{losses} workers were lost while they ran it"
+            error = ErrorInfo(code="worker_lost", message=message, phase=live.phase)
+            await self._finish(live, State.FAILED, Usage(), error)
+            return
+        await self.requeue(live, losses)
+
+    async def requeue(self, live: Live, losses: int) -> None:
+        session, spans = live.session, live.spans_now()
+
+        async def write() -> None:
+            after = await self._store.requeue(
+                session.id, attempt=session.attempt, cause="worker_lost", losses=losses, spans=spans, now=time.time()
+            )
+            self._lives.pop(session.id, None)
+            if after is not None and after.state is State.QUEUED:
+                self._line.join(after, spans, live.model.dtype)
+                self._changed()
+            elif after is not None and after.ended:
+                self.ended(after)
+
+        await self._insist(write)
+
+    def ended(self, session: Session) -> None:
+        code = session.error.code if session.error else None
+        log.info("session ended", session=session.id, state=str(session.state), code=code, attempt=session.attempt)
