@@ -15,6 +15,7 @@ from pydantic.fields import FieldInfo
 
 from mezzotint.errors import Fault
 from mezzotint.families.table import SCHEDULERS
+from mezzotint.fieldnames import fold
 
 MAX_SEED = 2**63 - 1
 MAX_STEPS = 1000
@@ -190,25 +191,21 @@ def nearest(name: str, known: Iterable[str]) -> str | None:
     return found[0] if found else None
 
 
-def _key(name: str) -> str:
-    return name.replace("_", "").lower()
-
-
 def _names(schema: type[BaseModel]) -> dict[str, str]:
     extra = _ALIASES.get(schema, {})
-    return {_key(name): name for name in schema.model_fields} | {_key(alias): name for alias, name in extra.items()}
+    return {fold(name): name for name in schema.model_fields} | {fold(alias): name for alias, name in extra.items()}
 
 
 _ALIASES: dict[type[BaseModel], dict[str, str]] = {
     RequestInput: ALIASES,
-    LoraInput: {"weight": "scale"},
-    ControlNetInput: {"conditioning_scale": "scale"},
+    LoraInput: {"weight": "scale", "lora_weight": "scale"},
+    ControlNetInput: {"conditioning_scale": "scale", "controlnet_conditioning_scale": "scale"},
 }
 _NESTED: dict[str, type[BaseModel]] = {"output": OutputInput, "scheduler_options": SchedulerOptionsInput}
 _LISTS: dict[str, type[BaseModel]] = {"controlnets": ControlNetInput, "loras": LoraInput}
 _SCHEMAS: tuple[type[BaseModel], ...] = (RequestInput, *_NESTED.values(), *_LISTS.values())
 _NAMES = {schema: _names(schema) for schema in _SCHEMAS}
-_NOT_YET_KEYS = {_key(name): name for name in NOT_YET}
+_NOT_YET_KEYS = {fold(name): name for name in NOT_YET}
 
 
 def _fold(body: dict[str, Any], schema: type[BaseModel], prefix: str, faults: list[Fault]) -> dict[str, Any]:
@@ -217,7 +214,7 @@ def _fold(body: dict[str, Any], schema: type[BaseModel], prefix: str, faults: li
     found: dict[str, Any] = {}
     spelt: dict[str, str] = {}
     for key, value in body.items():
-        name = names.get(_key(key))
+        name = names.get(fold(key))
         if name is None:
             faults.append(_unknown(key, prefix, names, at_top=schema is RequestInput))
         elif name in found:
@@ -242,10 +239,10 @@ def _fold_inside(name: str, value: Any, faults: list[Fault]) -> Any:
 
 
 def _unknown(key: str, prefix: str, names: dict[str, str], *, at_top: bool) -> Fault:
-    if at_top and (known := _NOT_YET_KEYS.get(_key(key))):
+    if at_top and (known := _NOT_YET_KEYS.get(fold(key))):
         message = f"{known} is not supported by this version; leave it out"
         return Fault(field=known, code="unsupported_field", message=message)
-    near = nearest(_key(key), names)
+    near = nearest(fold(key), names)
     hint = f"; did you mean {prefix}{names[near]}?" if near else ""
     shown = prefix + key[:64]
     return Fault(field=shown, code="unknown_field", message=f"{shown} is not a field of a request{hint}")

@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mezzotint import __version__
 from mezzotint.api import assets, inference, models
+from mezzotint.api.fields import FieldCase
 from mezzotint.api.problems import problem
 from mezzotint.api.security import UPLOADS, Gate
 from mezzotint.errors import Fault, InvalidRequest, MezzotintError
@@ -29,9 +30,8 @@ def build(operations: Operations) -> ASGIApp:
     app.add_exception_handler(MezzotintError, _told)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _validation)
-    return RequestIds(
-        Gate(app, MAX_BODY_BYTES, operations.max_upload_bytes)
-    )  # outside FastAPI, whose own refusals have another shape
+    # outside FastAPI, whose own refusals have another shape
+    return FieldCase(RequestIds(Gate(app, MAX_BODY_BYTES, operations.max_upload_bytes)))
 
 
 class RequestIds:

@@ -7,15 +7,16 @@ from fastapi.responses import StreamingResponse
 
 from mezzotint import bodies
 from mezzotint.events import Event
+from mezzotint.fieldnames import Case, spelt
 
 _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
-def stream(session_id: str, events: AsyncIterator[Event]) -> StreamingResponse:
-    return StreamingResponse(_lines(session_id, events), media_type="text/event-stream", headers=_HEADERS)
+def stream(session_id: str, events: AsyncIterator[Event], case: Case) -> StreamingResponse:
+    return StreamingResponse(_lines(session_id, events, case), media_type="text/event-stream", headers=_HEADERS)
 
 
-async def _lines(session_id: str, events: AsyncIterator[Event]) -> AsyncIterator[bytes]:
+async def _lines(session_id: str, events: AsyncIterator[Event], case: Case) -> AsyncIterator[bytes]:
     async for event in events:
-        data = msgspec.json.encode(bodies.event(session_id, event))
+        data = msgspec.json.encode(spelt(bodies.event(session_id, event), case))
         yield b"id: %d\nevent: %b\ndata: %b\n\n" % (event.id, event.kind.encode(), data)

@@ -8,6 +8,7 @@ from fastapi.responses import JSONResponse
 
 from mezzotint import bodies
 from mezzotint.api import events, files
+from mezzotint.api.fields import case_for
 from mezzotint.errors import CallerError, Fault, InvalidRequest
 from mezzotint.operations import Operations
 from mezzotint.schema import RequestInput
@@ -84,9 +85,11 @@ async def delete(session_id: str, ops: Ops) -> None:
 
 
 @router.get("/{session_id}/events")
-async def follow(session_id: str, ops: Ops, last_event_id: Annotated[int, Header(ge=0, le=2**62)] = 0) -> Response:
+async def follow(
+    session_id: str, request: Request, ops: Ops, last_event_id: Annotated[int, Header(ge=0, le=2**62)] = 0
+) -> Response:
     """Server-sent events until the session ends: state, progress, image, warning, end."""
-    return events.stream(session_id, await ops.events(session_id, last_event_id))
+    return events.stream(session_id, await ops.events(session_id, last_event_id), case_for(request))
 
 
 @router.get("/{session_id}/trace")

@@ -8,8 +8,10 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from mezzotint.api.fields import HEADER, NATIVE, case_of
 from mezzotint.api.problems import problem
 from mezzotint.errors import CallerError
+from mezzotint.fieldnames import CASES
 
 HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
 _JSON = frozenset({"application/json"})
@@ -44,6 +46,9 @@ class Gate:
             return CallerError("pages of other origins may not use this server", code="cross_site")
         if site not in (None, "same-origin", "none"):
             return CallerError("pages of other sites may not use this server", code="cross_site")
+        if scope["path"].startswith(NATIVE) and case_of(headers) is None:
+            message = f"X-Field-Case must be {' or '.join(CASES)}; got {headers[HEADER][:32]!r}"
+            return CallerError(message, code="invalid_value", field="X-Field-Case")
         length = headers.get("content-length", "0")
         most = self._max_upload_bytes if scope["path"] in UPLOADS else self._max_body_bytes
         if not (length.isascii() and length.isdigit()) or int(length[:20]) > most:
