@@ -107,6 +107,7 @@ class Session:
     progress: Progress
     queue_position: int | None = None
     batch_id: str | None = None
+    owner: str | None = None  # id of the API key that sent it; None where nobody is asked for one
 
     @property
     def ended(self) -> bool:

@@ -156,9 +156,11 @@ async def test_a_newer_schema_is_refused_untouched(sqlite: Sqlite) -> None:
 
 def make_first_schema(backend: Backend) -> None:
     """Make it as the first schema had it, with a session in every state."""
-    for table in ("events", "starts", "idempotency_keys"):
+    for table in ("events", "starts", "idempotency_keys", "api_keys"):
         backend.raw(f"DROP TABLE {table}")
-    backend.raw("DROP INDEX sessions_by_end")
+    for index in ("sessions_by_end", "sessions_by_owner"):
+        backend.raw(f"DROP INDEX {index}")
+    backend.raw("ALTER TABLE sessions DROP COLUMN owner")
     backend.raw("ALTER TABLE transitions DROP COLUMN device")
     backend.raw("UPDATE alembic_version SET version_num = '0001'")
     for state in State:

@@ -1,7 +1,7 @@
 """Opens a database of any kind we know and says what its errors mean. Must not know a table."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -23,6 +23,9 @@ class Kind(Protocol):
 
     def open(self, url: URL) -> tuple[AsyncEngine, AsyncEngine]:
         """One writer whose commits are fsynced, and readers whose transactions see one instant and cannot write."""
+
+    def open_beside(self, url: URL) -> AsyncEngine:
+        """For a few rows written by another process than the server's, which it does not disturb."""
 
     def meaning(self, error: BaseException) -> tuple[str, str] | None:
         """Code and message of what waiting can mend. None: a bug, or a broken disk."""
@@ -101,6 +104,34 @@ async def connect(url: str) -> Engines:
         if not ready:
             await engines.release()
     return engines
+
+
+async def is_current(url: str) -> bool:
+    """Whether the database has the schema of this code. Raises SetupError when it cannot be opened."""
+    async with beside(url) as connection:
+        return await schema.revision(connection) == schema.HEAD
+
+
+@asynccontextmanager
+async def beside(url: str) -> AsyncIterator[AsyncConnection]:
+    """A transaction of a command, also while a server owns the database; its body commits. Raises SetupError."""
+    parsed = _parsed(url)
+    kind = KINDS[parsed.get_backend_name()]
+    address = kind.address(parsed)
+    try:
+        engine = kind.open_beside(address)
+        try:
+            async with engine.connect() as connection:
+                yield connection
+        finally:
+            await engine.dispose()
+    except SetupError:
+        raise
+    except Exception as error:
+        reason = kind.reason(error)
+        if reason is None:
+            raise
+        raise _unusable(address, reason) from error
 
 
 def _parsed(url: str) -> URL:

@@ -51,6 +51,10 @@ def open(url: URL) -> tuple[AsyncEngine, AsyncEngine]:  # noqa: A001  Kind's wor
     return writer, _engine(url, size=READERS, settings=_READER)
 
 
+def open_beside(url: URL) -> AsyncEngine:
+    return _engine(url, size=1, settings=_WRITER)
+
+
 def meaning(error: BaseException) -> tuple[str, str] | None:
     if isinstance(error, _OwnedByAnother):
         return _OWNED

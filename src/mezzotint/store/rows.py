@@ -52,7 +52,13 @@ class Once:
 
 
 def of_request(
-    session_id: str, request: Request, *, warnings: tuple[dict[str, Any], ...], now: float, batch_id: str | None
+    session_id: str,
+    request: Request,
+    *,
+    warnings: tuple[dict[str, Any], ...],
+    now: float,
+    batch_id: str | None,
+    owner: str | None,
 ) -> dict[str, Any]:
     """The row of a session just accepted. Raises ValueError for text that is not Unicode, which no row can hold."""
     msgspec.json.encode((request, warnings))  # here it fails alone; in a shared commit it would fail its neighbours
@@ -63,6 +69,7 @@ def of_request(
         "model": request.model,
         "priority": request.priority,
         "batch_id": batch_id,
+        "owner": owner,
         "created_at": now,
         "expires_at": None if request.expires_s is None else now + request.expires_s,
         "request": request,
@@ -99,6 +106,7 @@ def session(row: Row[Any], pictures: tuple[ImageRecord, ...]) -> Session:
         pause_requested=row.pause_requested,
         progress=_progress(state, row.request),
         batch_id=row.batch_id,
+        owner=row.owner,
     )
 
 

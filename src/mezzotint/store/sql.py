@@ -13,11 +13,12 @@ from sqlalchemy import delete, false, func, insert, select, true, update
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from mezzotint.api_keys import ApiKey
 from mezzotint.errors import Conflict, ErrorInfo, TryLater
 from mezzotint.events import Event, Events
 from mezzotint.request import Request
 from mezzotint.session import FINAL, ImageRecord, Session, State, Usage
-from mezzotint.store import engines, journal, keys, rows
+from mezzotint.store import api_keys, engines, journal, keys, rows
 from mezzotint.store.changes import Change, Work, after_running, count_of, find, load, move, owned, plain
 from mezzotint.store.rows import Attempt, Once, Transition
 from mezzotint.store.tables import images, sessions, transitions
@@ -106,6 +107,7 @@ class Store:
         warnings: Sequence[dict[str, Any]],
         now: float,
         batch_id: str | None = None,
+        owner: str | None = None,
         once: Once | None = None,
     ) -> Session:
         """Accept a request. Raises TryLater `queue_full`; then nothing is stored. A requeue is never refused.
@@ -115,7 +117,7 @@ class Store:
         may manage no more than a hundred a second.
         """
         self._check_doubt()
-        row = rows.of_request(session_id, request, warnings=tuple(warnings), now=now, batch_id=batch_id)
+        row = rows.of_request(session_id, request, warnings=tuple(warnings), now=now, batch_id=batch_id, owner=owner)
         place = _Place(row, once)
         self._line.append(place)
         try:
@@ -164,6 +166,26 @@ class Store:
     async def count(self, states: Collection[State]) -> int:
         async with self._read() as connection:
             return await count_of(connection, states)
+
+    @_unbroken
+    async def held_by(self, owner: str) -> tuple[int, int]:
+        """How many sessions of an API key wait, and the bytes of all its pictures."""
+        waiting = select(func.count()).where(sessions.c.owner == owner, sessions.c.state == State.QUEUED)
+        theirs = images.join(sessions, sessions.c.id == images.c.session_id)
+        stored = select(func.sum(images.c.bytes)).select_from(theirs).where(sessions.c.owner == owner)
+        async with self._read() as connection:
+            return await connection.scalar(waiting) or 0, int(await connection.scalar(stored) or 0)
+
+    @_unbroken
+    async def api_key(self, key_id: str) -> ApiKey | None:
+        async with self._read() as connection:
+            return await api_keys.find(connection, key_id)
+
+    @_unbroken
+    async def any_api_key(self) -> bool:
+        """Whether one was ever made, in force or not."""
+        async with self._read() as connection:
+            return await api_keys.any_made(connection)
 
     @_unbroken
     async def transitions(self, session_id: str) -> Transitions:
@@ -378,12 +400,13 @@ class Store:
         model: str | None = None,
         device: str | None = None,
         batch_id: str | None = None,
+        owner: str | None = None,
         limit: int = 50,
         cursor: str | None = None,
     ) -> tuple[Sessions, str | None]:
         """One page, newest first, and the cursor of the next, None at the end. Sessions that come or go between two
         pages neither repeat nor hide others. A cursor that could not be an id ends the walk."""
-        wanted = {"type": type, "model": model, "device": device, "batch_id": batch_id}
+        wanted = {"type": type, "model": model, "device": device, "batch_id": batch_id, "owner": owner}
         if not all(plain(text) for text in (cursor, *wanted.values())):
             return [], None
         query = select(sessions).where(

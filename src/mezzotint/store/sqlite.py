@@ -19,6 +19,7 @@ READERS = 4
 _COMMON = ("PRAGMA busy_timeout=5000", "PRAGMA foreign_keys=ON")
 _WRITER = (*_COMMON, "PRAGMA journal_mode=WAL", "PRAGMA synchronous=FULL")
 # invariant: only the writer checkpoints; SQLite before 3.51.3 can corrupt when two connections do so at one instant
+_BESIDE = (*_COMMON, "PRAGMA wal_autocheckpoint=0", "PRAGMA synchronous=FULL")
 _READER = (*_COMMON, "PRAGMA wal_autocheckpoint=0", "PRAGMA query_only=ON")
 
 # What waiting can mend, by SQLite's primary result code. Anything else is a bug or a broken disk and stays as it is.
@@ -43,6 +44,11 @@ def open(url: URL) -> tuple[AsyncEngine, AsyncEngine]:  # noqa: A001  Kind's wor
     _touch(str(url.database))
     writer = _engine(url, size=1, pragmas=_WRITER, begin="BEGIN IMMEDIATE")
     return writer, _engine(url, size=READERS, pragmas=_READER, begin="BEGIN")
+
+
+def open_beside(url: URL) -> AsyncEngine:
+    _touch(str(url.database))
+    return _engine(url, size=1, pragmas=_BESIDE, begin="BEGIN IMMEDIATE")
 
 
 def meaning(error: BaseException) -> tuple[str, str] | None:

@@ -6,6 +6,7 @@ import msgspec
 from sqlalchemy import BigInteger, Boolean, Column, Dialect, Double, ForeignKey, Integer, MetaData, Table, Text
 from sqlalchemy.types import TypeDecorator
 
+from mezzotint.api_keys import Limits, Scope
 from mezzotint.errors import ErrorInfo
 from mezzotint.request import Request
 from mezzotint.session import Usage
@@ -41,6 +42,7 @@ sessions = Table(
     Column("device", Text),  # where it runs or last ran; NULL until first claimed
     Column("priority", Integer, nullable=False),
     Column("batch_id", Text),
+    Column("owner", Text),  # id of the API key that sent it; NULL where nobody is asked for one
     Column("attempt", Integer, nullable=False, default=0),  # the fence: one more with every claim
     Column("losses", Integer, nullable=False, default=0),
     Column("worker", Text),  # NULL unless running
@@ -91,6 +93,19 @@ idempotency_keys = Table(
     Column("fingerprint", Text, nullable=False),
     Column("session_id", Text, ForeignKey("sessions.id", ondelete="CASCADE"), nullable=False),
     Column("created_at", Double, nullable=False),
+)
+
+api_keys = Table(
+    "api_keys",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("name", Text, nullable=False),
+    Column("sha256", Text, nullable=False),
+    Column("scopes", Json(tuple[Scope, ...]), nullable=False),
+    Column("limits", Json(Limits), nullable=False),
+    Column("created_at", Double, nullable=False),
+    Column("expires_at", Double),
+    Column("revoked_at", Double),
 )
 
 starts = Table(

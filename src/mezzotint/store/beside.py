@@ -1,0 +1,47 @@
+"""API keys from a command's side: written beside a server that may be running. Must not take the database from it."""
+
+import time
+from collections.abc import Sequence
+
+from mezzotint.api_keys import ApiKey, Limits, Scope, digest, draw
+from mezzotint.store import api_keys, engines
+from mezzotint.store.sql import Store
+
+
+async def bring_up(url: str) -> None:
+    """Make the schema, or bring it up, where no server has done so. Raises SetupError when one holds it meanwhile."""
+    if not await engines.is_current(url):
+        await (await Store.open(url)).close()
+
+
+async def create_key(
+    url: str, *, name: str, scopes: tuple[Scope, ...], limits: Limits, expires_at: float | None
+) -> tuple[ApiKey, str]:
+    """A new key and its text, which is kept nowhere."""
+    key_id, text = draw()
+    key = ApiKey(
+        id=key_id,
+        name=name,
+        sha256=digest(text),
+        scopes=scopes,
+        limits=limits,
+        created_at=time.time(),
+        expires_at=expires_at,
+    )
+    async with engines.beside(url) as connection:
+        await api_keys.add(connection, key)
+        await connection.commit()
+    return key, text
+
+
+async def list_keys(url: str) -> Sequence[ApiKey]:
+    async with engines.beside(url) as connection:
+        return await api_keys.everything(connection)
+
+
+async def revoke_key(url: str, key_id: str) -> bool:
+    """False when no key of this id is in force."""
+    async with engines.beside(url) as connection:
+        revoked = await api_keys.revoke(connection, key_id, time.time())
+        await connection.commit()
+    return revoked

@@ -1,0 +1,81 @@
+"""API keys in the database, and whose each session is. Must not ask what a key may do."""
+
+import time
+
+import pytest
+
+from mezzotint.api_keys import ApiKey, Limits, id_of, opens
+from mezzotint.errors import SetupError
+from mezzotint.store import beside
+from mezzotint.store.sql import Store
+from tests.contract.backends import Backend
+from tests.contract.stores import ID, SUCCEEDED, add, claim, finish, image, known, request
+
+pytestmark = pytest.mark.anyio
+
+
+async def make(backend: Backend, name: str = "shop") -> tuple[ApiKey, str]:
+    return await beside.create_key(
+        backend.url, name=name, scopes=("submit", "read-own"), limits=Limits(queued=7), expires_at=None
+    )
+
+
+async def test_a_key_made_beside_a_server_is_seen_by_it_and_opens(store: Store, backend: Backend) -> None:
+    assert not await store.any_api_key()
+    key, text = await make(backend)
+    assert await store.any_api_key()
+    seen = await store.api_key(key.id)
+    assert seen == key
+    assert opens(text, seen, time.time())
+    assert await store.api_key("aaaaaaaa") is None
+    await add(store)  # the server still writes
+
+
+async def test_a_secret_is_nowhere_in_the_database(store: Store, backend: Backend) -> None:
+    key, text = await make(backend)
+    assert id_of(text) == key.id
+    everything = str(backend.raw("SELECT * FROM api_keys"))
+    assert key.id in everything
+    assert text.rpartition("_")[2] not in everything
+    assert key.sha256 not in repr(key)
+
+
+async def test_a_revoked_key_opens_nothing_and_stays_listed(store: Store, backend: Backend) -> None:
+    first, text = await make(backend, "first")
+    second, _ = await make(backend, "second")
+    assert await beside.revoke_key(backend.url, first.id)
+    assert not await beside.revoke_key(backend.url, first.id), "once is once"
+    assert not await beside.revoke_key(backend.url, "aaaaaaaa")
+    assert not opens(text, await store.api_key(first.id), time.time())
+    assert [key.name for key in await beside.list_keys(backend.url)] == ["first", "second"]
+    assert await store.api_key(second.id) == second
+
+
+async def test_keys_need_a_schema_which_is_made_where_no_server_has(backend: Backend) -> None:
+    await beside.bring_up(backend.url)
+    backend.raw("DROP TABLE api_keys")
+    backend.raw("DROP INDEX sessions_by_owner")
+    backend.raw("ALTER TABLE sessions DROP COLUMN owner")
+    backend.raw("UPDATE alembic_version SET version_num = '0004'")
+    await beside.bring_up(backend.url)
+    key, _ = await make(backend)
+    assert [found.id for found in await beside.list_keys(backend.url)] == [key.id]
+
+
+async def test_a_database_that_cannot_be_opened_says_why() -> None:
+    with pytest.raises(SetupError, match="absent"):
+        await beside.list_keys("sqlite:////absent/mezzotint.db")
+
+
+async def test_a_session_is_its_owners_and_counts_for_them(store: Store) -> None:
+    await store.add(ID, request(), warnings=[], now=100.0, owner="abc")
+    await store.add("ses_2", request(), warnings=[], now=100.0, owner="abc")
+    await add(store, "ses_3")
+    assert (await known(store)).owner == "abc"
+    assert [session.id for session in (await store.list(owner="abc"))[0]] == ["ses_2", ID]
+    assert await store.held_by("abc") == (2, 0)
+    await claim(store)
+    await store.add_image(ID, attempt=1, image=image())
+    await finish(store, SUCCEEDED)
+    assert await store.held_by("abc") == (1, 123)
+    assert await store.held_by("other") == (0, 0)
