@@ -23,6 +23,7 @@ from mezzotint.config import Settings, load_settings
 from mezzotint.dispatcher import Dispatcher
 from mezzotint.errors import BadSetting, ErrorInfo, RunFailure, SetupError
 from mezzotint.events import Event, Events
+from mezzotint.measurements import Measurements
 from mezzotint.operations import Operations, Parts
 from mezzotint.refs import Refs
 from mezzotint.retention import Retention
@@ -50,7 +51,7 @@ class Mezzotint:
         settings: Settings | None = None,
         tunes: bool = False,
     ) -> None:
-        """With `tunes`, models are measured whenever nothing is to be done for a while."""
+        """With `tunes`, models are measured whenever nothing is to be done for a while, and what is learned is kept."""
         given = {"models": tuple(map(Path, models)) or None, "data": Path(data) if data is not None else None}
         self.settings = settings or load_settings(**given)
         self._tunes = tunes
@@ -71,7 +72,9 @@ class Mezzotint:
             opened.push_async_callback(self.assets.close)
             found = settings.devices or devices.find()
             threads = settings.threads or devices.default_threads()
-            self.supervisor = Supervisor(found, threads, settings.memory_bytes or memory_budget())
+            measurements = Measurements(settings.cache, threads, keep=self._tunes)
+            opened.callback(measurements.close)
+            self.supervisor = Supervisor(found, threads, settings.memory_bytes or memory_budget(), measurements)
             choices = Choices(settings.cache, threads, executor=settings.executor, dtype=settings.dtype)
             refs = Refs(catalog)
             self._dispatcher = Dispatcher(store, blobs, refs, self.supervisor, events, choices)

@@ -87,8 +87,8 @@ def ref(name: str, kind: str = "checkpoint") -> wire.ModelRef:
 
 
 class ToyMeter:
-    def start(self) -> None:
-        pass
+    def start(self, *, exactly: bool = False) -> int:
+        return 400
 
     def peak(self) -> int:
         return 1000
@@ -166,6 +166,51 @@ def test_a_session_is_told_from_loading_to_its_picture(rig: Rig) -> None:
     (ended,) = rig.of("a", wire.Ended)
     assert (ended.outcome, ended.usage.steps_run) == ("succeeded", 3)
     assert ended.usage.device_s > 0
+
+
+def test_each_piece_of_work_is_measured_and_its_memory_once(rig: Rig) -> None:
+    for name in ("a", "b"):
+        rig.submit(name, request(num_inference_steps=2, guidance_scale=1.0))
+        rig.run()
+    told = [one for one, _ in rig.told if isinstance(one, wire.Measured)]
+    kinds = [(one.work.what, one.seconds is not None, one.extra_bytes) for one in told]
+    step = wire.Work(what="step", model="tiny", height=8, width=8, windows=1, rows=1)
+    assert kinds == [
+        ("load", True, 10),
+        ("encode", True, 600),
+        ("step", False, 600),  # the first of a shape sets things up
+        ("step", True, None),
+        ("decode", True, 600),
+        ("file", True, 600),
+        *(("step", True, None),) * 2,
+        ("decode", True, None),
+        ("file", True, None),
+    ]
+    assert {one.work for one in told if one.work.what == "step"} == {step}
+
+
+def test_a_worker_takes_up_what_earlier_ones_found_out(rig: Rig) -> None:
+    step = wire.Work(what="step", model="tiny", height=8, width=8, windows=1, rows=2)
+    full = msgspec.structs.replace(step, rows=8)
+    things = (
+        wire.Thing(work=step, seconds=0.1, calls=9, held=True, has_memory=True),
+        wire.Thing(work=full, seconds=None, calls=0, held=False, has_memory=False),
+    )
+    rig.engine.know(wire.Known(things=things))
+    for name in "abcd":
+        rig.submit(name, request(num_inference_steps=2))
+    rig.run()
+    assert max(rig.toy.calls) == 4, "half of what memory did not hold"
+    told = [one for one, _ in rig.told if isinstance(one, wire.Measured) and one.work == step]
+    assert all(one.extra_bytes is None for one in told)
+
+
+def test_what_memory_does_not_hold_is_told(rig: Rig) -> None:
+    rig.toy.room = 1
+    rig.submit("a")
+    rig.run()
+    (told,) = [one for one, _ in rig.told if isinstance(one, wire.Measured) and not one.held]
+    assert (told.work.what, told.work.rows, told.seconds) == ("step", 2, None)
 
 
 def test_loading_is_told_before_it_is_done(rig: Rig) -> None:

@@ -11,7 +11,7 @@ def after(*calls: tuple[int, float]) -> Limits:
     limits = Limits(16)
     for rows, seconds in calls:
         for _ in range(ENOUGH_CALLS):
-            limits.measured(KEY, rows, seconds, None)
+            limits.measured(KEY, rows, seconds)
     return limits
 
 
@@ -50,7 +50,7 @@ def test_now_and_then_a_larger_call_is_tried_again() -> None:
     seen = []
     for _ in range(2 * LOOK_AGAIN):
         seen.append(limits.rows(KEY))
-        limits.measured(KEY, 2, 1.0, None)
+        limits.measured(KEY, 2, 1.0)
     assert seen.count(16) == 2
     assert set(seen) == {2, 16}
 
@@ -58,6 +58,6 @@ def test_now_and_then_a_larger_call_is_tried_again() -> None:
 def test_the_slow_first_call_of_a_shape_is_forgotten() -> None:
     limits = after((2, 1.0))
     for seconds in (50.0, 2.0, 2.0, 2.0):
-        limits.measured(KEY, 8, seconds, 7)
+        limits.measured(KEY, 8, seconds)
     seen = limits.learned()[KEY].seen[8]
-    assert (seen.seconds, seen.calls, seen.peak_bytes) == (2.0, 4, 7)
+    assert (seen.seconds, seen.calls) == (2.0, 4)

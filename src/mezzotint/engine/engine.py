@@ -17,8 +17,9 @@ from mezzotint.engine import inputs, prepare
 from mezzotint.engine.batching import Batch, pick_batch
 from mezzotint.engine.inputs import Pictures
 from mezzotint.engine.limits import MAX_ROWS, Limits
-from mezzotint.engine.memory import Residents
+from mezzotint.engine.memory import Key, Residents
 from mezzotint.engine.meter import Meter
+from mezzotint.engine.stopwatch import Stopwatch, is_memory
 from mezzotint.engine.trajectory import BatchKey, Running, Trajectory
 from mezzotint.errors import ErrorInfo
 from mezzotint.families.base import Conditioning, Family, Prompt, Rows
@@ -50,7 +51,7 @@ class Engine:
         `clock` is monotonic seconds. `budget_bytes` of weights stay loaded; more only while sessions use them.
         """
         self._encode_image, self._clock = encode_image, clock
-        self._meter = meter
+        self._watch = Stopwatch(clock, meter)
         self.limits = Limits(max_rows)
         self._sessions: dict[str, Running] = {}
         self._residents = Residents(load, budget_bytes)
@@ -69,6 +70,16 @@ class Engine:
         """Ids of the models that are loaded."""
         return self._residents.models
 
+    @property
+    def weights_bytes(self) -> int:
+        """Of all that is loaded."""
+        return self._residents.bytes
+
+    def know(self, known: wire.Known) -> None:
+        """What earlier workers found out on this device."""
+        self._watch.know(known.things)
+        self.limits.know(known.things)
+
     def submit(self, submit: wire.Submit) -> None:
         """Take a session. It joins the batch at a later step boundary."""
         self._sessions[submit.session_id] = Running(submit=submit, stage="loading")
@@ -77,11 +88,17 @@ class Engine:
         """Load ahead of need. What cannot be loaded is told to the session that asks for it."""
         self.phase = "loading"
         try:
-            self._residents.bring((model,), [one.submit for one in self._sessions.values()])
+            self._bring((model,))
         except Exception:
             log.exception("model %s could not be loaded", model.id)
         finally:
             self.phase = None
+
+    def _bring(self, key: Key) -> None:
+        ref = key[-1]
+        with self._watch.time(wire.Work(what="load", model=ref.sha256, executor=ref.executor, dtype=ref.dtype)):
+            self._residents.bring(key, [one.submit for one in self._sessions.values()])
+        self._watch.weighed(self._residents.loads_to(ref))
 
     def cancel(self, session_id: str, attempt: int) -> None:
         """Stop a session at the next boundary. Unknown ids and other attempts are ignored: they have ended."""
@@ -93,10 +110,10 @@ class Engine:
         """Advance one batch by one denoising step. Returns what happened; never blocks on a caller."""
         events = self._drop_cancelled() + self._admit() + self._decode_one()
         batch = pick_batch(self._denoising(), self._served, self.limits.rows)
-        if batch is None:
-            return events
-        failed = self._denoise(batch)
-        return events + (self._report(batch) if failed is None else failed)
+        if batch is not None:
+            failed = self._denoise(batch)
+            events += self._report(batch) if failed is None else failed
+        return events + self._watch.take()
 
     # ---- sessions in
 
@@ -123,7 +140,7 @@ class Engine:
         try:
             if missing:
                 self.phase = "loading"
-                self._residents.bring(missing[0], [one.submit for one in self._sessions.values()])
+                self._bring(missing[0])
                 if len(missing) > 1:
                     return []
             self.phase = running.stage = "encoding"
@@ -132,7 +149,7 @@ class Engine:
             running.stage = "denoising"
             return announced + warnings + self._announce(running, "denoising")
         except Exception as error:
-            if _is_memory(error):
+            if is_memory(error):
                 return self._fail(running, "out_of_memory", f"not enough memory for {running.stage}")
             log.exception("session %s failed while %s", running.id, running.stage)
             code, message = _cause(running, missing[0][-1] if running.stage == "loading" and missing else None, error)
@@ -154,7 +171,7 @@ class Engine:
         running.pictures = inputs.read(request, submit.inputs) if submit.inputs else Pictures()
         parts = prepare.Parts(
             family=family,
-            model=f"{submit.model.sha256} {family.executor.name} {family.executor.dtype}",
+            model=submit.model.sha256,
             session_id=running.id,
             request=request,
             text=text,
@@ -163,7 +180,11 @@ class Engine:
             nets=[self._residents.controlnet(submit.model, ref) for ref in submit.controlnets],
             loras=loras,
         )
-        running.trajectories = prepare.trajectories(parts)
+        if submit.inputs:
+            with self._watch.time(_work("pictures", prepare.key(parts, 0))):
+                running.trajectories = prepare.trajectories(parts)
+        else:
+            running.trajectories = prepare.trajectories(parts)
         if not (text.cut or (negative is not None and negative.cut)):
             return []
         message = "the prompt is longer than the encoder's windows; the rest was left out"
@@ -199,7 +220,9 @@ class Engine:
         scales = tuple(scale for _, scale in prompt.loras)
         key = (submit.model, submit.loras, scales, replace(prompt, loras=()))  # no tensors: they would never be let go
         if key not in self._conditionings:
-            self._conditionings[key] = family.encode([prompt])[0]
+            work = wire.Work(what="encode", model=submit.model.sha256, windows=prompt.windows, loras=bool(prompt.loras))
+            with self._watch.time(work):
+                self._conditionings[key] = family.encode([prompt])[0]
             if len(self._conditionings) > MAX_CONDITIONINGS:
                 self._conditionings.popitem(last=False)
         self._conditionings.move_to_end(key)
@@ -214,19 +237,19 @@ class Engine:
         """One model call. None when it went well; else, of memory, what that means for its sessions."""
         members = batch.trajectories
         self.phase = "denoising"
-        self._meter.start()
-        started = self._clock()
         try:
-            output = members[0].family.predict(_rows(members))
+            rows = _rows(members)
+            with self._watch.time(_work("step", batch.key, rows)):
+                output = members[0].family.predict(rows)
         except (MemoryError, RuntimeError) as error:
-            if not _is_memory(error):
+            if not is_memory(error):
                 raise
             return self._run_short(batch)
         finally:
             self.phase = None
-        spent = self._call_s = self._clock() - started
-        peak = self._meter.peak()
-        self.limits.measured(batch.key, len(output), spent, peak)
+        spent = self._call_s = self._watch.seconds
+        peak = self._watch.peak
+        self.limits.measured(batch.key, len(output), spent)
         for trajectory, part in zip(members, output.split([one.rows for one in members]), strict=True):
             trajectory.advance(part)
         self._calls += 1
@@ -289,19 +312,22 @@ class Engine:
         submit = running.submit
         self.phase = "decoding"
         try:
-            pixels = trajectory.family.decode(trajectory.latents)[0]
-            if running.pictures is not None:
-                pixels = running.pictures.paste(pixels)
+            with self._watch.time(_work("decode", trajectory.key)):
+                pixels = trajectory.family.decode(trajectory.latents)[0]
+                if running.pictures is not None:
+                    pixels = running.pictures.paste(pixels)
         except (MemoryError, RuntimeError) as error:
-            if not _is_memory(error):
+            if not is_memory(error):
                 raise
             return self._fail(running, "out_of_memory", "not enough memory for decoding")
         finally:
             self.phase = None
+        running.saw_peak(self._watch.peak)
         executor = trajectory.family.executor
         ran = msgspec.structs.replace(submit.model, executor=executor.name, dtype=executor.dtype)
         try:
-            blob = self._encode_image(pixels, msgspec.structs.replace(submit, model=ran), trajectory.index)
+            with self._watch.time(_work("file", trajectory.key)):
+                blob = self._encode_image(pixels, msgspec.structs.replace(submit, model=ran), trajectory.index)
         except Exception:
             log.exception("session %s: its picture cannot be encoded", running.id)
             return self._fail(running, "internal", "the picture could not be encoded; the server's log has the cause")
@@ -348,10 +374,19 @@ class Engine:
         return [(wire.Phase(session_id=running.id, attempt=running.submit.attempt, phase=phase, at_s=at_s), b"")]
 
 
-def _is_memory(error: Exception) -> bool:
-    """torch has a class of its own for a device that is full, but only words for a full host."""
-    told = isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-    return told or isinstance(error, MemoryError | torch.OutOfMemoryError)
+def _work(what: str, key: BatchKey, rows: Rows | None = None) -> wire.Work:
+    return wire.Work(
+        what=what,
+        model=key.model,
+        executor=key.executor,
+        dtype=key.dtype,
+        height=key.height,
+        width=key.width,
+        windows=key.windows if rows else 0,
+        rows=len(rows.latents) if rows else 1,
+        nets=max(map(len, rows.controls), default=0) if rows else 0,
+        loras=bool(rows.loras) if rows else False,
+    )
 
 
 def _cause(running: Running, ref: wire.ModelRef | None, error: Exception) -> tuple[str, str]:

@@ -4,9 +4,11 @@ More rows in a call cost less each, until the device is full; from there on they
 ends is learned by meeting it once.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 
 from mezzotint.engine.trajectory import BatchKey
+from mezzotint.workers import wire
 
 MAX_ROWS = 16
 ENOUGH_CALLS = 3  # before a number of rows counts as measured
@@ -21,7 +23,6 @@ class Seen:
 
     seconds: float  # of one call; recent calls count more
     calls: int
-    peak_bytes: int | None
 
 
 @dataclass(kw_only=True, slots=True)
@@ -54,26 +55,47 @@ class Limits:
         enough = min(rows for rows, cost in costs.items() if cost <= NO_GAIN * min(costs.values()))
         return cap if enough == max(costs) else min(cap, enough)
 
-    def measured(self, key: BatchKey, rows: int, seconds: float, peak_bytes: int | None) -> None:
+    def measured(self, key: BatchKey, rows: int, seconds: float) -> None:
         """One call that ended well."""
         known = self._learned.setdefault(_shape(key), Learned())
         known.calls += 1
         before = known.seen.get(rows)
         if before is None or before.calls == 1:  # the first call of a shape is slow: it sets things up
             calls = 1 if before is None else 2
-            known.seen[rows] = Seen(seconds=seconds, calls=calls, peak_bytes=peak_bytes)
+            known.seen[rows] = Seen(seconds=seconds, calls=calls)
             return
         known.seen[rows] = replace(
             before,
             seconds=(1 - _NEW_WEIGHT) * before.seconds + _NEW_WEIGHT * seconds,
             calls=before.calls + 1,
-            peak_bytes=peak_bytes if peak_bytes is None else max(peak_bytes, before.peak_bytes or 0),
         )
 
     def exhausted(self, key: BatchKey, rows: int) -> None:
         """One call that memory did not hold. Half as many rows are tried from here on."""
         known = self._learned.setdefault(_shape(key), Learned())
         known.too_many = rows if known.too_many is None else min(rows, known.too_many)
+
+    def know(self, things: Iterable[wire.Thing]) -> None:
+        """What earlier workers found out. What is measured here counts from there on."""
+        for thing in things:
+            work = thing.work
+            if work.what != "step" or work.nets or work.loras:
+                continue
+            key = BatchKey(
+                model=work.model,
+                executor=work.executor,
+                dtype=work.dtype,
+                height=work.height,
+                width=work.width,
+                windows=work.windows,
+                alone="",
+            )
+            if not thing.held:
+                self.exhausted(key, work.rows)
+            elif thing.seconds is not None:
+                known = self._learned.setdefault(key, Learned())
+                known.seen[work.rows] = Seen(seconds=thing.seconds, calls=thing.calls)
+                known.calls += thing.calls
 
     def learned(self) -> dict[BatchKey, Learned]:
         return self._learned

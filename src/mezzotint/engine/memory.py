@@ -31,6 +31,11 @@ class Residents:
         """Ids of the models that are loaded."""
         return tuple(dict.fromkeys(key[0].id for key in self._parts if len(key) == 1))
 
+    @property
+    def bytes(self) -> int:
+        """Of all that is loaded."""
+        return sum(part.bytes for part in self._parts.values())
+
     def missing(self, submit: Submit) -> list[Key]:
         """What a session needs that is not loaded, the model first."""
         return [key for key in _keys(submit) if key not in self._parts]
@@ -45,7 +50,7 @@ class Residents:
         for other in [other for other in self._parts if len(other) == 1 and other[0].id == model.id]:
             if not adapters and other not in in_use:
                 self._drop(other)  # the same one, to be run otherwise from here on
-        self._make_room(self._loads_to(key[-1]), in_use)
+        self._make_room(self.loads_to(key[-1]), in_use)
         self._parts[key] = loaded = self._load(model) if not adapters else self._read(model, adapters[0])
         self._sizes[key[-1]] = loaded.bytes
         self._make_room(0, in_use | {key})  # it may have come out larger
@@ -70,7 +75,7 @@ class Residents:
         family = self.family(model)
         return (family.load_lora if adapter.kind == "lora" else family.load_controlnet)(Path(adapter.path))
 
-    def _loads_to(self, ref: ModelRef) -> int:
+    def loads_to(self, ref: ModelRef) -> int:
         """Bytes that it took the last time, else as much as its headers say: twice if something else than the plain
         twin is to run it."""
         if ref not in self._sizes:
@@ -80,7 +85,7 @@ class Residents:
 
     def _make_room(self, wanted: int, in_use: set[Key]) -> None:
         for key in list(self._parts):
-            if sum(part.bytes for part in self._parts.values()) + wanted <= self._budget:
+            if self.bytes + wanted <= self._budget:
                 return
             if key not in in_use and key in self._parts:
                 self._drop(key)

@@ -58,6 +58,20 @@ class _Encoded:
         return mean + deviation * sampler.draw(tuple(mean.shape))
 
 
+def key(parts: Parts, index: int) -> BatchKey:
+    """What the image of this index shares calls by."""
+    request, family = parts.request, parts.family
+    return BatchKey(
+        model=parts.model,
+        executor=family.executor.name,
+        dtype=family.executor.dtype,
+        height=request.height // family.vae_factor,
+        width=request.width // family.vae_factor,
+        windows=parts.text.windows,
+        alone=f"{parts.session_id}/{index}" if request.deterministic else "",
+    )
+
+
 def _trajectory(parts: Parts, encoded: _Encoded, index: int) -> Trajectory:
     request, family = parts.request, parts.family
     height, width = request.height // family.vae_factor, request.width // family.vae_factor
@@ -65,13 +79,7 @@ def _trajectory(parts: Parts, encoded: _Encoded, index: int) -> Trajectory:
     sampler = Sampler(request, family.scheduler_config, request.seed + index)
     latents, extra, kept = _start(parts, encoded, sampler, shape)
     return Trajectory(
-        key=BatchKey(
-            model=parts.model,
-            height=height,
-            width=width,
-            windows=parts.text.windows,
-            alone=f"{parts.session_id}/{index}" if request.deterministic else "",
-        ),
+        key=key(parts, index),
         family=family,
         index=index,
         seed=request.seed + index,

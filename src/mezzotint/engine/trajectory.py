@@ -15,7 +15,9 @@ from mezzotint.workers.wire import Submit
 class BatchKey:
     """Trajectories of equal keys can share a model call. Everything else about them may differ."""
 
-    model: str
+    model: str  # digest
+    executor: str = "torch"
+    dtype: str = "float32"
     height: int  # of the latents
     width: int
     windows: int  # of the text
@@ -126,6 +128,9 @@ class Running:
     def ran_in(self, rows: int, peak_bytes: int | None) -> None:
         """One model call with so many rows, its own and its neighbours', is done."""
         self.batch_rows[rows] = self.batch_rows.get(rows, 0) + 1
+        self.saw_peak(peak_bytes)
+
+    def saw_peak(self, peak_bytes: int | None) -> None:
         if peak_bytes is not None:
             self.peak_bytes = max(peak_bytes, self.peak_bytes or 0)
 

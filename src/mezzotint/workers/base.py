@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import structlog
 
 from mezzotint.errors import SetupError
+from mezzotint.measurements import Measurements
 from mezzotint.workers import wire
 from mezzotint.workers.local import LocalWorker
 
@@ -37,10 +38,10 @@ class Seat:
 class Supervisor:
     """One worker per device. Calls `on_ready`, `on_message`, `on_lost`; for one worker never two at a time."""
 
-    def __init__(self, devices: tuple[str, ...], threads: int, memory_bytes: int) -> None:
+    def __init__(self, devices: tuple[str, ...], threads: int, memory_bytes: int, measurements: Measurements) -> None:
         """`memory_bytes`: what a worker on a CPU may take."""
         self.seats = {device: Seat(device=device) for device in devices}
-        self._threads, self._memory_bytes = threads, memory_bytes
+        self._threads, self._memory_bytes, self._measurements = threads, memory_bytes, measurements
         self._count = 0
         self._stopping = False
         self._keeping: list[asyncio.Task[None]] = []
@@ -116,9 +117,12 @@ class Supervisor:
                     raise wire.WireError(f"it speaks version {message.version}, not {wire.VERSION}")
                 seat = self.seats[worker.device]
                 seat.failed_starts, seat.facts, worker.hello = 0, message.device, message
+                worker.send(self._measurements.known(worker.device))
                 await self.on_ready(worker)
             case wire.Heartbeat():
                 worker.heartbeat = message
+            case wire.Measured():
+                self._measurements.take(worker.device, message)
             case wire.DeviceFailed():
                 log.error("worker failed", worker=worker.id, device=worker.device, reason=message.message)
             case _:

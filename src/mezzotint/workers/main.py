@@ -86,6 +86,8 @@ class Worker:
                 engine.cancel(message.session_id, message.attempt)
             case wire.Load():
                 engine.load(message.model)
+            case wire.Known():
+                engine.know(message)
             case wire.Stop() | None:
                 os._exit(0)  # interpreter teardown with torch takes a second and frees nothing that exit does not
 
@@ -113,10 +115,17 @@ class Worker:
             phase = "starting" if engine is None else engine.phase
             resident = () if engine is None else engine.resident
             since = time.monotonic() - self._moved
-            memory = me.memory_info().rss
+            memory, weights = me.memory_info().rss, 0 if engine is None else engine.weights_bytes
             refused = {model: why for model, why in self._refused.copy().items() if model in resident}
             self.send(
-                wire.Heartbeat(phase=phase, since_s=since, memory_bytes=memory, resident=resident, refused=refused)
+                wire.Heartbeat(
+                    phase=phase,
+                    since_s=since,
+                    memory_bytes=memory,
+                    weights_bytes=weights,
+                    resident=resident,
+                    refused=refused,
+                )
             )
             time.sleep(HEARTBEAT_S)
 
@@ -169,7 +178,8 @@ class Worker:
             return images.encode(pixels.numpy(), submit.request, submit.request.seed + index, made)
 
         meter = HostMeter() if device.type == "cpu" else CudaMeter(device)
-        facts = _device_facts(self._device_id, device, self._threads, self._memory_bytes)
+        base = meter.start(exactly=True) or 0
+        facts = _device_facts(self._device_id, device, self._threads, self._memory_bytes, base)
         budget = int(facts.memory_budget_bytes * WEIGHTS_SHARE)
         engine = Engine(load, encode, time.monotonic, meter=meter, budget_bytes=budget)
         self.send(wire.Hello(version=wire.VERSION, pid=os.getpid(), device=facts))
@@ -196,11 +206,13 @@ def _versions() -> dict[str, str]:
     return {"mezzotint": mezzotint.__version__, "diffusers": diffusers.__version__, "torch": torch.__version__}
 
 
-def _device_facts(device_id: str, device: "torch.device", threads: int, memory_bytes: int) -> wire.DeviceFacts:
+def _device_facts(
+    device_id: str, device: "torch.device", threads: int, memory_bytes: int, base: int
+) -> wire.DeviceFacts:
     import psutil
     import torch
 
-    common: dict[str, Any] = {"id": device_id, "kind": device.type, "threads": threads}
+    common: dict[str, Any] = {"id": device_id, "kind": device.type, "threads": threads, "base_bytes": base}
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
         torch.cuda.set_per_process_memory_fraction(CUDA_SHARE, device)

@@ -14,12 +14,27 @@ from mezzotint.frames import WireError as WireError
 from mezzotint.request import Request
 from mezzotint.session import Usage
 
-VERSION = 2
+VERSION = 3
 MAX_MESSAGE_BYTES = 8 << 20
 
 
 class _Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", forbid_unknown_fields=True):
     pass
+
+
+class Work(msgspec.Struct, frozen=True, kw_only=True):
+    """A piece of work that costs the same each time, as far as can be told."""
+
+    what: str  # load, encode (a text), pictures (a caller's), step (a model call), decode (a picture), file (of it)
+    model: str  # digest; of a load that of the adapter, when it is one
+    executor: str = "torch"
+    dtype: str = "float32"
+    height: int = 0  # of the latents
+    width: int = 0
+    windows: int = 0  # of the text
+    rows: int = 1
+    nets: int = 0  # ControlNets at work, on the row that has most
+    loras: bool = False
 
 
 # ---- API process -> worker
@@ -61,6 +76,22 @@ class Load(_Message, frozen=True, kw_only=True, tag="load"):
     model: ModelRef
 
 
+class Thing(msgspec.Struct, frozen=True, kw_only=True):
+    """What an earlier worker has found out of one piece of work."""
+
+    work: Work
+    seconds: float | None
+    calls: int
+    held: bool
+    has_memory: bool
+
+
+class Known(_Message, frozen=True, kw_only=True, tag="known"):
+    """After Hello: what need not be found out again on this device."""
+
+    things: tuple[Thing, ...]
+
+
 class Stop(_Message, frozen=True, kw_only=True, tag="stop"):
     """Leave now; running sessions are somebody else's from here on."""
 
@@ -77,6 +108,7 @@ class DeviceFacts(msgspec.Struct, frozen=True, kw_only=True):
     dtypes: tuple[str, ...]
     driver: str | None
     threads: int
+    base_bytes: int  # in use before anything is loaded
 
 
 class Hello(_Message, frozen=True, kw_only=True, tag="hello"):
@@ -93,6 +125,7 @@ class Heartbeat(_Message, frozen=True, kw_only=True, tag="heartbeat"):
     phase: str | None  # what the loop is in, None: idle
     since_s: float  # how long it has been in it, or since its last step
     memory_bytes: int
+    weights_bytes: int  # of what is resident, adapters too
     resident: tuple[str, ...]
     refused: dict[str, str] = {}  # resident models that torch float32 serves though another was wanted: why
 
@@ -148,14 +181,23 @@ class Ended(_Message, frozen=True, kw_only=True, tag="ended"):
     error: ErrorInfo | None
 
 
+class Measured(_Message, frozen=True, kw_only=True, tag="measured"):
+    """One piece of work as it went just now."""
+
+    work: Work
+    seconds: float | None = None  # None: not timed, since it was the first of its kind here or memory did not hold it
+    extra_bytes: int | None = None  # most in use meanwhile beside what was there; of a load what stays; None: not seen
+    held: bool = True  # False: memory did not hold it
+
+
 class DeviceFailed(_Message, frozen=True, kw_only=True, tag="device_failed"):
     """The worker cannot go on and exits after this."""
 
     message: str
 
 
-ToWorker = Submit | Cancel | Load | Stop
-FromWorker = Hello | Heartbeat | Phase | Progress | ImageDone | Warned | Ended | DeviceFailed
+ToWorker = Submit | Cancel | Load | Known | Stop
+FromWorker = Hello | Heartbeat | Phase | Progress | ImageDone | Warned | Ended | Measured | DeviceFailed
 
 _encoder = msgspec.msgpack.Encoder()
 _to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)

@@ -1,0 +1,67 @@
+"""Times pieces of work and the memory that each takes, for the API process to learn from. Must not decide anything."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import msgspec
+import torch
+
+from mezzotint.engine.meter import Meter
+from mezzotint.workers import wire
+
+
+class Stopwatch:
+    """Collects a message for each piece of work. The first of its kind in this process is not timed when it sets things
+    up; its memory is measured exactly, once, unless an earlier worker has done so.
+    """
+
+    def __init__(self, clock: Callable[[], float], meter: Meter) -> None:
+        self._clock, self._meter = clock, meter
+        self._seen: set[wire.Work] = set()
+        self._known_memory: set[wire.Work] = set()
+        self._told: list[wire.Measured] = []
+        self.peak: int | None = None  # of the last piece
+        self.seconds = 0.0
+
+    def know(self, things: tuple[wire.Thing, ...]) -> None:
+        self._known_memory |= {thing.work for thing in things if thing.has_memory}
+
+    @contextmanager
+    def time(self, work: wire.Work) -> Iterator[None]:
+        """Around a piece of work. One that raises is told only if memory did not hold it."""
+        exactly, first = work not in self._known_memory, work not in self._seen
+        before = self._meter.start(exactly=exactly)
+        started = self._clock()
+        try:
+            yield
+        except Exception as error:
+            if is_memory(error):
+                self._told.append(wire.Measured(work=work, held=False))
+            raise
+        self.seconds = self._clock() - started
+        self.peak = self._meter.peak()
+        extra = None
+        if exactly and before is not None and self.peak is not None:
+            extra = max(0, self.peak - before)
+            self._known_memory.add(work)
+        self._seen.add(work)
+        timed = None if first and work.what == "step" else self.seconds
+        self._told.append(wire.Measured(work=work, seconds=timed, extra_bytes=extra))
+
+    def weighed(self, weight: int) -> None:
+        """What the last piece of work left in memory, where that is known better than by the meter."""
+        self._told[-1] = msgspec.structs.replace(self._told[-1], extra_bytes=weight)
+
+    def take(self) -> list[tuple[wire.FromWorker, bytes]]:
+        """What was measured since the last time."""
+        told, self._told = self._told, []
+        return [(one, b"") for one in told]
+
+
+def is_memory(error: Exception) -> bool:
+    """torch has a class of its own for a device that is full, but only words for a full host."""
+    told = isinstance(error, RuntimeError) and any(words in str(error) for words in _FULL)
+    return told or isinstance(error, MemoryError | torch.OutOfMemoryError)
+
+
+_FULL = ("can't allocate memory", "bad_alloc", "could not create a memory object", "out of memory")
