@@ -1,4 +1,7 @@
-"""Forgets what is old: ended sessions with their pictures, idempotency keys. Must not touch what has not ended."""
+"""Forgets what is old, ended sessions with their pictures and idempotency keys, and files that no row tells of.
+
+Must not touch what has not ended.
+"""
 
 import asyncio
 import time
@@ -23,9 +26,12 @@ class Retention:
 
     def __init__(self, store: Store, blobs: Blobs, events: Events, retention_days: float | None) -> None:
         self._store, self._blobs, self._events, self._days = store, blobs, events, retention_days
+        self._folders: list[str] = []
         self._loop: asyncio.Task[None] | None = None
 
     def start(self) -> None:
+        """Before anything is accepted: only folders that are there by now are looked through for strays."""
+        self._folders = self._blobs.folders()
         self._loop = asyncio.create_task(self._run(), name="retention")
 
     async def stop(self) -> None:
@@ -48,9 +54,29 @@ class Retention:
                 break
         return count
 
+    async def sweep_files(self) -> int:
+        """Remove what a kill left of sessions that were never accepted, and pictures that were never recorded.
+
+        Returns how many folders and pictures. Raises TryLater; what is left waits.
+        """
+        count = 0
+        while self._folders:
+            some = self._folders[-SLICE:]
+            known = await self._store.pictures(some)
+            for session_id in some:
+                if session_id not in known:
+                    await self._blobs.delete(session_id)
+                    count += 1
+                elif (kept := known[session_id]) is not None:
+                    count += await self._blobs.keep_only(session_id, kept)
+            del self._folders[-SLICE:]
+        return count
+
     async def _run(self) -> None:
         while True:
             try:
+                if count := await self.sweep_files():
+                    log.info("removed files that no session tells of", count=count)
                 if count := await self.sweep(time.time()):
                     log.info("forgot old sessions", count=count)
             except TryLater as error:

@@ -1,5 +1,6 @@
 """What is old is forgotten, with its files, and nothing else is. Must not test the clock that calls it."""
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from mezzotint.store.blobs import Blobs
 from mezzotint.store.rows import Once
 from mezzotint.store.sql import Store
 from tests.contract.backends import Backend
-from tests.contract.stores import ID, add, in_state, request
+from tests.contract.stores import ID, add, finish, image, in_state, request, running
 
 pytestmark = pytest.mark.anyio
 
@@ -66,3 +67,28 @@ async def test_keys_go_after_a_day_and_not_before(store: Store, tmp_path: Path) 
     await retention.sweep(NOW + KEYS_KEPT_S + 1)
     assert await store.first(once) is None
     assert await store.get(ID)
+
+
+async def test_files_that_no_row_tells_of_go_and_those_of_what_runs_stay(store: Store, tmp_path: Path) -> None:
+    blobs, root = Blobs(tmp_path / "sessions"), tmp_path / "sessions"
+    retention = Retention(store, blobs, Events(), retention_days=None)
+    await running(store, "ses_runs")
+    await blobs.put("ses_runs", b"not recorded yet")
+    await running(store, "ses_ended")
+    kept, stray = [await blobs.put("ses_ended", data) for data in (b"recorded", b"of an attempt that was killed")]
+    (root / "ses_ended" / "input-image.png").write_bytes(b"sent")
+    await store.add_image("ses_ended", attempt=1, image=dataclasses.replace(image(), sha256=kept))
+    await finish(store, State.SUCCEEDED, session_id="ses_ended")
+    for number in range(SLICE + 5):
+        (root / f"ses_never_{number}").mkdir()
+        (root / f"ses_never_{number}" / "input-image.png").write_bytes(b"sent")
+    (root / "not one of ours").mkdir()
+    assert await retention.sweep_files() == 0, "only what was there at the start is looked at"
+    retention.start()
+    (root / "ses_being_sent").mkdir()
+    await retention.stop()
+    assert await retention.sweep_files() == SLICE + 5 + 1
+    assert {path.name for path in root.iterdir()} == {"ses_runs", "ses_ended", "ses_being_sent", "not one of ours"}
+    assert len(list((root / "ses_runs").iterdir())) == 1
+    assert {path.name for path in (root / "ses_ended").iterdir()} == {kept, "input-image.png"}
+    assert stray != kept

@@ -8,6 +8,7 @@ import os
 import re
 import secrets
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 
 from mezzotint.errors import TryLater
@@ -46,6 +47,17 @@ class Blobs:
         for stray in strays:
             stray.unlink()
         return len(strays)
+
+    def folders(self) -> list[str]:
+        """The ids of all that have a folder. Blocks."""
+        if not self._root.exists():
+            return []
+        with os.scandir(self._root) as found:
+            return [entry.name for entry in found if _ID.fullmatch(entry.name)]
+
+    async def keep_only(self, session_id: str, sha256s: Collection[str]) -> int:
+        """Remove the session's other pictures, and count them. Not while a put may be under way for it."""
+        return await asyncio.to_thread(_remove_others, self.folder(session_id), sha256s)
 
     def folder(self, session_id: str) -> Path:
         """Where a session's files lie. Does not look."""
@@ -86,6 +98,13 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _remove_others(folder: Path, sha256s: Collection[str]) -> int:
+    strays = [file for file in folder.glob("*") if _SHA256.fullmatch(file.name) and file.name not in sha256s]
+    for stray in strays:
+        stray.unlink(missing_ok=True)
+    return len(strays)
 
 
 def _remove(folder: Path) -> None:

@@ -4,9 +4,10 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import ColumnElement, Select, func, insert, select, update
+from sqlalchemy import ColumnElement, Select, func, insert, not_, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from mezzotint.errors import ErrorInfo
 from mezzotint.session import FINAL, ImageRecord, Session, State
 from mezzotint.store import rows
 from mezzotint.store.tables import images, sessions, transitions
@@ -73,6 +74,22 @@ def owned(attempt: int) -> ColumnElement[bool]:
     return sessions.c.attempt == attempt
 
 
+def in_time(now: float) -> ColumnElement[bool]:
+    """What has started does not expire."""
+    return or_(sessions.c.attempt > 0, sessions.c.expires_at.is_(None), sessions.c.expires_at > now)
+
+
+async def expire(work: Work, session_id: str, now: float) -> None:
+    """End it when it is still queued past its time."""
+    found = await find(work.connection, session_id)
+    if found is None or found.request.expires_s is None:
+        return
+    error = ErrorInfo(code="expired", message=f"not started within {found.request.expires_s:g} s")
+    spans = {"queued": max(0.0, now - found.created_at)}
+    change = Change(session_id, State.QUEUED, State.EXPIRED, error.code, now)
+    await move(work, change, not_(in_time(now)), spans=spans, error=error)
+
+
 async def after_running(connection: AsyncConnection, session_id: str) -> State:
     """Where a session whose attempt ends unfinished belongs. Cancel beats pause."""
     flags = select(sessions.c.cancel_requested, sessions.c.pause_requested).where(sessions.c.id == session_id)
@@ -85,6 +102,17 @@ async def after_running(connection: AsyncConnection, session_id: str) -> State:
 async def count_of(connection: AsyncConnection, states: Collection[State]) -> int:
     query = select(func.count()).select_from(sessions).where(sessions.c.state.in_(states))
     return await connection.scalar(query) or 0
+
+
+async def pictures_of(connection: AsyncConnection, session_ids: Collection[str]) -> dict[str, frozenset[str] | None]:
+    """The digests of each session's pictures, None of one that has not ended."""
+    states = select(sessions.c.id, sessions.c.state).where(sessions.c.id.in_(session_ids))
+    digests = select(images.c.session_id, images.c.sha256).where(images.c.session_id.in_(session_ids))
+    known = {row.id: set[str]() if row.state in FINAL else None for row in await connection.execute(states)}
+    for row in await connection.execute(digests):
+        if (kept := known.get(row.session_id)) is not None:
+            kept.add(row.sha256)
+    return {session_id: None if kept is None else frozenset(kept) for session_id, kept in known.items()}
 
 
 async def find(connection: AsyncConnection, session_id: str) -> Session | None:

@@ -13,6 +13,7 @@ from mezzotint.errors import SetupError, TryLater
 from mezzotint.store import postgres, schema, sqlite
 
 RETRY_AFTER_S = 10
+WAIT_S = 5.0  # for what another process holds
 
 
 class Kind(Protocol):
@@ -21,10 +22,13 @@ class Kind(Protocol):
     def address(self, url: URL) -> URL:
         """The address with its driver. Raises SetupError when sessions cannot be kept there. Opens nothing."""
 
-    def open(self, url: URL) -> tuple[AsyncEngine, AsyncEngine]:
-        """One writer whose commits are fsynced, and readers whose transactions see one instant and cannot write."""
+    def open(self, url: URL, wait_s: float) -> tuple[AsyncEngine, AsyncEngine]:
+        """One writer whose commits are fsynced, and readers whose transactions see one instant and cannot write.
 
-    def open_beside(self, url: URL) -> AsyncEngine:
+        Each waits so long for what another process holds.
+        """
+
+    def open_beside(self, url: URL, wait_s: float) -> AsyncEngine:
         """For a few rows written by another process than the server's, which it does not disturb."""
 
     def meaning(self, error: BaseException) -> tuple[str, str] | None:
@@ -81,14 +85,14 @@ class Engines:
             raise TryLater(message, code=code, retry_after_s=RETRY_AFTER_S) from error
 
 
-async def connect(url: str) -> Engines:
+async def connect(url: str, wait_s: float) -> Engines:
     """Open the database, make its file when absent, bring its schema up. Raises SetupError; then nothing stays open."""
     parsed = _parsed(url)
     kind = KINDS[parsed.get_backend_name()]
     address = kind.address(parsed)
     ready = False
     try:
-        writer, readers = kind.open(address)
+        writer, readers = kind.open(address, wait_s)
     except OSError as error:
         raise _unusable(address, error.strerror) from error
     engines = Engines(kind=kind, writer=writer, readers=readers)
@@ -119,7 +123,7 @@ async def beside(url: str) -> AsyncIterator[AsyncConnection]:
     kind = KINDS[parsed.get_backend_name()]
     address = kind.address(parsed)
     try:
-        engine = kind.open_beside(address)
+        engine = kind.open_beside(address, WAIT_S)
         try:
             async with engine.connect() as connection:
                 yield connection

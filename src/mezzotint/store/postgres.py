@@ -13,7 +13,6 @@ from mezzotint.errors import SetupError
 READERS = 4
 OWNER_LOCK = int.from_bytes(b"mezzotin")  # advisory locks are numbers, each database's its own
 
-_WRITER = {"synchronous_commit": "on", "lock_timeout": "5s"}
 _READER = {"default_transaction_isolation": "repeatable read", "default_transaction_read_only": "on"}
 
 _AWAY = ("not_ready", "the database does not answer; try again")
@@ -45,14 +44,14 @@ def address(url: URL) -> URL:
     return url.set(drivername="postgresql+asyncpg")
 
 
-def open(url: URL) -> tuple[AsyncEngine, AsyncEngine]:  # noqa: A001  Kind's word
-    writer = _engine(url, size=1, settings=_WRITER)
+def open(url: URL, wait_s: float) -> tuple[AsyncEngine, AsyncEngine]:  # noqa: A001  Kind's word
+    writer = _engine(url, size=1, settings=_writer(wait_s))
     event.listen(writer.sync_engine, "connect", _own)
     return writer, _engine(url, size=READERS, settings=_READER)
 
 
-def open_beside(url: URL) -> AsyncEngine:
-    return _engine(url, size=1, settings=_WRITER)
+def open_beside(url: URL, wait_s: float) -> AsyncEngine:
+    return _engine(url, size=1, settings=_writer(wait_s))
 
 
 def meaning(error: BaseException) -> tuple[str, str] | None:
@@ -98,6 +97,10 @@ async def committed(connection: AsyncConnection, mark: str) -> bool:
 
 async def tidy(writer: AsyncEngine) -> None:
     """Nothing: the server looks after its own files."""
+
+
+def _writer(wait_s: float) -> dict[str, str]:
+    return {"synchronous_commit": "on", "lock_timeout": f"{round(wait_s * 1000)}ms"}
 
 
 def _engine(url: URL, *, size: int, settings: dict[str, str]) -> AsyncEngine:

@@ -1,32 +1,34 @@
 """The durable life of every session, in SQL. Must not read a clock, hold progress or decide who runs next."""
 
-import asyncio
-import contextlib
 import functools
-from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
-import structlog
 from sqlalchemy import delete, false, func, insert, select, true, update
-from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mezzotint.api_keys import ApiKey
-from mezzotint.errors import Conflict, ErrorInfo, TryLater
+from mezzotint.errors import ErrorInfo
 from mezzotint.events import Event, Events
 from mezzotint.request import Request
 from mezzotint.session import FINAL, ImageRecord, Session, State, Usage
 from mezzotint.store import api_keys, engines, journal, keys, rows
-from mezzotint.store.changes import Change, Work, after_running, count_of, find, load, move, owned, plain
+from mezzotint.store.changes import (
+    Change,
+    after_running,
+    count_of,
+    expire,
+    find,
+    in_time,
+    load,
+    move,
+    owned,
+    pictures_of,
+    plain,
+)
+from mezzotint.store.database import Database
+from mezzotint.store.intake import Intake
 from mezzotint.store.rows import Attempt, Once, Transition
 from mezzotint.store.tables import images, sessions, transitions
-
-log = structlog.get_logger(__name__)
-
-SHARED_COMMIT = 64
-ASK_AGAIN_S = 0.2
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -36,23 +38,16 @@ Transitions = list[Transition]
 Names = list[str]
 Attempts = list[Attempt]
 Replayed = list[Event]
-_Line = list["_Place"]
-Answer = Session | TryLater | Conflict
 
 
 def _unbroken(
     method: Callable[Concatenate["Store", P], Coroutine[Any, Any, T]],
 ) -> Callable[Concatenate["Store", P], Awaitable[T]]:
-    """Let the call run to its end even when its caller is cancelled: a transaction cut in two costs the connection."""
+    """Let the call run to its end even when its caller is cancelled."""
 
     @functools.wraps(method)
     async def run(self: "Store", /, *args: P.args, **kwargs: P.kwargs) -> T:
-        if self._closed:
-            raise RuntimeError("the store is closed")
-        call = asyncio.ensure_future(method(self, *args, **kwargs))
-        self._calls.add(call)
-        call.add_done_callback(self._calls.discard)
-        return await asyncio.shield(call)
+        return await self._database.unbroken(functools.partial(method, self, *args, **kwargs))
 
     return run
 
@@ -67,36 +62,25 @@ class Store:
     happen.
     """
 
-    def __init__(self, opened: engines.Engines, queue_size: int, events: Events | None) -> None:
-        self._engines = opened
-        self._queue_size = queue_size
+    def __init__(self, database: Database, queue_size: int, events: Events | None) -> None:
+        self._database = database
+        self._intake = Intake(database, queue_size)
         self._events = events
-        self._writing = asyncio.Lock()  # first come, first served, however long the line
-        self._line: _Line = []  # accepts that wait for a commit
-        self._calls: set[asyncio.Future[Any]] = set()
-        self._in_doubt = False
-        self._broken = False  # a write failed such that the disk must first be seen to hold what is committed
-        self._closed = False
 
     @classmethod
-    async def open(cls, url: str, *, queue_size: int = 10_000, events: Events | None = None) -> "Store":
+    async def open(
+        cls, url: str, *, queue_size: int = 10_000, events: Events | None = None, wait_s: float = engines.WAIT_S
+    ) -> "Store":
         """Open the database and bring its schema up. Raises SetupError; a database it refuses is left untouched.
 
-        Each change is told to `events`, in the order of the commits, and kept for those who come back later.
+        Each change is told to `events`, in the order of the commits, and kept for those who come back later. A call
+        waits `wait_s` at most for a database that another process holds.
         """
-        return cls(await engines.connect(url), queue_size, events)
+        return cls(Database(await engines.connect(url, wait_s), events), queue_size, events)
 
     async def close(self) -> None:
         """Let calls under way end, empty the log into the database, release every connection and thread."""
-        if self._closed:
-            return
-        self._closed = True
-        await asyncio.gather(*self._calls, return_exceptions=True)
-        try:
-            with contextlib.suppress(TryLater), self._engines.translated():
-                await self._engines.kind.tidy(self._engines.writer)
-        finally:
-            await self._engines.release()
+        await self._database.close()
 
     @_unbroken
     async def add(
@@ -116,26 +100,13 @@ class Store:
         `idempotency_mismatch` when that was of another body. Calls made at the same time share a commit, since a disk
         may manage no more than a hundred a second.
         """
-        self._check_doubt()
         row = rows.of_request(session_id, request, warnings=tuple(warnings), now=now, batch_id=batch_id, owner=owner)
-        place = _Place(row, once)
-        self._line.append(place)
-        try:
-            async with self._writing:
-                if place.answer is None:  # else one ahead in the line took this one along
-                    await self._accept(self._line[:SHARED_COMMIT])
-        finally:
-            if place.answer is None:  # it failed; those behind must not meet it again
-                self._line.remove(place)
-        if isinstance(place.answer, Exception):
-            raise place.answer
-        assert place.answer is not None  # noqa: S101  invariant: who leaves the line without an error has an answer
-        return place.answer
+        return await self._intake.add(row, once)
 
     @_unbroken
     async def first(self, once: Once) -> Session | None:
         """The session that the key stands for already. Raises Conflict `idempotency_mismatch`."""
-        async with self._read() as connection:
+        async with self._database.read() as connection:
             known = (await keys.known(connection, [once])).get(once.name)
             if known is None:
                 return None
@@ -145,26 +116,26 @@ class Store:
     @_unbroken
     async def forget_keys(self, *, before: float, limit: int = 1000) -> int:
         """Forget idempotency keys that came before then, the oldest first, `limit` at most. Returns how many."""
-        async with self._write() as work:
+        async with self._database.write() as work:
             return await keys.forget(work.connection, before, limit)
 
     @_unbroken
     async def get(self, session_id: str) -> Session | None:
         if not plain(session_id):
             return None
-        async with self._read() as connection:
+        async with self._database.read() as connection:
             return await find(connection, session_id)
 
     @_unbroken
     async def queued(self) -> Sessions:
         """All that wait, high priority first, then the oldest."""
         query = select(sessions).where(sessions.c.state == State.QUEUED)
-        async with self._read() as connection:
+        async with self._database.read() as connection:
             return await load(connection, query.order_by(sessions.c.priority.desc(), sessions.c.id))
 
     @_unbroken
     async def count(self, states: Collection[State]) -> int:
-        async with self._read() as connection:
+        async with self._database.read() as connection:
             return await count_of(connection, states)
 
     @_unbroken
@@ -173,18 +144,18 @@ class Store:
         waiting = select(func.count()).where(sessions.c.owner == owner, sessions.c.state == State.QUEUED)
         theirs = images.join(sessions, sessions.c.id == images.c.session_id)
         stored = select(func.sum(images.c.bytes)).select_from(theirs).where(sessions.c.owner == owner)
-        async with self._read() as connection:
+        async with self._database.read() as connection:
             return await connection.scalar(waiting) or 0, int(await connection.scalar(stored) or 0)
 
     @_unbroken
     async def api_key(self, key_id: str) -> ApiKey | None:
-        async with self._read() as connection:
+        async with self._database.read() as connection:
             return await api_keys.find(connection, key_id)
 
     @_unbroken
     async def any_api_key(self) -> bool:
         """Whether one was ever made, in force or not."""
-        async with self._read() as connection:
+        async with self._database.read() as connection:
             return await api_keys.any_made(connection)
 
     @_unbroken
@@ -193,7 +164,7 @@ class Store:
         if not plain(session_id):
             return []
         query = select(transitions).where(transitions.c.session_id == session_id).order_by(transitions.c.seq)
-        async with self._read() as connection:
+        async with self._database.read() as connection:
             return [rows.transition(row) for row in await connection.execute(query)]
 
     async def attempts(self, session_id: str) -> Attempts:
@@ -205,33 +176,37 @@ class Store:
         """What was told above `after`, oldest first: the last 1,000. Progress and previews are not kept."""
         if not plain(session_id):
             return []
-        async with self._read() as connection:
+        async with self._database.read() as connection:
             return await journal.replay(connection, session_id, after)
 
     @_unbroken
     async def begin(self, *, now: float) -> None:
         """Count a start of the server: what it tells from now on is numbered above all that was told before."""
-        async with self._write() as work:
+        async with self._database.write() as work:
             above = await journal.begin(work.connection, now)
         if self._events is not None:
             self._events.begin(above)
 
     @_unbroken
     async def claim(self, session_id: str, *, worker: str, device: str, now: float) -> Session | None:
-        """Queued to running, as a new attempt."""
+        """Queued to running, as a new attempt. What has never started and is past its time expires instead: None."""
         change = Change(session_id, State.QUEUED, State.RUNNING, "claimed", now)
         started_at = func.coalesce(sessions.c.started_at, now)
         values = {"attempt": sessions.c.attempt + 1, "worker": worker, "device": device, "started_at": started_at}
-        async with self._write() as work:
+        async with self._database.write() as work:
             await journal.trim(work.connection, session_id)
-            return await move(work, change, **values)
+            claimed = await move(work, change, in_time(now), **values)
+            if claimed is None:
+                await expire(work, session_id, now)
+        self._intake.left(now)
+        return claimed
 
     @_unbroken
     async def requeue(
         self, session_id: str, *, attempt: int, cause: str, losses: int, spans: Mapping[str, float], now: float
     ) -> Session | None:
         """Running back to queued, in its old place; or to where a pending cancel or pause wants it."""
-        async with self._write() as work:
+        async with self._database.write() as work:
             after = await after_running(work.connection, session_id)
             change = Change(session_id, State.RUNNING, after, cause, now)
             return await move(work, change, owned(attempt), losses=losses, spans=dict(spans))
@@ -260,7 +235,7 @@ class Store:
         if state is not State.CANCELLED:
             guards.append(sessions.c.cancel_requested == false())
         change = Change(session_id, State.RUNNING, state, cause or (error.code if error else state.value), now)
-        async with self._write() as work:
+        async with self._database.write() as work:
             values = {"spans": dict(spans), "usage": usage, "error": error}
             if warnings is not None:
                 values["warnings"] = tuple(warnings)
@@ -275,8 +250,10 @@ class Store:
             raise ValueError(f"a queued session cannot end as {state} here")
         guards = [sessions.c.attempt == 0] if state is State.EXPIRED else []
         change = Change(session_id, State.QUEUED, state, error.code if error else state.value, now)
-        async with self._write() as work:
-            return await move(work, change, *guards, spans=dict(spans), error=error)
+        async with self._database.write() as work:
+            ended = await move(work, change, *guards, spans=dict(spans), error=error)
+        self._intake.left(now)
+        return ended
 
     @_unbroken
     async def request_cancel(
@@ -288,7 +265,7 @@ class Store:
         """
         if not plain(session_id):
             return None
-        async with self._write() as work:
+        async with self._database.write() as work:
             state = await work.connection.scalar(
                 select(sessions.c.state).where(sessions.c.id == session_id).with_for_update()
             )
@@ -298,7 +275,10 @@ class Store:
             elif state in (State.QUEUED, State.PAUSED):
                 values = {} if spans is None else {"spans": dict(spans)}
                 await move(work, Change(session_id, State(state), State.CANCELLED, "cancel", now), **values)
-            return await find(work.connection, session_id)
+            found = await find(work.connection, session_id)
+        if state == State.QUEUED:
+            self._intake.left(now)
+        return found
 
     @_unbroken
     async def request_pause(self, session_id: str) -> Session | None:
@@ -309,7 +289,7 @@ class Store:
         if not plain(session_id):
             return None
         row = sessions.c.id == session_id, sessions.c.state == State.RUNNING, sessions.c.cancel_requested == false()
-        async with self._write() as work:
+        async with self._database.write() as work:
             await work.connection.execute(update(sessions).where(*row).values(pause_requested=True))
             return await find(work.connection, session_id)
 
@@ -320,7 +300,7 @@ class Store:
         """Running to paused, if that was asked for and no cancel is pending. Its checkpoint must be on disk before."""
         change = Change(session_id, State.RUNNING, State.PAUSED, "pause", now)
         guards = owned(attempt), sessions.c.pause_requested == true(), sessions.c.cancel_requested == false()
-        async with self._write() as work:
+        async with self._database.write() as work:
             return await move(work, change, *guards, spans=dict(spans), usage=usage)
 
     @_unbroken
@@ -329,7 +309,7 @@ class Store:
         if not plain(session_id):
             return None
         values = {} if spans is None else {"spans": dict(spans)}
-        async with self._write() as work:
+        async with self._database.write() as work:
             return await move(work, Change(session_id, State.PAUSED, State.QUEUED, "resume", now), **values)
 
     @_unbroken
@@ -338,7 +318,7 @@ class Store:
 
         False, too, once a cancel is pending: nothing appears after its answer.
         """
-        async with self._write() as work:
+        async with self._database.write() as work:
             guards = (sessions.c.state == State.RUNNING, sessions.c.cancel_requested == false(), owned(attempt))
             query = select(sessions.c.id).where(sessions.c.id == session_id, *guards)
             if await work.connection.scalar(query.with_for_update()) is None:
@@ -355,7 +335,7 @@ class Store:
     async def add_warning(self, session_id: str, *, attempt: int, warning: dict[str, Any]) -> bool:
         """Record a warning of the running attempt. False when it is known, or comes too late."""
         row = sessions.c.id == session_id, sessions.c.state == State.RUNNING, owned(attempt)
-        async with self._write() as work:
+        async with self._database.write() as work:
             known = await work.connection.scalar(select(sessions.c.warnings).where(*row).with_for_update())
             if known is None or warning in known:
                 return False
@@ -367,23 +347,29 @@ class Store:
     async def delete(self, session_id: str) -> bool:
         """Forget an ended session, its pictures' records and its history. False when unknown or not ended."""
         forget = delete(sessions).where(sessions.c.id == session_id, sessions.c.state.in_(FINAL))
-        async with self._write() as work:
+        async with self._database.write() as work:
             return await work.connection.scalar(forget.returning(sessions.c.id)) is not None
 
     @_unbroken
     async def prune(self, *, before: float, limit: int = 100) -> Names:
         """Forget sessions that ended before then, the oldest first, `limit` at most. Returns their ids; files stay."""
         old = select(sessions.c.id).where(sessions.c.state.in_(FINAL), sessions.c.ended_at < before)
-        async with self._write() as work:
+        async with self._database.write() as work:
             ids = [*(await work.connection.scalars(old.order_by(sessions.c.ended_at).limit(limit))).all()]
             await work.connection.execute(delete(sessions).where(sessions.c.id.in_(ids)))
         return ids
 
     @_unbroken
+    async def pictures(self, session_ids: Collection[str]) -> dict[str, frozenset[str] | None]:
+        """The digests of each session's pictures, None of one that has not ended; unknown ids are left out."""
+        async with self._database.read() as connection:
+            return await pictures_of(connection, session_ids)
+
+    @_unbroken
     async def recover(self, *, now: float) -> dict[State, int]:
         """The restart rule: what was running goes where its flags send it. Counts by new state. No worker may be up."""
         moved: dict[State, int] = {}
-        async with self._write() as work:
+        async with self._database.write() as work:
             running = await work.connection.scalars(select(sessions.c.id).where(sessions.c.state == State.RUNNING))
             for session_id in running.all():
                 after = await after_running(work.connection, session_id)
@@ -416,143 +402,6 @@ class Store:
             query = query.where(sessions.c.state.in_(states))
         if cursor is not None:
             query = query.where(sessions.c.id < cursor)
-        async with self._read() as connection:
+        async with self._database.read() as connection:
             page = await load(connection, query.order_by(sessions.c.id.desc()).limit(limit + 1))
         return page[:limit], page[limit - 1].id if len(page) > limit else None
-
-    async def _accept(self, places: _Line) -> None:
-        """Commit as many of these as the queue has room for. Raising, it answers none: each then tries for itself."""
-        accepted: _Line = []
-        meant: dict[str, keys.Known] = {}  # by proposed id: the session that answers
-        async with self._transaction() as work:
-            known = await keys.known(work.connection, [place.once for place in places if place.once is not None])
-            room = self._queue_size - await count_of(work.connection, (State.QUEUED,))
-            for place in places:
-                name = place.once.name if place.once else None
-                if name in known:
-                    meant[place.id] = known[name]
-                elif len(accepted) < room:
-                    accepted.append(place)
-                    meant[place.id] = keys.Known(place.id, place.once.fingerprint if place.once else None)
-                    if name is not None:
-                        known[name] = meant[place.id]
-            if accepted:
-                await work.connection.execute(insert(sessions), [place.row for place in accepted])
-                await work.connection.execute(insert(transitions), [rows.of_acceptance(one.row) for one in accepted])
-                await keys.keep(work.connection, [(place.once, place.row) for place in accepted])
-            ids = {one.session_id for one in meant.values()}
-            query = select(sessions).where(sessions.c.id.in_(ids))
-            stored = {session.id: session for session in await load(work.connection, query)}
-            for one in accepted:
-                work.tell(one.id, "state", stored[one.id])
-                for warning in stored[one.id].warnings:
-                    work.tell(one.id, "warning", warning)
-        for place in places:
-            place.answer = self._answer(place, meant.get(place.id), stored)
-        self._line = [place for place in self._line if place.answer is None]
-
-    def _answer(self, place: "_Place", meant: keys.Known | None, stored: Mapping[str, Session]) -> "Answer":
-        if meant is None:
-            message = f"{self._queue_size} sessions are queued, the most this server keeps; send it again later"
-            return TryLater(message, code="queue_full", retry_after_s=10)
-        try:
-            keys.check(place.once, meant)
-        except Conflict as error:
-            return error
-        return stored[meant.session_id]
-
-    @asynccontextmanager
-    async def _write(self) -> AsyncIterator[Work]:
-        self._check_doubt()
-        async with self._writing, self._transaction() as work:
-            yield work
-
-    @asynccontextmanager
-    async def _transaction(self) -> AsyncIterator[Work]:
-        """Owns the database from its first statement; commits unless the body raises. Only inside `_writing`.
-
-        What the body has to tell is written with it and told once it is committed.
-        """
-        lost = False
-        with contextlib.ExitStack() as held:
-            with self._engines.translated(), self._watched():
-                if self._broken:
-                    await self._engines.kind.mend(self._engines.writer)
-                    self._broken = False
-                    log.info("the database's disk takes writes again")
-                async with self._engines.writer.connect() as connection:
-                    mark = await self._engines.kind.mark(connection)
-                    work = Work(connection)
-                    yield work
-                    if self._events is not None:
-                        held.enter_context(self._events.held({session_id for session_id, _, _ in work.told}))
-                        await journal.keep(connection, work.told, self._events)
-                    try:
-                        await connection.commit()
-                    except DBAPIError as error:
-                        if mark is None or not error.connection_invalidated:
-                            raise
-                        lost = True
-            if mark is not None and lost:
-                await self._settle(mark)
-            if self._events is not None:
-                for told in work.told:
-                    self._events.tell(*told)
-
-    @contextmanager
-    def _watched(self) -> Iterator[None]:
-        """Nothing is written after a failure of the disk until `mend` has succeeded: success would be a guess."""
-        try:
-            yield
-        except Exception as error:
-            if self._engines.kind.broke(error) and not self._broken:
-                self._broken = True
-                log.error("the database's disk failed; nothing is written until it is mended", error=str(error))
-            raise
-
-    async def _settle(self, mark: str) -> None:
-        """The connection broke in mid-commit: ask what became of it until the database says. Raises if it was undone.
-
-        Nothing else is written meanwhile. To answer before it is known would leave a change that nobody acts upon.
-        """
-        self._in_doubt = True
-        try:
-            while not self._closed:
-                try:
-                    with self._engines.translated():
-                        async with self._engines.writer.connect() as connection:
-                            done = await self._engines.kind.committed(connection, mark)
-                except TryLater:
-                    await asyncio.sleep(ASK_AGAIN_S)
-                    continue
-                if done:
-                    return
-                break
-        finally:
-            self._in_doubt = False
-        message = "the connection to the database broke and nothing was changed; try again"
-        raise TryLater(message, code="not_ready", retry_after_s=1)
-
-    def _check_doubt(self) -> None:
-        if self._in_doubt:
-            raise TryLater("the database does not answer; try again", code="not_ready", retry_after_s=1)
-
-    @asynccontextmanager
-    async def _read(self) -> AsyncIterator[AsyncConnection]:
-        """One snapshot: all that the body reads is of the same instant."""
-        with self._engines.translated():
-            async with self._engines.readers.connect() as connection:
-                yield connection
-
-
-@dataclass(eq=False, slots=True)
-class _Place:
-    """One accept in the line: its row, and what became of it."""
-
-    row: dict[str, Any]
-    once: Once | None
-    answer: Answer | None = None
-
-    @property
-    def id(self) -> str:
-        return str(self.row["id"])

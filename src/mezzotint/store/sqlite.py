@@ -16,7 +16,7 @@ from mezzotint.errors import SetupError, TryLater
 
 READERS = 4
 
-_COMMON = ("PRAGMA busy_timeout=5000", "PRAGMA foreign_keys=ON")
+_COMMON = ("PRAGMA foreign_keys=ON",)
 _WRITER = (*_COMMON, "PRAGMA journal_mode=WAL", "PRAGMA synchronous=FULL")
 # invariant: only the writer checkpoints; SQLite before 3.51.3 can corrupt when two connections do so at one instant
 _BESIDE = (*_COMMON, "PRAGMA wal_autocheckpoint=0", "PRAGMA synchronous=FULL")
@@ -40,15 +40,15 @@ def address(url: URL) -> URL:
     return url.set(drivername="sqlite+aiosqlite")
 
 
-def open(url: URL) -> tuple[AsyncEngine, AsyncEngine]:  # noqa: A001  Kind's word
+def open(url: URL, wait_s: float) -> tuple[AsyncEngine, AsyncEngine]:  # noqa: A001  Kind's word
     _touch(str(url.database))
-    writer = _engine(url, size=1, pragmas=_WRITER, begin="BEGIN IMMEDIATE")
-    return writer, _engine(url, size=READERS, pragmas=_READER, begin="BEGIN")
+    writer = _engine(url, size=1, pragmas=(_wait(wait_s), *_WRITER), begin="BEGIN IMMEDIATE")
+    return writer, _engine(url, size=READERS, pragmas=(_wait(wait_s), *_READER), begin="BEGIN")
 
 
-def open_beside(url: URL) -> AsyncEngine:
+def open_beside(url: URL, wait_s: float) -> AsyncEngine:
     _touch(str(url.database))
-    return _engine(url, size=1, pragmas=_BESIDE, begin="BEGIN IMMEDIATE")
+    return _engine(url, size=1, pragmas=(_wait(wait_s), *_BESIDE), begin="BEGIN IMMEDIATE")
 
 
 def meaning(error: BaseException) -> tuple[str, str] | None:
@@ -124,6 +124,10 @@ def _engine(url: URL, *, size: int, pragmas: tuple[str, ...], begin: str) -> Asy
         connection.exec_driver_sql(begin)
 
     return engine
+
+
+def _wait(seconds: float) -> str:
+    return f"PRAGMA busy_timeout={round(seconds * 1000)}"
 
 
 def _touch(path: str) -> None:

@@ -1,0 +1,139 @@
+"""Transactions on an opened database: one writer at a time, and no guess about a commit. Must not know a table."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, TypeVar
+
+import structlog
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from mezzotint.errors import TryLater
+from mezzotint.events import Events
+from mezzotint.store import engines, journal
+from mezzotint.store.changes import Work
+
+log = structlog.get_logger(__name__)
+
+ASK_AGAIN_S = 0.2
+
+T = TypeVar("T")
+
+
+class Database:
+    """Raises TryLater for what waiting mends; then nothing changed. What is written is told to `events` after it is."""
+
+    def __init__(self, opened: engines.Engines, events: Events | None) -> None:
+        self._engines = opened
+        self._events = events
+        self.writing = asyncio.Lock()  # first come, first served, however long the line
+        self._calls: set[asyncio.Future[Any]] = set()
+        self._in_doubt = False
+        self._broken = False  # a write failed such that the disk must first be seen to hold what is committed
+        self._closed = False
+
+    async def close(self) -> None:
+        """Let calls under way end, empty the log into the database, release every connection and thread."""
+        if self._closed:
+            return
+        self._closed = True
+        await asyncio.gather(*self._calls, return_exceptions=True)
+        try:
+            with contextlib.suppress(TryLater), self._engines.translated():
+                await self._engines.kind.tidy(self._engines.writer)
+        finally:
+            await self._engines.release()
+
+    async def unbroken(self, call: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Let it run to its end even when its caller is cancelled: a transaction cut in two costs the connection."""
+        if self._closed:
+            raise RuntimeError("the store is closed")
+        running = asyncio.ensure_future(call())
+        self._calls.add(running)
+        running.add_done_callback(self._calls.discard)
+        return await asyncio.shield(running)
+
+    @asynccontextmanager
+    async def write(self) -> AsyncIterator[Work]:
+        self.check_doubt()
+        async with self.writing, self.transaction() as work:
+            yield work
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncIterator[Work]:
+        """Owns the database from its first statement; commits unless the body raises. Only inside `writing`.
+
+        What the body has to tell is written with it and told once it is committed.
+        """
+        lost = False
+        with contextlib.ExitStack() as held:
+            with self._engines.translated(), self._watched():
+                if self._broken:
+                    await self._engines.kind.mend(self._engines.writer)
+                    self._broken = False
+                    log.info("the database's disk takes writes again")
+                async with self._engines.writer.connect() as connection:
+                    mark = await self._engines.kind.mark(connection)
+                    work = Work(connection)
+                    yield work
+                    if self._events is not None:
+                        held.enter_context(self._events.held({session_id for session_id, _, _ in work.told}))
+                        await journal.keep(connection, work.told, self._events)
+                    try:
+                        await connection.commit()
+                    except DBAPIError as error:
+                        if mark is None or not error.connection_invalidated:
+                            raise
+                        lost = True
+            if mark is not None and lost:
+                await self._settle(mark)
+            if self._events is not None:
+                for told in work.told:
+                    self._events.tell(*told)
+
+    @asynccontextmanager
+    async def read(self) -> AsyncIterator[AsyncConnection]:
+        """One snapshot: all that the body reads is of the same instant."""
+        with self._engines.translated():
+            async with self._engines.readers.connect() as connection:
+                yield connection
+
+    def check_doubt(self) -> None:
+        if self._in_doubt:
+            raise TryLater("the database does not answer; try again", code="not_ready", retry_after_s=1)
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        """Nothing is written after a failure of the disk until `mend` has succeeded: success would be a guess."""
+        try:
+            yield
+        except Exception as error:
+            if self._engines.kind.broke(error) and not self._broken:
+                self._broken = True
+                log.error("the database's disk failed; nothing is written until it is mended", error=str(error))
+            raise
+
+    async def _settle(self, mark: str) -> None:
+        """The connection broke in mid-commit: ask what became of it until the database says. Raises if it was undone.
+
+        Nothing else is written meanwhile. To answer before it is known would leave a change that nobody acts upon.
+        """
+        self._in_doubt = True
+        try:
+            while not self._closed:
+                try:
+                    with self._engines.translated():
+                        async with self._engines.writer.connect() as connection:
+                            done = await self._engines.kind.committed(connection, mark)
+                except TryLater:
+                    await asyncio.sleep(ASK_AGAIN_S)
+                    continue
+                if done:
+                    return
+                break
+        finally:
+            self._in_doubt = False
+        message = "the connection to the database broke and nothing was changed; try again"
+        raise TryLater(message, code="not_ready", retry_after_s=1)

@@ -1,0 +1,118 @@
+"""Accepting: requests that come together share a commit, as far as the queue has room. Must not change a session."""
+
+import math
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import insert, select
+
+from mezzotint.errors import Conflict, TryLater
+from mezzotint.session import Session, State
+from mezzotint.store import keys, rows
+from mezzotint.store.changes import count_of, load
+from mezzotint.store.database import Database
+from mezzotint.store.rows import Once
+from mezzotint.store.tables import sessions, transitions
+
+SHARED_COMMIT = 64
+LEAVES_KNOWN = 64  # the newest, from which the queue's speed is measured
+RETRY_AFTER_S = 10  # while that is not known
+LONGEST_RETRY_S = 59  # clients ignore or give up at more
+
+Answer = Session | TryLater | Conflict
+
+
+class Intake:
+    """The line of those that wait to be accepted."""
+
+    def __init__(self, database: Database, queue_size: int) -> None:
+        self._database = database
+        self._queue_size = queue_size
+        self._line: list[_Place] = []
+        self._left: deque[float] = deque(maxlen=LEAVES_KNOWN)
+
+    async def add(self, row: dict[str, Any], once: Once | None) -> Session:
+        """Commit the row, together with those in line. Raises TryLater, Conflict; then it is not stored."""
+        self._database.check_doubt()
+        place = _Place(row, once)
+        self._line.append(place)
+        try:
+            async with self._database.writing:
+                if place.answer is None:  # else one ahead in the line took this one along
+                    await self._accept(self._line[:SHARED_COMMIT])
+        finally:
+            if place.answer is None:  # it failed; those behind must not meet it again
+                self._line.remove(place)
+        if isinstance(place.answer, Exception):
+            raise place.answer
+        assert place.answer is not None  # noqa: S101  invariant: who leaves the line without an error has an answer
+        return place.answer
+
+    def left(self, now: float) -> None:
+        """One of the queue has left it: it began, or ended without."""
+        self._left.append(now)
+
+    async def _accept(self, places: list["_Place"]) -> None:
+        """Commit as many of these as the queue has room for. Raising, it answers none: each then tries for itself."""
+        accepted: list[_Place] = []
+        meant: dict[str, keys.Known] = {}  # by proposed id: the session that answers
+        async with self._database.transaction() as work:
+            known = await keys.known(work.connection, [place.once for place in places if place.once is not None])
+            room = self._queue_size - await count_of(work.connection, (State.QUEUED,))
+            for place in places:
+                name = place.once.name if place.once else None
+                if name in known:
+                    meant[place.id] = known[name]
+                elif len(accepted) < room:
+                    accepted.append(place)
+                    meant[place.id] = keys.Known(place.id, place.once.fingerprint if place.once else None)
+                    if name is not None:
+                        known[name] = meant[place.id]
+            if accepted:
+                await work.connection.execute(insert(sessions), [place.row for place in accepted])
+                await work.connection.execute(insert(transitions), [rows.of_acceptance(one.row) for one in accepted])
+                await keys.keep(work.connection, [(place.once, place.row) for place in accepted])
+            ids = {one.session_id for one in meant.values()}
+            query = select(sessions).where(sessions.c.id.in_(ids))
+            stored = {session.id: session for session in await load(work.connection, query)}
+            for one in accepted:
+                work.tell(one.id, "state", stored[one.id])
+                for warning in stored[one.id].warnings:
+                    work.tell(one.id, "warning", warning)
+        for place in places:
+            place.answer = self._answer(place, meant.get(place.id), stored)
+        self._line = [place for place in self._line if place.answer is None]
+
+    def _answer(self, place: "_Place", meant: keys.Known | None, stored: Mapping[str, Session]) -> Answer:
+        if meant is None:
+            return self._full(place.row["created_at"])
+        try:
+            keys.check(place.once, meant)
+        except Conflict as error:
+            return error
+        return stored[meant.session_id]
+
+    def _full(self, now: float) -> TryLater:
+        message = f"{self._queue_size} sessions are queued, the most this server keeps; "
+        spent = now - self._left[0] if len(self._left) > 1 else 0.0
+        if spent <= 0:  # nothing measured yet, or the clock was set back
+            message += "how fast it moves is not known yet"
+            return TryLater(message, code="queue_full", retry_after_s=RETRY_AFTER_S)
+        each_s = spent / (len(self._left) - 1)
+        message += f"a place comes free about every {each_s:.3g} s"
+        return TryLater(message, code="queue_full", retry_after_s=min(max(math.ceil(each_s), 1), LONGEST_RETRY_S))
+
+
+@dataclass(eq=False, slots=True)
+class _Place:
+    """One accept in the line: its row, and what became of it."""
+
+    row: dict[str, Any]
+    once: Once | None
+    answer: Answer | None = None
+
+    @property
+    def id(self) -> str:
+        return str(self.row["id"])
