@@ -30,7 +30,7 @@ def main() -> None:
     threads, settings = default_threads(), load_settings()
     catalog = Catalog((), settings.cache)
     catalog.scan()
-    graphs = profiles.graphs_of(settings.cache, catalog.digest(BUNDLED_MODEL))
+    graphs = profiles.graphs_of(settings.cache, catalog.digest(catalog.models[BUNDLED_MODEL]))
     torch.set_num_threads(threads)
     torch.set_grad_enabled(False)
     torch.set_float32_matmul_precision("medium")

@@ -109,7 +109,7 @@ def model(value: Model, resident_on: list[str], fits: list[str], executors: dict
     }
     if value.kind == "controlnet":
         return common | {"control_type": value.control_type or None, "fits": fits}
-    if value.kind == "lora":
+    if value.kind in ("lora", "vae"):
         return common | {"fits": fits}
     return common | {
         "family": value.family,
@@ -124,6 +124,7 @@ def model(value: Model, resident_on: list[str], fits: list[str], executors: dict
             "num_inference_steps": value.num_inference_steps,
             "guidance_scale": value.guidance_scale,
             "scheduler": value.scheduler,
+            "vae": value.vae or None,
         },
     }
 

@@ -38,6 +38,7 @@ class Subject(msgspec.Struct, frozen=True, kw_only=True):
     steps: int
     guidance_scale: float
     scheduler: str
+    vae: str = ""  # path of another autoencoder than its own
 
 
 class Candidate(msgspec.Struct, frozen=True, kw_only=True):

@@ -173,6 +173,7 @@ def subject(catalog: Catalog, model_id: str, sha256: str, device: str, choices: 
         steps=model.num_inference_steps,
         guidance_scale=model.guidance_scale,
         scheduler=model.scheduler,
+        vae=model.vae_path,
     )
 
 

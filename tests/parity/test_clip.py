@@ -10,6 +10,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from mezzotint.families.base import MAX_WINDOWS, Prompt
 from mezzotint.families.clip import ClipTextEncoder, ClipTokenizer
+from mezzotint.families.layouts import Folder
 from mezzotint.families.sd import StableDiffusion
 from tests.models import WINDOW
 
@@ -56,10 +57,11 @@ def test_tokens_are_those_of_transformers(random_sd: Path, older: Path, layout: 
 
 @pytest.mark.parametrize("skip", [0, 1, 2])
 def test_hidden_states_are_those_of_transformers(random_sd: Path, skip: int) -> None:
-    folder = random_sd / "tiny" / "text_encoder"
+    model = random_sd / "tiny"
+    folder = model / "text_encoder"
     ids = torch.randint(0, 300, (3, WINDOW), generator=torch.Generator().manual_seed(1))
     oracle = CLIPTextModel.from_pretrained(folder).eval()
-    ours = ClipTextEncoder.load(folder, torch.device("cpu"), torch.float32)
+    ours = ClipTextEncoder.load(Folder(model), "text_encoder", torch.device("cpu"), torch.float32)
     with torch.no_grad():
         hidden = oracle(ids, output_hidden_states=True).hidden_states[-(skip + 1)]
         expected = oracle.final_layer_norm(hidden)

@@ -5,10 +5,12 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from mezzotint.catalog import BUNDLED_MODEL, MAX_HEADER_BYTES, Catalog, Model, fitting, weight_files
+from mezzotint.catalog import BUNDLED_MODEL, Catalog, Model, fitting
+from mezzotint.headers import MAX_HEADER_BYTES, weight_files
 from tests.models import build_controlnet, build_lora, build_sd, build_sdxl
 
 
@@ -55,13 +57,13 @@ def test_a_second_model_of_the_same_name_gets_its_digest(root: Path, tmp_path: P
 def test_the_digest_follows_the_bytes(root: Path) -> None:
     catalog = Catalog([root], root.parent / "cache")
     catalog.scan()
-    before = catalog.digest("tiny")
-    assert catalog.digest("tiny") == before
+    before = catalog.digest(catalog.models["tiny"])
+    assert catalog.digest(catalog.models["tiny"]) == before
     weights = root / "tiny" / "vae" / "diffusion_pytorch_model.safetensors"
     changed = bytearray(weights.read_bytes())
     changed[-1] ^= 1
     weights.write_bytes(changed)
-    assert catalog.digest("tiny") != before
+    assert catalog.digest(catalog.models["tiny"]) != before
 
 
 def edit_json(path: Path, **changes: object) -> None:
@@ -133,6 +135,49 @@ def no_channels(model: Path) -> None:
     edit_json(model / "vae" / "config.json", block_out_channels=4)
 
 
+def many_layers(model: Path) -> None:
+    edit_json(model / "text_encoder" / "config.json", num_hidden_layers=10**9)
+
+
+def rewrite_header(model: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    weights = model / "unet" / "diffusion_pytorch_model.safetensors"
+    data = weights.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    change(header)
+    text = json.dumps(header).encode()
+    weights.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
+
+
+def first(header: dict[str, Any]) -> dict[str, Any]:
+    found: dict[str, Any] = next(entry for name, entry in header.items() if name != "__metadata__")
+    return found
+
+
+def overlap(model: Path) -> None:
+    def change(header: dict[str, Any]) -> None:
+        header["twice"] = first(header)
+
+    rewrite_header(model, change)
+
+
+def wrong_shape(model: Path) -> None:
+    rewrite_header(model, lambda header: first(header).update(shape=[1 << 40, 1 << 40]))
+
+
+def negative_place(model: Path) -> None:
+    rewrite_header(model, lambda header: first(header).update(data_offsets=[-8, 0]))
+
+
+def foreign_numbers(model: Path) -> None:
+    rewrite_header(model, lambda header: first(header).update(dtype="Q4"))
+
+
+def deep_header(model: Path) -> None:
+    text = b"[" * 100_000
+    (model / "unet" / "diffusion_pytorch_model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text)
+
+
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
@@ -151,6 +196,12 @@ def no_channels(model: Path) -> None:
         (not_json, "cannot be read"),
         (a_list, "not a JSON object"),
         (no_channels, "cannot be read"),
+        (many_layers, "at most 256"),
+        (overlap, "over another tensor"),
+        (wrong_shape, "its shape needs"),
+        (negative_place, "cannot be"),
+        (foreign_numbers, "Q4"),
+        (deep_header, "cannot be read"),
     ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
@@ -165,9 +216,47 @@ def test_a_folder_that_cannot_be_trusted_is_listed_with_the_reason(
     assert str(root) not in model.reason
 
 
-def test_a_single_file_is_listed_as_not_supported(root: Path) -> None:
-    (root / "old.safetensors").write_bytes(b"")
-    assert scan(root)["old"].state == "invalid"
+@pytest.mark.parametrize("name", ["old.ckpt", "old.pt", "old.bin", "old.safetensors"])
+def test_a_file_that_is_a_pickle_or_empty_is_listed_with_the_reason(root: Path, name: str) -> None:
+    (root / name).write_bytes(b"" if name.endswith("safetensors") else b"cos\nsystem\n.")
+    model = scan(root)["old"]
+    assert model.state == "invalid"
+    assert model.reason is not None
+    assert ("truncated" if name.endswith("safetensors") else "pickles") in model.reason
+
+
+def test_one_name_in_two_files_that_cannot_be_used_lists_both(root: Path) -> None:
+    (root / "old.ckpt").write_bytes(b"1")
+    (root / "old.pt").write_bytes(b"2")
+    assert len([name for name in scan(root) if name.startswith("old")]) == 2
+
+
+def test_a_scan_tells_whether_anything_came_changed_or_went(root: Path) -> None:
+    catalog = Catalog([root], root.parent / "cache")
+    assert catalog.scan()
+    assert not catalog.scan()
+    truncate(root / "tiny")
+    assert catalog.scan()
+    assert catalog.models["tiny"].state == "invalid"
+    shutil.rmtree(root / "tiny")
+    assert catalog.scan()
+    assert "tiny" not in catalog.models
+
+
+def test_a_setting_names_an_autoencoder_that_must_be_there(root: Path) -> None:
+    shutil.copytree(root / "tiny" / "vae", root / "clear")
+    catalog = Catalog([root], root.parent / "cache")
+    catalog.scan()
+    own = catalog.digest(catalog.models["tiny"])
+    (root / "tiny" / "mezzotint.json").write_text('{"defaults": {"vae": "clear"}}')
+    catalog.scan()
+    assert (catalog.models["clear"].kind, catalog.models["tiny"].vae) == ("vae", "clear")
+    assert catalog.models["tiny"].vae_path == str(root / "clear")
+    assert catalog.digest(catalog.models["tiny"]) != own
+    shutil.rmtree(root / "clear")
+    catalog.scan()
+    assert catalog.models["tiny"].state == "invalid"
+    assert "vae" in str(catalog.models["tiny"].reason)
 
 
 def test_whole_precision_is_taken_before_half_and_other_variants(tmp_path: Path) -> None:

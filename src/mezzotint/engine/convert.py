@@ -89,7 +89,8 @@ def _ensure(subject: Subject, graphs: Path) -> None:
         raise ValueError("only the sd family can run this way in this version")
     torch.set_num_threads(subject.threads)
     torch.set_grad_enabled(False)
-    convert(StableDiffusion(Path(subject.path), torch.device("cpu"), torch.float32), graphs)
+    vae = Path(subject.vae) if subject.vae else None
+    convert(StableDiffusion(Path(subject.path), torch.device("cpu"), torch.float32, vae), graphs)
     for other in graphs.parent.glob(f"{subject.sha256}-*"):  # of other versions of OpenVINO
         if other != graphs:
             shutil.rmtree(other, ignore_errors=True)

@@ -61,7 +61,7 @@ def measure(subject: Subject, refused: str | None) -> Profile:
     torch.set_grad_enabled(False)
     if kind == "cpu":
         torch.set_float32_matmul_precision("medium")  # as a worker does
-    plain = StableDiffusion(Path(subject.path), device, torch.float32)
+    plain = StableDiffusion(Path(subject.path), device, torch.float32, Path(subject.vae) if subject.vae else None)
     plain.pack()
     graphs = profiles.graphs_of(Path(subject.cache), subject.sha256)
     found: dict[tuple[str, str], Family] = {}

@@ -1,10 +1,11 @@
-"""CLIP's text encoder and tokenizer, read from a diffusers folder. Must not depend on transformers.
+"""CLIP's text encoder and tokenizer, read from a model's layout. Must not depend on transformers.
 
 Radford et al. 2021, arXiv:2103.00020. The same parameter names and numbers as transformers' CLIPTextModel, which is the
 oracle in tests/parity; importing that one takes a worker longer than all else together (docs/decisions/001).
 """
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 from torch import Tensor, nn
 from torch.nn import functional
 
-from mezzotint.families.weights import read_state
+from mezzotint.families.layouts import Layout
 
 _SPECIAL = {"bos_token": "<|startoftext|>", "eos_token": "<|endoftext|>", "pad_token": "<|endoftext|>"}
 _SPLIT = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
@@ -22,9 +23,10 @@ _SPLIT = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\
 class ClipTokenizer:
     """Text to token ids, without the start, end and padding that frame a window."""
 
-    def __init__(self, folder: Path) -> None:
-        """Raises OSError or ValueError when the folder holds no CLIP vocabulary."""
-        config = _json(folder / "tokenizer_config.json")
+    def __init__(self, folder: Path, told: Mapping[str, Any] | None = None) -> None:
+        """`told` wins over the folder's tokenizer_config.json. Raises OSError or ValueError when it holds no vocabulary
+        of CLIP."""
+        config = _json(folder / "tokenizer_config.json") | dict(told or {})
         special = config | _json(folder / "special_tokens_map.json")
         start, end, pad = (_name(special.get(kind, otherwise)) for kind, otherwise in _SPECIAL.items())
         whole = folder / "tokenizer.json"
@@ -57,11 +59,11 @@ class ClipTextEncoder(nn.Module):
         self.text_projection: nn.Linear | None = None
 
     @classmethod
-    def load(cls, folder: Path, device: torch.device, dtype: torch.dtype) -> "ClipTextEncoder":
+    def load(cls, layout: Layout, part: str, device: torch.device, dtype: torch.dtype) -> "ClipTextEncoder":
         """Raises OSError, KeyError or RuntimeError when the files do not fit together."""
         with torch.device("meta"):
-            module = cls(_json(folder / "config.json"))
-            named = {name.removeprefix("text_model."): tensor for name, tensor in read_state(folder, dtype).items()}
+            module = cls(layout.config(part))
+            named = {name.removeprefix("text_model."): tensor for name, tensor in layout.state(part, dtype).items()}
             if (projection := named.get("text_projection.weight")) is not None:
                 module.text_projection = nn.Linear(projection.shape[1], projection.shape[0], bias=False)
         named.pop("embeddings.position_ids", None)

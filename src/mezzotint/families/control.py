@@ -12,6 +12,7 @@ from diffusers.models.controlnets.controlnet import ControlNetModel
 from torch import Tensor
 
 from mezzotint.families.base import Control, ControlNet, Rows
+from mezzotint.families.layouts import layout_of
 from mezzotint.families.weights import load_module, module_bytes
 
 FADE = 0.825  # per skip, from the middle outwards, as sd-webui-controlnet does it
@@ -22,7 +23,7 @@ class DiffusersControlNet:
 
     def __init__(self, path: Path, unet: Any, device: torch.device, dtype: torch.dtype, added: Any) -> None:
         """Raises ValueError when it is of another shape than the UNet."""
-        self.module = load_module(ControlNetModel, path, device, dtype)
+        self.module = load_module(ControlNetModel, layout_of(path), "", device, dtype)
         for name in ("block_out_channels", "cross_attention_dim", "addition_embed_type"):
             mine, its = self.module.config[name], unet.config[name]
             if mine != its:

@@ -1,6 +1,5 @@
 """Stable Diffusion 1.x and 2.x from a diffusers folder. Must not keep anything of a session between calls."""
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from mezzotint.families import weighting
 from mezzotint.families.base import MAX_WINDOWS, PLAIN, Conditioning, ControlNet, Prompt, Rows
 from mezzotint.families.clip import ClipTextEncoder, ClipTokenizer
 from mezzotint.families.control import DiffusersControlNet, add_up
+from mezzotint.families.layouts import layout_of
 from mezzotint.families.lora import Adapted, Lora, read_lora
 from mezzotint.families.packing import pack
 from mezzotint.families.weights import load_module, module_bytes
@@ -25,16 +25,21 @@ Chunk = list[tuple[int, float]]  # tokens of one window with their weights
 class StableDiffusion:
     """A UNet on latents, a CLIP text encoder, a KL autoencoder. Rombach et al. 2022, arXiv:2112.10752."""
 
-    def __init__(self, path: Path, device: torch.device, dtype: torch.dtype) -> None:
-        """Loads from disk; never from a network. Raises OSError or ValueError when files do not fit together."""
-        self.unet = load_module(UNet2DConditionModel, path / "unet", device, dtype)
+    def __init__(self, path: Path, device: torch.device, dtype: torch.dtype, vae: Path | None = None) -> None:
+        """Loads from disk; never from a network. `vae`: another autoencoder than its own, of equal latents.
+
+        Raises OSError, TypeError, ValueError or RuntimeError when files do not fit together.
+        """
+        self.device, self.dtype = device, dtype
+        self.layout = layout_of(path)
+        self.unet = load_module(UNet2DConditionModel, self.layout, "unet", device, dtype)
         if device.type == "cpu":
             self.unet.set_attn_processor(_SizedAttention())
-        self.vae = load_module(AutoencoderKL, path / "vae", device, dtype)
-        self.text_encoder = ClipTextEncoder.load(path / "text_encoder", device, dtype)
-        self.tokenizer = ClipTokenizer(path / "tokenizer")
-        self.scheduler_config = _scheduler_config(path)
-        self.device, self.dtype = device, dtype
+        self._scaling = float(self.layout.config("vae").get("scaling_factor", 0.18215))
+        self.vae = self._load_vae(vae)
+        self.text_encoder = ClipTextEncoder.load(self.layout, "text_encoder", device, dtype)
+        self.tokenizer = ClipTokenizer(*self.layout.vocabulary("tokenizer"))
+        self.scheduler_config = self.layout.config("scheduler")
         self.latent_channels = int(self.vae.config.latent_channels)
         self.vae_factor = 2 ** (len(self.vae.config.block_out_channels) - 1)
         self.inpaints = int(self.unet.config.in_channels) == 2 * self.latent_channels + 1
@@ -55,7 +60,7 @@ class StableDiffusion:
             self.copied_bytes += sum(map(pack, (self.unet, self.vae, *self.text_encoders.values())))
 
     def windows(self, text: str, syntax: str) -> int:
-        return min(MAX_WINDOWS, len(self._chunks(text, syntax)))
+        return min(MAX_WINDOWS, len(chunks_of(text, syntax, self.tokenizer)))
 
     def encode(self, prompts: Sequence[Prompt]) -> list[Conditioning]:
         return [self._encode(prompt) for prompt in prompts]
@@ -98,35 +103,21 @@ class StableDiffusion:
     def load_controlnet(self, path: Path) -> ControlNet:
         return DiffusersControlNet(path, self.unet, self.device, self.dtype, self._added)
 
-    @property
-    def _scaling(self) -> float:
-        return float(self.vae.config.scaling_factor)
+    def _load_vae(self, other: Path | None) -> Any:
+        layout, part = (self.layout, "vae") if other is None else (layout_of(other), "")
+        return load_module(AutoencoderKL, layout, part, self.device, self.dtype)
 
     def _added(self, rows: Rows, chosen: Tensor | slice) -> dict[str, Tensor] | None:
         """What the UNet is told of the chosen rows beside time and text: nothing, in this architecture."""
         return None
 
     def _encode(self, prompt: Prompt) -> Conditioning:
-        chunks = self._chunks(prompt.text, prompt.syntax)
+        chunks = chunks_of(prompt.text, prompt.syntax, self.tokenizer)
         count = max(prompt.windows, min(MAX_WINDOWS, len(chunks)))
         framed = Framed(self.tokenizer, chunks[:count], count, self.device)
         with torch.inference_mode(), self._adapted_texts["text_encoder"].using([prompt.loras] * count):
             hidden = framed.weigh(self.text_encoder(framed.ids, skip=prompt.clip_skip or 0))
         return Conditioning(hidden=hidden.flatten(0, 1), windows=count, cut=len(chunks) > MAX_WINDOWS)
-
-    def _chunks(self, text: str, syntax: str) -> list[Chunk]:
-        """Token ids with their weights, by windows. At least one window, the last ones maybe beyond what is encoded."""
-        inside = self.tokenizer.window - 2
-        chunks: list[Chunk] = [[]]
-        for part, weight in weighting.parse(text) if syntax == "weighted" else weighting.plain(text):
-            if part is weighting.BREAK:
-                chunks.append([])
-                continue
-            for token in self.tokenizer.ids(part):
-                if len(chunks[-1]) == inside:
-                    chunks.append([])
-                chunks[-1].append((token, weight))
-        return chunks
 
 
 def unet_in_torch(unet: Any) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
@@ -147,6 +138,21 @@ def decoder_in_torch(vae: Any) -> Callable[[Tensor], Tensor]:
         return pixels
 
     return run
+
+
+def chunks_of(text: str, syntax: str, tokenizer: ClipTokenizer) -> list[Chunk]:
+    """Token ids with their weights, by windows. At least one window, the last ones maybe beyond what is encoded."""
+    inside = tokenizer.window - 2
+    chunks: list[Chunk] = [[]]
+    for part, weight in weighting.parse(text) if syntax == "weighted" else weighting.plain(text):
+        if part is weighting.BREAK:
+            chunks.append([])
+            continue
+        for token in tokenizer.ids(part):
+            if len(chunks[-1]) == inside:
+                chunks.append([])
+            chunks[-1].append((token, weight))
+    return chunks
 
 
 class Framed:
@@ -187,8 +193,3 @@ class _SizedAttention:
 
 
 _PLAIN_TOKENS = 256
-
-
-def _scheduler_config(path: Path) -> dict[str, Any]:
-    read: dict[str, Any] = json.loads((path / "scheduler" / "scheduler_config.json").read_text())
-    return read

@@ -32,7 +32,7 @@ async def tune(settings: Settings, model_id: str) -> list[profiles.Profile]:
         message = f"model {model_id!r} cannot be used: {model.reason}"
         raise InvalidRequest([Fault(field="model", code="model_invalid", message=message)])
     choices = Choices(settings.cache, settings.threads or devices.default_threads())
-    sha256 = catalog.digest(model_id)
+    sha256 = catalog.digest(model)
     measured: list[profiles.Profile] = []
     for device in settings.devices or devices.find():
         why = await tuning.measure(tuning.subject(catalog, model_id, sha256, device, choices))

@@ -192,7 +192,9 @@ def _load(model: wire.ModelRef, device: "torch.device", dtype: "torch.dtype") ->
     from mezzotint.families.table import FAMILIES
 
     module, _, name = FAMILIES[model.family].implementation.partition(":")
-    family: Family = getattr(import_module(module), name)(Path(model.path), device, dtype)
+    family: Family = getattr(import_module(module), name)(
+        Path(model.path), device, dtype, Path(model.vae) if model.vae else None
+    )
     family.pack()
     return family
 

@@ -53,6 +53,7 @@ class ModelRef(msgspec.Struct, frozen=True, kw_only=True):
     executor: str = "torch"
     dtype: str = "float32"
     graphs: str = ""  # folder, for an executor that needs converted ones
+    vae: str = ""  # path of another autoencoder than its own; `sha256` counts it in
 
 
 class Submit(_Message, frozen=True, kw_only=True, tag="submit"):
