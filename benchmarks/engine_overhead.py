@@ -60,7 +60,7 @@ def _run(family: StableDiffusion, path: Path, images: int) -> tuple[float, float
     """Seconds of the steps, and of the model calls within them."""
     timed = Timed(family)
     ref = wire.ModelRef(id="icons", kind="checkpoint", family="sd", path=str(path), bytes=1, sha256="0")
-    engine = Engine(lambda _: timed, lambda *_: b"", time.perf_counter, meter=HostMeter(), budget_bytes=1 << 30)  # type: ignore[arg-type,return-value]
+    engine = Engine(lambda _: timed, lambda *_: (b"", b""), time.perf_counter, meter=HostMeter(), budget_bytes=1 << 30)  # type: ignore[arg-type,return-value]
     for seed in range(images):
         engine.submit(wire.Submit(session_id=str(seed), attempt=1, request=_request(seed), model=ref))
     for _ in range(2 * images + 3):  # until all have joined

@@ -5,11 +5,14 @@ from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
+
+_T = TypeVar("_T")
 
 KEPT = 1000  # events of a session that can be replayed
 KEPT_ENDED = 2000  # ended sessions whose events are still in memory
 BACKLOG = 256  # events that a listener may be behind
+BACKLOG_OF_ALL = 4096  # the same for one of all sessions
 
 # Replayed to who comes later. Progress and previews are not: the next one says more.
 STORED = frozenset({"state", "image", "warning", "end"})
@@ -39,6 +42,7 @@ class Events:
         self._logs: OrderedDict[str, _Log] = OrderedDict()
         self._above = 0
         self._held: set[str] = set()
+        self._feeds: set[asyncio.Queue[tuple[str, Event] | None]] = set()
 
     def begin(self, above: int) -> None:
         """Number on from there, above all that an earlier process can have used. Before the first event."""
@@ -68,15 +72,22 @@ class Events:
         if kind in STORED:
             log.stored.append(event)
         for listener in list(log.listeners):
-            if not listener.full():
-                listener.put_nowait(event)
-            elif kind in STORED:
-                log.listeners.discard(listener)
-                listener.get_nowait()
-                listener.put_nowait(None)  # too slow: the stream ends, and the listener may come back and replay
+            _hand(listener, log.listeners, event, kind)
+        for feed in list(self._feeds):
+            _hand(feed, self._feeds, (session_id, event), kind)
         if kind == "end":
             log.ended = True
             self._forget_old()
+
+    async def everything(self) -> AsyncIterator[tuple[str, Event]]:
+        """Events of all sessions with their ids, from now on. Ends early for a listener too slow."""
+        feed: asyncio.Queue[tuple[str, Event] | None] = asyncio.Queue(maxsize=BACKLOG_OF_ALL)
+        self._feeds.add(feed)
+        try:
+            while (told := await feed.get()) is not None:
+                yield told
+        finally:
+            self._feeds.discard(feed)
 
     def knows(self, session_id: str) -> bool:
         return session_id in self._logs
@@ -117,3 +128,12 @@ class Events:
         ended = [session_id for session_id, log in self._logs.items() if log.ended]
         for session_id in ended[: max(0, len(ended) - KEPT_ENDED)]:
             del self._logs[session_id]
+
+
+def _hand(listener: asyncio.Queue[_T | None], among: set[asyncio.Queue[_T | None]], told: _T, kind: str) -> None:
+    if not listener.full():
+        listener.put_nowait(told)
+    elif kind in STORED:
+        among.discard(listener)
+        listener.get_nowait()
+        listener.put_nowait(None)  # too slow: the stream ends, and the listener may come back and replay

@@ -15,6 +15,7 @@ from PIL.PngImagePlugin import PngInfo
 from mezzotint.request import ControlNetUse, Request
 
 MAX_METADATA_BYTES = 64 * 1024
+THUMBNAIL_PX = 256
 _MAX_EXIF_BYTES = 60 * 1024
 
 # Fields that say who asked or how to run it, not what is drawn.
@@ -57,6 +58,16 @@ def encode(
     else:
         exif = _exif(text, record)
         image.save(file, output.format.upper(), quality=output.quality, **({"exif": exif} if exif else {}))
+    return file.getvalue()
+
+
+def thumbnail(pixels: "np.ndarray[Any, np.dtype[np.uint8]]") -> bytes:
+    """(H, W, 3) uint8 to a WebP of THUMBNAIL_PX on its longer side; empty for a picture that is no larger."""
+    if max(pixels.shape[:2]) <= THUMBNAIL_PX:
+        return b""
+    image, file = Image.fromarray(pixels, "RGB"), io.BytesIO()
+    image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
+    image.save(file, "WEBP", quality=80)
     return file.getvalue()
 
 

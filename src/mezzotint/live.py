@@ -50,6 +50,7 @@ class Live:
             image_index=message.image_index,
             fraction=min(0.999, message.done / message.total),
             eta_s=eta,
+            call=message.call,
         )
 
 

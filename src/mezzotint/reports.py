@@ -86,14 +86,17 @@ class Reports:
 
     async def _keep_image(self, live: Live, message: wire.ImageDone, blob: bytes) -> None:
         try:
-            sha256 = await self._blobs.put(live.session.id, blob)
+            file = blob[: len(blob) - message.thumbnail_bytes]
+            sha256 = await self._blobs.put(live.session.id, file)
+            if message.thumbnail_bytes:
+                await self._blobs.put_thumbnail(live.session.id, sha256, blob[len(file) :])
             image = ImageRecord(
                 index=message.index,
                 seed=message.seed,
                 width=message.width,
                 height=message.height,
                 format=message.format,
-                bytes=len(blob),
+                bytes=len(file),
                 sha256=sha256,
             )
             if await self._store.add_image(live.session.id, attempt=live.session.attempt, image=image):

@@ -57,6 +57,7 @@ class Progress:
     fraction: float = 0.0  # all steps done over all steps of all images; 1.0 only when succeeded
     eta_s: float | None = None
     image_index: int = 0
+    call: int | None = None  # the worker's model call that it was last in; sessions with the same one shared it
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -266,6 +266,19 @@ async def test_a_picture_needs_a_running_session(store: Store) -> None:
     assert await store.add_image(ID, attempt=1, image=image()) is False
 
 
+async def test_a_list_can_be_of_the_prompts_that_hold_a_text(store: Store) -> None:
+    for number, prompt in enumerate(('A Cat"s 100%', "a dog", "")):
+        await add(store, f"ses_{number}", prompt=prompt, negative_prompt="cat")
+    for text, found in (
+        ('cat"s', ["ses_0"]),
+        ("0%", ["ses_0"]),
+        ("_", []),
+        ("dog", ["ses_1"]),
+        ("", ["ses_2", "ses_1", "ses_0"]),
+    ):
+        assert [one.id for one in (await store.list(text=text))[0]] == found
+
+
 async def test_only_ended_sessions_can_be_deleted(store: Store, backend: Backend) -> None:
     for state in State:
         session_id = f"ses_{state}"

@@ -69,9 +69,9 @@ class Rig:
         watched = _Watched(self.family)
         self.calls = watched.calls
 
-        def keep(pixels: Tensor, submit: wire.Submit, index: int) -> bytes:
+        def keep(pixels: Tensor, submit: wire.Submit, index: int) -> tuple[bytes, bytes]:
             drawn[submit.session_id, index] = Drawn(watched.decoded[0], pixels.numpy())
-            return b"-"
+            return b"-", b""
 
         def load(model: wire.ModelRef) -> Family:
             return watched

@@ -115,6 +115,35 @@ def test_lists_filter_and_walk_page_by_page(server: RunningServer) -> None:
     assert set(ids) <= set(walked)
     assert list(server.client.sessions(active=True)) == []
     assert list(server.client.sessions(model="nope")) == []
+    named = server.client.submit(prompt="A purple 100% Teapot", steps=1)["id"]
+    for text, found in (("100% tea", [named]), ("1__%", []), ("teacup", [])):
+        page = http(server, "GET", SESSIONS, params={"text": text}).json()
+        assert [session["id"] for session in page["sessions"]] == found
+
+
+def test_one_stream_tells_of_all_sessions_and_which_shared_a_call(server: RunningServer) -> None:
+    with httpx2.stream("GET", f"{server.url}/api/inference/events", timeout=30) as stream:
+        lines = stream.iter_lines()
+        assert next(lines) == ": from now on"
+        ids = {server.client.submit(prompt="x", steps=8, seed=seed)["id"] for seed in range(2)}
+        calls: dict[str, set[int]] = {session_id: set() for session_id in ids}
+        left = set(ids)
+        kind = ""
+        for line in lines:
+            name, _, value = line.partition(": ")
+            if name == "event":
+                kind = value
+            elif name == "data":
+                body = json.loads(value)
+                if kind == "progress" and body["call"] is not None and body["session_id"] in ids:
+                    calls[body["session_id"]].add(body["call"])
+                elif kind == "end":
+                    left.discard(body["session_id"])
+                    if not left:
+                        break
+    first, second = calls.values()
+    assert len(first) == len(second) == 8
+    assert first & second
 
 
 def test_delete_removes_an_ended_session_and_its_pictures(server: RunningServer) -> None:

@@ -113,11 +113,11 @@ class Rig:
 
         self.encode_error: Exception | None = None
 
-        def encode(pixels: Tensor, submit: wire.Submit, index: int) -> bytes:
+        def encode(pixels: Tensor, submit: wire.Submit, index: int) -> tuple[bytes, bytes]:
             if self.encode_error is not None:
                 raise self.encode_error
             self.encoded_with[submit.session_id] = (submit.model.executor, submit.model.dtype)
-            return b"picture"
+            return b"picture", b"thumbnail"
 
         self.engine = Engine(load, encode, clock, meter=ToyMeter(), budget_bytes=BUDGET, max_rows=8)
         self.told: list[Event] = []

@@ -2,7 +2,7 @@ import asyncio
 
 import pytest
 
-from mezzotint.events import BACKLOG, Event, Events
+from mezzotint.events import BACKLOG, BACKLOG_OF_ALL, Event, Events
 
 pytestmark = pytest.mark.anyio
 
@@ -80,3 +80,28 @@ async def test_while_a_stored_event_is_written_progress_does_not_take_its_number
 
 async def _rest(stream: object) -> list[Event]:
     return [event async for event in stream]  # type: ignore[attr-defined]
+
+
+async def test_one_listener_hears_all_sessions_from_when_it_came() -> None:
+    events = Events()
+    events.tell("a", "state", {})
+    everything = events.everything()
+    first = asyncio.ensure_future(anext(everything))
+    await asyncio.sleep(0)
+    events.tell("b", "progress", {})
+    events.tell("a", "end", {})
+    assert [(session_id, event.kind) for session_id, event in (await first, await anext(everything))] == [
+        ("b", "progress"),
+        ("a", "end"),
+    ]
+
+
+async def test_a_listener_of_all_that_never_reads_is_dropped() -> None:
+    events = Events()
+    everything = events.everything()
+    first = asyncio.ensure_future(anext(everything))
+    await asyncio.sleep(0)
+    for _ in range(BACKLOG_OF_ALL + 5):
+        events.tell("a", "image", {})
+    await first
+    assert len([1 async for _ in everything]) < BACKLOG_OF_ALL

@@ -61,6 +61,13 @@ def test_adapters_and_pictures_in_are_told_without_the_pictures() -> None:
     assert "asset" not in picture.info["mezzotint"]
 
 
+def test_a_thumbnail_is_a_small_webp_of_a_picture_that_is_larger() -> None:
+    large = np.random.default_rng(1).integers(0, 256, (300, 600, 3), dtype=np.uint8)
+    small = Image.open(io.BytesIO(images.thumbnail(large)))
+    assert (small.format, small.size) == ("WEBP", (256, 128))
+    assert images.thumbnail(PIXELS) == b""
+
+
 def test_what_does_not_change_the_picture_does_not_change_the_file() -> None:
     first = images.encode(PIXELS, request(), 7, MADE_WITH)
     other = request(metadata={"user": 1}, priority=9, timeout_s=3.0, device="cpu:0")

@@ -25,6 +25,7 @@ def build(operations: Operations) -> ASGIApp:
     app = FastAPI(title="Mezzotint", version=__version__, max_body_size=MAX_BODY_BYTES, redirect_slashes=False)
     app.state.operations = operations
     app.include_router(inference.router, max_body_size=operations.max_upload_bytes)  # requests may hold pictures
+    app.include_router(inference.feed)
     app.include_router(models.router)
     app.include_router(assets.router, max_body_size=operations.max_upload_bytes)
     app.add_exception_handler(MezzotintError, _told)

@@ -20,3 +20,15 @@ async def _lines(session_id: str, events: AsyncIterator[Event], case: Case) -> A
     async for event in events:
         data = msgspec.json.encode(spelt(bodies.event(session_id, event), case))
         yield b"id: %d\nevent: %b\ndata: %b\n\n" % (event.id, event.kind.encode(), data)
+
+
+def stream_of_all(told: AsyncIterator[tuple[str, Event]], case: Case) -> StreamingResponse:
+    return StreamingResponse(_lines_of_all(told, case), media_type="text/event-stream", headers=_HEADERS)
+
+
+async def _lines_of_all(told: AsyncIterator[tuple[str, Event]], case: Case) -> AsyncIterator[bytes]:
+    """Without `id` lines: nothing can be replayed, and numbers of different sessions mean nothing together."""
+    yield b": from now on\n\n"
+    async for session_id, event in told:
+        body = {"session_id": session_id} | bodies.event(session_id, event)
+        yield b"event: %b\ndata: %b\n\n" % (event.kind.encode(), msgspec.json.encode(spelt(body, case)))

@@ -1,6 +1,6 @@
 """Native routes of sessions. Turns HTTP into `Operations` and back; must not hold a rule of its own."""
 
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
@@ -57,12 +57,21 @@ async def listed(
     model: Annotated[str | None, Query(max_length=256)] = None,
     device: Annotated[str | None, Query(max_length=64)] = None,
     batch: Annotated[str | None, Query(max_length=64)] = None,
+    text: Annotated[str | None, Query(max_length=1000, description="words in the prompt")] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     cursor: Annotated[str | None, Query(max_length=256)] = None,
 ) -> dict[str, Any]:
     """Sessions, newest first."""
     sessions, next_cursor = await ops.list(
-        active=active, state=state, type=type, model=model, device=device, batch=batch, limit=limit, cursor=cursor
+        active=active,
+        state=state,
+        type=type,
+        model=model,
+        device=device,
+        batch=batch,
+        text=text,
+        limit=limit,
+        cursor=cursor,
     )
     return {"sessions": [bodies.session(session) for session in sessions], "next_cursor": next_cursor}
 
@@ -99,10 +108,25 @@ async def trace(session_id: str, ops: Ops) -> dict[str, Any]:
 
 
 @router.get("/{session_id}/images/{index}")
-async def image(session_id: str, index: int, request: Request, ops: Ops) -> Response:
-    """A finished picture."""
+async def image(
+    session_id: str, index: int, request: Request, ops: Ops, size: Literal["full", "thumb"] = "full"
+) -> Response:
+    """A finished picture. `thumb` is a WebP of at most 256 px, or the picture itself when it is no larger."""
+    if size == "thumb":
+        record, small = await ops.thumbnail(session_id, index)
+        if small is not None:
+            return files.kept(request, small, sha256=f"{record.sha256}-thumb", media_type="image/webp")
     record, path = await ops.image(session_id, index)
     return files.kept(request, path, sha256=record.sha256, media_type=f"image/{record.format}")
+
+
+feed = APIRouter(prefix="/api/inference", tags=["sessions"])
+
+
+@feed.get("/events")
+async def follow_all(request: Request, ops: Ops) -> Response:
+    """Server-sent events of all sessions from now on, each with its `session_id`. Nothing is replayed: list first."""
+    return events.stream_of_all(ops.everything(), case_for(request))
 
 
 def _wait(prefer: str | None) -> int | None:

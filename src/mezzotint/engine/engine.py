@@ -40,15 +40,16 @@ class Engine:
     def __init__(
         self,
         load: Callable[[wire.ModelRef], Family],
-        encode_image: Callable[[Tensor, wire.Submit, int], bytes],
+        encode_image: Callable[[Tensor, wire.Submit, int], tuple[bytes, bytes]],
         clock: Callable[[], float],
         *,
         meter: Meter,
         budget_bytes: int,
         max_rows: int = MAX_ROWS,
     ) -> None:
-        """`encode_image(pixels (H, W, 3) uint8, submit, index)` gives a file, with what did run in `submit.model`;
-        `clock` is monotonic seconds. `budget_bytes` of weights stay loaded; more only while sessions use them.
+        """`encode_image(pixels (H, W, 3) uint8, submit, index)` gives a file and its thumbnail (empty: as small
+        itself), with what did run in `submit.model`; `clock` is monotonic seconds. `budget_bytes` of weights stay
+        loaded; more only while sessions use them.
         """
         self._encode_image, self._clock = encode_image, clock
         self._watch = Stopwatch(clock, meter)
@@ -293,6 +294,7 @@ class Engine:
                 steps=request.steps,
                 done=running.steps_run,
                 total=request.steps * request.num_images,
+                call=self._calls,
             )
             events.append((progress, b""))
             if all(one.sampler.done for one in running.trajectories):
@@ -327,7 +329,8 @@ class Engine:
         ran = msgspec.structs.replace(submit.model, executor=executor.name, dtype=executor.dtype)
         try:
             with self._watch.time(_work("file", trajectory.key)):
-                blob = self._encode_image(pixels, msgspec.structs.replace(submit, model=ran), trajectory.index)
+                submit = msgspec.structs.replace(submit, model=ran)
+                file, thumbnail = self._encode_image(pixels, submit, trajectory.index)
         except Exception:
             log.exception("session %s: its picture cannot be encoded", running.id)
             return self._fail(running, "internal", "the picture could not be encoded; the server's log has the cause")
@@ -341,8 +344,9 @@ class Engine:
             width=pixels.shape[1],
             height=pixels.shape[0],
             format=submit.request.output.format,
+            thumbnail_bytes=len(thumbnail),
         )
-        events: list[Event] = [(image, blob)]
+        events: list[Event] = [(image, file + thumbnail)]
         if not running.trajectories:
             events += self._announce(running, "storing") + self._end(running, "succeeded")
         return events

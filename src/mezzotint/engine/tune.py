@@ -164,9 +164,9 @@ def _pictures(family: "Family", subject: Subject) -> "Tensor":
 
     drawn: dict[str, Tensor] = {}
 
-    def keep(pixels: "Tensor", submit: wire.Submit, index: int) -> bytes:
+    def keep(pixels: "Tensor", submit: wire.Submit, index: int) -> tuple[bytes, bytes]:
         drawn[submit.session_id] = pixels.float()
-        return b""
+        return b"", b""
 
     engine = Engine(lambda model: family, keep, time.monotonic, meter=HostMeter(), budget_bytes=1)
     model = wire.ModelRef(

@@ -61,10 +61,11 @@ class SessionVerbs(Verbs):
         model: str | None = None,
         device: str | None = None,
         batch: str | None = None,
+        text: str | None = None,
         limit: int = 50,
         cursor: str | None = None,
     ) -> tuple[list[Session], str | None]:
-        """Newest first. Raises InvalidRequest for a state that does not exist."""
+        """Newest first; `text` is looked for in the prompts. Raises InvalidRequest for a state that does not exist."""
         states = frozenset(State)
         if active is not None:
             states &= ACTIVE if active else FINAL
@@ -79,7 +80,7 @@ class SessionVerbs(Verbs):
         if not states:
             return [], None
         found, next_cursor = await self._parts.store.list(
-            states=states, type=type, model=model, device=device, batch_id=batch, limit=limit, cursor=cursor
+            states=states, type=type, model=model, device=device, batch_id=batch, text=text, limit=limit, cursor=cursor
         )
         return [self._parts.dispatcher.view(session) for session in found], next_cursor
 
@@ -95,6 +96,11 @@ class SessionVerbs(Verbs):
         await self._parts.blobs.delete(session_id)
         self._parts.events.forget(session_id)
 
+    async def thumbnail(self, session_id: str, index: int) -> tuple[ImageRecord, Path | None]:
+        """A picture and where the small one of it is; None when it is small itself. Raises NotFound."""
+        record, _ = await self.image(session_id, index)
+        return record, await asyncio.to_thread(self._parts.blobs.thumbnail, session_id, record.sha256)
+
     async def image(self, session_id: str, index: int) -> tuple[ImageRecord, Path]:
         session = await self.get(session_id)
         found = next((image for image in session.images if image.index == index), None)
@@ -109,6 +115,10 @@ class SessionVerbs(Verbs):
         known = self._parts.events.knows(session_id) or not session.ended
         live = self._parts.events.follow(session_id, after) if known else None  # from now on, before what was is read
         return _replayed(await self._parts.store.replay(session_id, after=after), live, session, after)
+
+    def everything(self) -> AsyncIterator[tuple[str, Event]]:
+        """Events of all sessions from now on, each with its session's id. Nothing is replayed."""
+        return self._parts.events.everything()
 
     async def wait(self, session_id: str, limit_s: float | None = None) -> Session:
         """Until the session has ended or the time is over; returns it as it is then."""

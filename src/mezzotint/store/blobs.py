@@ -15,6 +15,7 @@ from mezzotint.errors import TryLater
 
 _ID = re.compile(r"[A-Za-z0-9_]{1,64}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
+_THUMBNAIL = ".webp"
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
@@ -30,6 +31,15 @@ class Blobs:
         Raises TryLater `storage_full`; then nothing new is left behind.
         """
         return await asyncio.to_thread(self._put, self.folder(session_id), data)
+
+    async def put_thumbnail(self, session_id: str, sha256: str, data: bytes) -> None:
+        """Keep a small WebP beside the picture of that SHA-256. Not synced: without it the picture itself serves."""
+        await asyncio.to_thread(_replace, self.path(session_id, sha256).with_suffix(_THUMBNAIL), data)
+
+    def thumbnail(self, session_id: str, sha256: str) -> Path | None:
+        """Where the small one is; None when there is none, as for a picture that is small itself."""
+        path = self.path(session_id, sha256).with_suffix(_THUMBNAIL)
+        return path if path.exists() else None
 
     def path(self, session_id: str, sha256: str) -> Path:
         """Where the bytes are, if they were put. Does not look."""
@@ -89,6 +99,15 @@ def _write(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _replace(path: Path, data: bytes) -> None:
+    temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
+    try:
+        temporary.write_bytes(data)
+        temporary.rename(path)
+    except OSError:  # the picture is kept; a disk without room for this one will soon say so itself
+        temporary.unlink(missing_ok=True)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -28,7 +28,7 @@ from mezzotint.store.changes import (
 from mezzotint.store.database import Database
 from mezzotint.store.intake import Intake
 from mezzotint.store.rows import Attempt, Once, Transition
-from mezzotint.store.tables import images, sessions, transitions
+from mezzotint.store.tables import images, prompt_of, sessions, transitions
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -387,19 +387,25 @@ class Store:
         device: str | None = None,
         batch_id: str | None = None,
         owner: str | None = None,
+        text: str | None = None,
         limit: int = 50,
         cursor: str | None = None,
     ) -> tuple[Sessions, str | None]:
-        """One page, newest first, and the cursor of the next, None at the end. Sessions that come or go between two
-        pages neither repeat nor hide others. A cursor that could not be an id ends the walk."""
+        """One page, newest first, and the cursor of the next, None at the end; `text` is looked for in the prompts.
+
+        Sessions that come or go between two pages neither repeat nor hide others. A cursor that could not be an id
+        ends the walk.
+        """
         wanted = {"type": type, "model": model, "device": device, "batch_id": batch_id, "owner": owner}
-        if not all(plain(text) for text in (cursor, *wanted.values())):
+        if not all(plain(value) for value in (cursor, text, *wanted.values())):
             return [], None
         query = select(sessions).where(
             *(sessions.c[name] == value for name, value in wanted.items() if value is not None)
         )
         if states:
             query = query.where(sessions.c.state.in_(states))
+        if text:
+            query = query.where(prompt_of(sessions.c.request).icontains(text, autoescape=True))
         if cursor is not None:
             query = query.where(sessions.c.id < cursor)
         async with self._database.read() as connection:

@@ -4,6 +4,8 @@ from typing import Any
 
 import msgspec
 from sqlalchemy import BigInteger, Boolean, Column, Dialect, Double, ForeignKey, Integer, MetaData, Table, Text
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator
 
 from mezzotint.api_keys import Limits, Scope
@@ -28,6 +30,23 @@ class Json(TypeDecorator[Any]):
 
     def process_result_value(self, value: str | None, dialect: Dialect) -> Any:
         return None if value is None else self._decoder.decode(value)
+
+
+class prompt_of(FunctionElement[str]):  # noqa: N801  used as SQL's own functions are
+    """The prompt inside a stored request."""
+
+    type = Text()
+    inherit_cache = True
+
+
+@compiles(prompt_of, "sqlite")
+def _(element: prompt_of, compiler: Any, **how: Any) -> str:
+    return f"json_extract({compiler.process(element.clauses, **how)}, '$.prompt')"
+
+
+@compiles(prompt_of, "postgresql")
+def _(element: prompt_of, compiler: Any, **how: Any) -> str:
+    return f"(({compiler.process(element.clauses, **how)})::json ->> 'prompt')"
 
 
 metadata = MetaData()

@@ -160,7 +160,7 @@ class Worker:
                 self._refused[model.id] = str(error)
                 return plain
 
-        def encode(pixels: "Tensor", submit: wire.Submit, index: int) -> bytes:
+        def encode(pixels: "Tensor", submit: wire.Submit, index: int) -> tuple[bytes, bytes]:
             from mezzotint import images
 
             model = submit.model
@@ -175,7 +175,8 @@ class Worker:
             }
             if model.executor == "openvino":
                 made["versions"] = versions | {"openvino": profiles.versions()["openvino"]}
-            return images.encode(pixels.numpy(), submit.request, submit.request.seed + index, made)
+            file = images.encode(pixels.numpy(), submit.request, submit.request.seed + index, made)
+            return file, images.thumbnail(pixels.numpy())
 
         meter = HostMeter() if device.type == "cpu" else CudaMeter(device)
         base = meter.start(exactly=True) or 0

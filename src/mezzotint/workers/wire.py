@@ -150,10 +150,11 @@ class Progress(_Message, frozen=True, kw_only=True, tag="progress"):
     steps: int
     done: int
     total: int
+    call: int  # which of the worker's model calls it was, from 1; sessions of one call shared it
 
 
 class ImageDone(_Message, frozen=True, kw_only=True, tag="image"):
-    """One finished picture; its encoded bytes are the frame's blob."""
+    """One finished picture; the frame's blob is its file and then its thumbnail, a WebP, of so many bytes."""
 
     session_id: str
     attempt: int
@@ -162,6 +163,7 @@ class ImageDone(_Message, frozen=True, kw_only=True, tag="image"):
     width: int
     height: int
     format: str
+    thumbnail_bytes: int
 
 
 class Warned(_Message, frozen=True, kw_only=True, tag="warned"):
