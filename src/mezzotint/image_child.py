@@ -102,13 +102,13 @@ def answer(message: wire.ToChild, blob: bytes, folder: Path) -> wire.FromChild:
 
 
 def normalise(data: bytes, role: wire.Role) -> Image.Image:
-    """Any PNG, JPEG or WebP as upright RGB, alpha laid over white; a mask as L, alpha laid over black.
+    """Any PNG, JPEG or WebP as upright RGB, alpha laid over white; a mask as L, white where its role says repaint.
 
     Of an animated picture the first frame. 16-bit channels keep their high byte. Raises Unreadable.
     """
     image, orientation = decode(data)
     with _blaming(_format(data)):
-        flat = _flat(image, background=255 if role == "image" else 0).convert("RGB" if role == "image" else "L")
+        flat = _flat(image, background=255).convert("RGB") if role == "image" else _mask(image, role)
     turned = flat.transpose(_TURNS[orientation]) if orientation in _TURNS else flat
     turned.info = {}  # else colour profiles and the like would be written again
     return turned
@@ -127,6 +127,19 @@ def decode(data: bytes) -> tuple[Image.Image, int]:
         _check_size(*image.size)
         image.load()
     return image, _orientation(image)
+
+
+def _mask(image: Image.Image, role: wire.Role) -> Image.Image:
+    if role == "mask" or (role == "stencil" and not image.has_transparency_data):
+        return _flat(image, background=0).convert("L")
+    if not image.has_transparency_data:
+        raise Unreadable("the mask has no transparency, and fully transparent pixels are what is drawn anew")
+    alpha = image.convert("RGBA").getchannel("A")
+    if role == "hole":
+        return alpha.point(lambda value: 0 if value else 255)
+    if alpha.getextrema()[0] == 255:  # a channel that says nothing
+        return image.convert("RGB").convert("L")
+    return alpha
 
 
 def canny(pixels: Pixels, low_threshold: float, high_threshold: float) -> Pixels:

@@ -15,7 +15,9 @@ from mezzotint.frames import WireError as WireError
 MAX_PIXELS = 4096 * 4096
 MAX_MESSAGE_BYTES = 64 << 10
 
-Role = Literal["image", "mask"]
+# image: RGB. The others are masks, kept with white = repaint. mask: white, by luminance, transparent is black;
+# hole: fully transparent; stencil: white, or with any transparency in the file, opaque.
+Role = Literal["image", "mask", "hole", "stencil"]
 
 
 class _Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", forbid_unknown_fields=True):

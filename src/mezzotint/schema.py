@@ -208,6 +208,22 @@ _NAMES = {schema: _names(schema) for schema in _SCHEMAS}
 _NOT_YET_KEYS = {fold(name): name for name in NOT_YET}
 
 
+def _is_text(field: FieldInfo) -> bool:
+    parts = [field.annotation, *get_args(field.annotation)]
+    return any(part is str or any(isinstance(one, str) for one in get_args(part)) for part in parts)
+
+
+# Fields of any level that hold text, folded: all that a form sends is text, and the others must be read from it.
+TEXT_FIELDS = frozenset(
+    fold(name) for schema in _SCHEMAS for name, field in schema.model_fields.items() if _is_text(field)
+) | {"sampler"}
+
+
+def field_of(name: str) -> str | None:
+    """The top-level field that a name is a spelling of."""
+    return _NAMES[RequestInput].get(fold(name)) or _NOT_YET_KEYS.get(fold(name))
+
+
 def _fold(body: dict[str, Any], schema: type[BaseModel], prefix: str, faults: list[Fault]) -> dict[str, Any]:
     """Rename the keys of one level to the contract's."""
     names = _NAMES[schema]

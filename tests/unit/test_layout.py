@@ -75,7 +75,10 @@ ALLOWED: dict[str, set[str]] = {
         "", "api.app", "assets", "catalog", "config", "devices", "dispatcher", "errors", "events", "measurements",
         "operations", "refs", "retention", "session", "store", "tuning", "workers.base", "workers.limits",
     },
-    "api": {"", "api", "bodies", "errors", "events", "fieldnames", "operations", "schema", "session"},
+    "api": {
+        "", "api", "bodies", "catalog", "errors", "events", "fieldnames", "image_wire", "operations", "schema",
+        "session",
+    },
     "client": {"errors"},
     "cli": {
         "", "bodies", "cli", "client", "config", "doctor", "errors", "operations", "profiles", "server", "telemetry",

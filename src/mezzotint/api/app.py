@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mezzotint import __version__
-from mezzotint.api import assets, inference, models
+from mezzotint.api import assets, inference, models, openai, openai_errors
 from mezzotint.api.fields import FieldCase
 from mezzotint.api.problems import problem
 from mezzotint.api.security import UPLOADS, Gate
@@ -28,11 +28,12 @@ def build(operations: Operations) -> ASGIApp:
     app.include_router(inference.feed)
     app.include_router(models.router)
     app.include_router(assets.router, max_body_size=operations.max_upload_bytes)
+    app.include_router(openai.router, max_body_size=operations.max_upload_bytes)
     app.add_exception_handler(MezzotintError, _told)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _validation)
     # outside FastAPI, whose own refusals have another shape
-    return FieldCase(RequestIds(Gate(app, MAX_BODY_BYTES, operations.max_upload_bytes)))
+    return FieldCase(RequestIds(Gate(app, MAX_BODY_BYTES, operations.max_upload_bytes, app.routes)))
 
 
 class RequestIds:
@@ -52,7 +53,9 @@ class RequestIds:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+                told = {"X-Request-Id": request_id, **scope["state"].get("headers", {})}
+                raw = [(name.lower().encode(), value.encode()) for name, value in told.items()]
+                message["headers"] = [*message["headers"], *raw]
             await send(message)
 
         with structlog.contextvars.bound_contextvars(request_id=request_id):
@@ -69,9 +72,19 @@ class RequestIds:
 
 async def _told(request: Request, error: Exception) -> Response:
     assert isinstance(error, MezzotintError)  # noqa: S101  invariant: registered for this class only
-    return problem(error, request.state.request_id)
+    return _problem(request, error)
 
 
+def _problem(request: Request, error: MezzotintError, status: int | None = None) -> Response:
+    """In the words of the dialect that was spoken."""
+    translate = next((one for prefix, one in _TRANSLATIONS if request.url.path.startswith(prefix)), None)
+    if translate is not None:
+        error, theirs = translate(error)
+        status = theirs or status
+    return problem(error, request.state.request_id, status)
+
+
+_TRANSLATIONS = ((openai_errors.PREFIX, openai_errors.translate),)
 _HTTP_CODES = {404: "unknown_url", 405: "method_not_allowed", 413: "body_too_large", 415: "unsupported_media_type"}
 
 
@@ -84,7 +97,7 @@ async def _http(request: Request, error: Exception) -> Response:
         413: f"the body is over {_max_body_bytes(request)} bytes",
     }
     message = messages.get(error.status_code, str(error.detail))
-    return problem(MezzotintError(message, code=code), request.state.request_id, error.status_code)
+    return _problem(request, MezzotintError(message, code=code), error.status_code)
 
 
 def _max_body_bytes(request: Request) -> int:
@@ -98,4 +111,4 @@ async def _validation(request: Request, error: Exception) -> Response:
         Fault(field=str(one["loc"][-1]), code="invalid_value", message=f"{one['loc'][-1]}: {one['msg']}")
         for one in error.errors()
     ]
-    return problem(InvalidRequest(faults), request.state.request_id)
+    return _problem(request, InvalidRequest(faults))

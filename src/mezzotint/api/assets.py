@@ -1,6 +1,6 @@
 """Native routes of assets: the pictures that requests refer to. Must not hold a rule of its own."""
 
-from typing import Annotated
+from typing import Annotated, get_args
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
@@ -10,15 +10,17 @@ from mezzotint import bodies
 from mezzotint.api import files
 from mezzotint.api.inference import Ops
 from mezzotint.errors import Fault, InvalidRequest
+from mezzotint.image_wire import Role
 
 router = APIRouter(prefix="/api/assets", tags=["assets"])
 
+ROLES = get_args(Role)
 _FIELDS = ("file", "role")
 _FILE = {"type": "string", "format": "binary"}
 _FORM = {
     "type": "object",
     "required": ["file"],
-    "properties": {"file": _FILE, "role": {"type": "string", "enum": ["image", "mask"], "default": "image"}},
+    "properties": {"file": _FILE, "role": {"type": "string", "enum": list(ROLES), "default": "image"}},
 }
 _BODY = {
     "requestBody": {
@@ -60,7 +62,7 @@ async def _form(request: Request, role: str) -> tuple[bytes, str]:
         if not isinstance(file, UploadFile):
             faults.append(_fault("file", "the form needs a part `file` that has a file name"))
         if not isinstance(given, str):
-            faults.append(_fault("role", "role must be text: image or mask"))
+            faults.append(_fault("role", f"role must be text, one of {', '.join(ROLES)}"))
         if faults or not isinstance(file, UploadFile):
             raise InvalidRequest(faults)
         return await file.read(), str(given)

@@ -2,14 +2,14 @@
 
 from typing import Annotated, Any, Literal
 
-import msgspec
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from mezzotint import bodies
 from mezzotint.api import events, files
 from mezzotint.api.fields import case_for
-from mezzotint.errors import CallerError, Fault, InvalidRequest
+from mezzotint.api.reading import IdempotencyKey, read_json
+from mezzotint.errors import Fault, InvalidRequest
 from mezzotint.operations import Operations
 from mezzotint.schema import RequestInput
 
@@ -34,14 +34,14 @@ async def create(
     request: Request,
     ops: Ops,
     prefer: Annotated[str | None, Header(max_length=256)] = None,
-    idempotency_key: Annotated[str | None, Header(pattern="^[ -~]{1,255}$")] = None,
+    idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Accept a request. It is on disk before this answers. `Prefer: wait=N` waits up to N seconds for the end.
 
     The same `Idempotency-Key` and body again answer the first session.
     """
     wait_s = _wait(prefer)
-    session = await ops.create(_json(await request.body()), idempotency_key)
+    session = await ops.create(read_json(await request.body()), idempotency_key)
     if wait_s is not None:
         session = await ops.wait(session.id, wait_s)
     headers = {"Location": f"{bodies.SESSIONS}/{session.id}", "Cache-Control": "no-store"}
@@ -139,10 +139,3 @@ def _wait(prefer: str | None) -> int | None:
             message = f"Prefer: wait must be a whole number from 1 to {MAX_WAIT_S}; got {value.strip()[:32]!r}"
             raise InvalidRequest([Fault(field="Prefer", code="invalid_value", message=message)])
     return None
-
-
-def _json(body: bytes) -> Any:
-    try:
-        return msgspec.json.decode(body)
-    except (msgspec.DecodeError, RecursionError) as error:
-        raise CallerError(f"the body is not JSON: {str(error)[:200]}", code="invalid_json") from error

@@ -11,8 +11,9 @@ def problem(error: MezzotintError, request_id: str, status: int | None = None) -
     """RFC 9457. The status is that of the code, 404 for an id in a path, or the one given."""
     if status is None:
         status = 404 if isinstance(error, NotFound) else STATUS[error.code]
-    headers = {"Cache-Control": "no-store"}
+    retry = isinstance(error, TryLater) and error.code != "storage_full"
+    headers = {"Cache-Control": "no-store", "x-should-retry": str(retry).lower()}  # as OpenAI's clients ask
     if isinstance(error, TryLater):
-        headers["Retry-After"] = str(error.retry_after_s)
+        headers["Retry-After"] = str(min(59, max(1, error.retry_after_s)))  # some clients give up at 60
     body = bodies.problem(error, status, request_id)
     return JSONResponse(body, status, headers, media_type="application/problem+json")

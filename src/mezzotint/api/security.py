@@ -4,8 +4,11 @@ A browser tells where a request comes from (Origin, Sec-Fetch-Site) and which na
 site can send requests here, and DNS can point its name at 127.0.0.1; neither passes.
 """
 
+from collections.abc import Sequence
+
 from starlette.datastructures import Headers
 from starlette.requests import Request
+from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from mezzotint.api.fields import HEADER, NATIVE, case_of
@@ -20,14 +23,17 @@ _JSON = frozenset({"application/json"})
 UPLOADS = {
     "/api/assets": frozenset({"multipart/form-data", "image/png", "image/jpeg", "image/webp"}),
     "/api/inference/sessions": _JSON,
+    "/v1/images/generations": _JSON,
+    "/v1/images/edits": frozenset({"multipart/form-data"}),
 }
 
 
 class Gate:
     """Refuses what no route should see: foreign hosts and pages, other media types, bodies declared too large."""
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int, max_upload_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, max_body_bytes: int, max_upload_bytes: int, routes: Sequence[BaseRoute]) -> None:
         self._app, self._max_body_bytes, self._max_upload_bytes = app, max_body_bytes, max_upload_bytes
+        self._routes = routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         error = self._refusal(scope) if scope["type"] == "http" else None
@@ -56,10 +62,14 @@ class Gate:
         if scope["method"] in ("POST", "PUT", "PATCH") and ("transfer-encoding" in headers or int(length)):
             media = headers.get("content-type", "").partition(";")[0].strip().lower()
             taken = UPLOADS.get(scope["path"], _JSON)
-            if media not in taken:
+            if media not in taken and self._is_routed(scope):
                 message = f"send {', '.join(sorted(taken))}; got {media[:64] or 'no Content-Type'!r}"
                 return CallerError(message, code="unsupported_media_type")
         return None
+
+    def _is_routed(self, scope: Scope) -> bool:
+        """What no route takes is the router's to refuse: clients look for what is not here, and need its 404."""
+        return any(route.matches(scope)[0] is not Match.NONE for route in self._routes)
 
 
 def _name(host: str) -> str:

@@ -5,13 +5,15 @@ Must not know of HTTP. Bodies in, values or bodies out; errors are those of erro
 
 from mezzotint.operations.assets import AssetVerbs
 from mezzotint.operations.devices import DeviceVerbs
+from mezzotint.operations.intake import Foreign
+from mezzotint.operations.links import LinkVerbs
 from mezzotint.operations.models import ModelVerbs
 from mezzotint.operations.offline import offline_models, tune
 from mezzotint.operations.parts import Parts
 from mezzotint.operations.sessions import SessionVerbs
 
-__all__ = ["Operations", "Parts", "offline_models", "tune"]
+__all__ = ["Foreign", "Operations", "Parts", "offline_models", "tune"]
 
 
-class Operations(SessionVerbs, AssetVerbs, ModelVerbs, DeviceVerbs):
+class Operations(SessionVerbs, AssetVerbs, ModelVerbs, DeviceVerbs, LinkVerbs):
     """Every verb of the contract. Safe to call from any number of coroutines of one loop."""

@@ -17,12 +17,13 @@ class AssetVerbs(Verbs):
     def max_upload_bytes(self) -> int:
         return self._parts.settings.max_upload_bytes
 
-    async def add_asset(self, data: bytes, role: str = "image") -> Asset:
-        """Keep a picture. On disk when it returns. Raises InvalidRequest, or TryLater when there is no room."""
-        if role not in get_args(Role):
+    async def add_asset(self, data: bytes, role: str = "image", *, field: str | None = None) -> Asset:
+        """Keep a picture. On disk when it returns. Raises InvalidRequest naming `field`, TryLater without room."""
+        known: Role | None = next((one for one in get_args(Role) if one == role), None)
+        if known is None:
             message = f"role must be {' or '.join(get_args(Role))}; got {role[:64]!r}"
             raise InvalidRequest([Fault(field="role", code="invalid_value", message=message)])
-        return await self._parts.assets.put(data, "mask" if role == "mask" else "image")
+        return await self._parts.assets.put(data, known, field=field)
 
     async def asset(self, asset_id: str) -> tuple[Asset, Path]:
         found = await asyncio.to_thread(self._parts.assets.find, asset_id)

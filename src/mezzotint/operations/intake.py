@@ -5,6 +5,7 @@ Every rule is in schema.py and request.py; this only brings them the pictures an
 
 import asyncio
 import secrets
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ulid import ULID
@@ -19,11 +20,38 @@ from mezzotint.session import Session
 from mezzotint.store.rows import Once
 
 
-async def read(parts: Parts, body: Any) -> Resolved:
-    """The complete request that a body asks for, its pictures kept. Raises InvalidRequest with every fault."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Foreign:
+    """What a foreign dialect knows of a request beside the body that it put into our words."""
+
+    route: str  # idempotency keys count by route
+    compared: Any  # two calls with one key must agree on this: the fields as sent, with digests of their pictures
+    ignored: tuple[str, ...] = ()  # fields that it does not know
+    warnings: tuple[dict[str, Any], ...] = ()
+
+
+async def read(parts: Parts, body: Any, foreign: Foreign | None = None) -> Resolved:
+    """The complete request that a body asks for, its pictures kept. Raises InvalidRequest with every fault.
+
+    Fields that nobody knows are a fault in a body of our own, and a warning in a foreign one.
+    """
     sent, faults = parse(body)
+    warnings: list[dict[str, Any]] = []
+    if foreign is not None:
+        unknown = [fault.field for fault in faults if fault.code == "unknown_field"]
+        faults = [fault for fault in faults if fault.code != "unknown_field"]
+        warnings += [*foreign.warnings, *(_ignored(name) for name in (*foreign.ignored, *unknown) if name)]
     pictures = await _take(parts, sent, faults)
-    return resolve(sent, faults, pictures, world(parts), lambda: secrets.randbelow(2**32))
+    resolved = resolve(sent, faults, pictures, world(parts), lambda: secrets.randbelow(2**32))
+    return replace(resolved, warnings=(*resolved.warnings, *warnings))
+
+
+def _ignored(name: str) -> dict[str, Any]:
+    return {
+        "code": "ignored_field",
+        "message": f"{name[:64]} is not known here and changes nothing",
+        "field": name[:64],
+    }
 
 
 async def accept(parts: Parts, resolved: Resolved, once: Once | None = None) -> Session:

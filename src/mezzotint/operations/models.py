@@ -1,10 +1,12 @@
 """Models on disk and what runs them. Must not read a model folder itself: the catalog does."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from mezzotint import bodies, profiles
 from mezzotint.catalog import Catalog, Model, fitting
-from mezzotint.errors import NotFound
+from mezzotint.errors import Fault, InvalidRequest, NotFound
 from mezzotint.operations.parts import Verbs
 from mezzotint.profiles import Choice
 from mezzotint.schema import nearest
@@ -21,6 +23,29 @@ class ModelVerbs(Verbs):
         if found is None:
             raise no_model(model_id, self._parts.catalog)
         return self._model(found)
+
+    def facts(self) -> Mapping[str, Model]:
+        """Every model on disk by id, as the catalog has it."""
+        return self._parts.catalog.models
+
+    def checkpoint(self, model_id: str | None) -> Model:
+        """The usable checkpoint of an id; of None the default one. Raises InvalidRequest."""
+        wanted = self._parts.settings.default_model if model_id is None else model_id
+        found = self._parts.catalog.models.get(wanted)
+        if found is None or found.kind != "checkpoint":
+            message = no_model(wanted, self._parts.catalog).message
+            raise InvalidRequest([Fault(field="model", code="model_not_found", message=message)])
+        if found.state == "invalid":
+            message = f"model {wanted!r} cannot be used: {found.reason}"
+            raise InvalidRequest([Fault(field="model", code="model_invalid", message=message)])
+        return found
+
+    def file_time(self, model: Model) -> int:
+        """Unix seconds of its last change on disk; 0 when it is gone."""
+        try:
+            return int(Path(model.path).stat().st_mtime)
+        except FileNotFoundError:
+            return 0
 
     def _model(self, model: Model) -> dict[str, Any]:
         fits = fitting(model, self._parts.catalog.models.values())

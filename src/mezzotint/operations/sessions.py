@@ -25,20 +25,24 @@ Attempts = list[Attempt]  # inside the class, `list` is the method
 class SessionVerbs(Verbs):
     """What a caller may do with sessions."""
 
-    async def create(self, body: Any, idempotency_key: str | None = None) -> Session:
+    async def create(
+        self, body: Any, idempotency_key: str | None = None, foreign: intake.Foreign | None = None
+    ) -> Session:
         """Accept a request. Durable when it returns. Raises InvalidRequest with every fault, TryLater when full.
 
         The same key and body again answer the first session; Conflict when the key came with another body.
         """
         once = None
         if idempotency_key is not None:
-            fingerprint = hashlib.sha256(msgspec.json.encode(body, order="deterministic")).hexdigest()
-            once = Once(scope=_ANYBODY, key=idempotency_key, fingerprint=fingerprint)
+            compared = body if foreign is None else foreign.compared
+            fingerprint = hashlib.sha256(msgspec.json.encode(compared, order="deterministic")).hexdigest()
+            scope = _ANYBODY if foreign is None else f"{_ANYBODY} {foreign.route}"
+            once = Once(scope=scope, key=idempotency_key, fingerprint=fingerprint)
             if (
                 first := await self._parts.store.first(once)
             ) is not None:  # also when it would not be accepted any more
                 return self._parts.dispatcher.view(first)
-        resolved = await intake.read(self._parts, body)
+        resolved = await intake.read(self._parts, body, foreign)
         # a caller who leaves meanwhile must not leave a row that nobody runs
         return await asyncio.shield(intake.accept(self._parts, resolved, once))
 

@@ -1,0 +1,34 @@
+"""What the foreign dialects share: a request in our words is accepted as a session. Must not know their fields."""
+
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote
+
+from fastapi import Request
+
+from mezzotint.errors import ErrorInfo, RunFailure
+from mezzotint.operations import Foreign, Operations
+from mezzotint.session import Session
+
+MAX_IGNORED_CHARACTERS = 1024
+
+
+async def accept(
+    request: Request, ops: Operations, body: Mapping[str, Any], foreign: Foreign, idempotency_key: str | None
+) -> Session:
+    """A session of a translated body. What the answer's headers are to say of it is noted on the request."""
+    session = await ops.create(dict(body), idempotency_key, foreign)
+    headers = {"X-Session-Id": session.id}
+    ignored = [str(one["field"]) for one in session.warnings if one["code"] == "ignored_field"]
+    if ignored:
+        headers["X-Mezzotint-Ignored"] = ",".join(quote(name, "[]._") for name in ignored)[:MAX_IGNORED_CHARACTERS]
+    if session.ended:  # a new one has not: the key brought back an earlier one
+        headers["Idempotency-Replayed"] = "true"
+    request.state.headers = headers
+    return session
+
+
+def failure(session: Session) -> RunFailure:
+    """Of a session that ended without a picture."""
+    message = f"session {session.id} was cancelled"
+    return RunFailure(session.error or ErrorInfo(code="cancelled", message=message))

@@ -1,0 +1,148 @@
+"""Fields of OpenAI Images put into ours. Pure: knows the model's facts, reads no picture. Must not do I/O."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from mezzotint.catalog import Model
+from mezzotint.errors import Fault, InvalidRequest
+from mezzotint.schema import field_of
+
+# quality -> steps as a multiple of the model's own
+QUALITIES = {"low": 0.5, "medium": 1.0, "high": 1.5, "xhigh": 2.0, "max": 3.0}
+_QUALITY_NAMES = {"auto": "medium", "standard": "medium", "hd": "high"}
+FEW_STEPS = 8  # a model whose own steps are no more was made for so many
+
+_FORMATS = ("png", "jpeg", "webp")
+_STRENGTHS = {"high": 0.5, "low": 0.8}  # by input_fidelity
+_FREE = frozenset({"moderation", "style", "user", "safety_identifier"})
+_NEUTRAL = ("complexity", "frame_count", "frame_duration_ms", "svg", "markup")
+_SIZE = re.compile(r"(\d{1,5})x(\d{1,5})")
+_NOT_OURS = frozenset(
+    {"size", "quality", "response_format", "output_format", "output_compression", "background", "stream"}
+    | {"partial_images", "n", "input_fidelity", *_NEUTRAL, *_FREE}
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asked:
+    """A request in our words, and what is said about its answer."""
+
+    body: dict[str, Any]
+    quality: str
+    response_format: str
+    stream: bool
+    partial_images: int
+    safety_identifier: str | None
+
+
+def without_nulls(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """null is the same as not sent."""
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def translate(fields: Mapping[str, Any], model: Model, *, is_edit: bool = False, has_mask: bool = False) -> Asked:
+    """Fields that OpenAI does not have go through to our own reading. Raises InvalidRequest with every fault.
+
+    `fields` hold no null, and no picture of an edit.
+    """
+    faults: list[Fault] = []
+    given = {field_of(name) for name in fields}
+    body = {name: value for name, value in fields.items() if name not in _NOT_OURS}
+    if "prompt" not in fields:
+        faults.append(Fault(field="prompt", code="missing_field", message="prompt is missing"))
+    if (number := _whole(fields, "n", 1, 10, faults)) is not None:
+        body["num_images"] = number
+    body |= _size(fields, faults)
+    quality = _one_of(fields, "quality", (*QUALITIES, *_QUALITY_NAMES), "auto", faults)
+    quality = _QUALITY_NAMES.get(quality, quality)
+    if "num_inference_steps" not in given and model.num_inference_steps > FEW_STEPS and quality != "medium":
+        body["num_inference_steps"] = max(1, int(model.num_inference_steps * QUALITIES.get(quality, 1.0)))
+    body |= _output(fields, faults)
+    if _one_of(fields, "background", ("opaque", "auto", "transparent"), "auto", faults) == "transparent":
+        faults.append(_unsupported("background", "pictures here are opaque; send opaque or auto"))
+    if is_edit and "strength" not in given:
+        fidelity = _one_of(fields, "input_fidelity", tuple(_STRENGTHS), "", faults)
+        if has_mask:
+            body["strength"] = 1.0
+        elif fidelity:
+            body["strength"] = _STRENGTHS[fidelity]
+    elif not is_edit and "input_fidelity" in fields:
+        body["input_fidelity"] = fields["input_fidelity"]  # not of this call: our own reading names it unknown
+    for name in _NEUTRAL:
+        if name in fields:
+            faults.append(_unsupported(name, f"{name} is not supported here; leave it out"))
+    asked = Asked(
+        body=body,
+        quality=quality,
+        response_format=_one_of(fields, "response_format", ("b64_json", "url"), "b64_json", faults),
+        stream=_flag(fields, "stream", faults),
+        partial_images=_whole(fields, "partial_images", 0, 3, faults) or 0,
+        safety_identifier=_text(fields.get("safety_identifier")) or _text(fields.get("user")),
+    )
+    if asked.stream and asked.partial_images:
+        faults.append(_unsupported("partial_images", "pictures on their way are not streamed yet; send 0"))
+    if faults:
+        raise InvalidRequest(faults)
+    return asked
+
+
+def _size(fields: Mapping[str, Any], faults: list[Fault]) -> dict[str, int]:
+    size = fields.get("size", "auto")
+    if size == "auto":
+        return {}
+    found = _SIZE.fullmatch(size) if isinstance(size, str) else None
+    if found is None:
+        faults.append(_wrong("size", "WIDTHxHEIGHT in pixels, such as 512x512, or auto", size))
+        return {}
+    return {"width": int(found[1]), "height": int(found[2])}
+
+
+def _output(fields: Mapping[str, Any], faults: list[Fault]) -> dict[str, Any]:
+    """Ours, under what the caller may have said of it in our own words."""
+    own = fields.get("output", {})
+    if not isinstance(own, dict):
+        return {}
+    output = dict(own)
+    if "output_format" in fields:
+        output["format"] = _one_of(fields, "output_format", _FORMATS, "png", faults)
+    quality = _whole(fields, "output_compression", 0, 100, faults)
+    if quality is not None and output.get("format", "png") != "png":
+        output["quality"] = max(1, quality)
+    return {"output": output} if output else {}
+
+
+def _one_of(fields: Mapping[str, Any], name: str, known: tuple[str, ...], default: str, faults: list[Fault]) -> str:
+    value = fields.get(name, default)
+    if isinstance(value, str) and (value in known or value == default):
+        return value
+    faults.append(_wrong(name, f"one of {', '.join(known)}", value))
+    return default
+
+
+def _whole(fields: Mapping[str, Any], name: str, low: int, high: int, faults: list[Fault]) -> int | None:
+    value = fields.get(name)
+    if value is None or (isinstance(value, int) and not isinstance(value, bool) and low <= value <= high):
+        return value
+    faults.append(_wrong(name, f"a whole number from {low} to {high}", value))
+    return None
+
+
+def _flag(fields: Mapping[str, Any], name: str, faults: list[Fault]) -> bool:
+    value = fields.get(name, False)
+    if not isinstance(value, bool):
+        faults.append(_wrong(name, "true or false", value))
+    return value is True
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _wrong(name: str, rule: str, value: Any) -> Fault:
+    return Fault(field=name, code="invalid_value", message=f"{name} must be {rule}; got {str(value)[:64]!r}")
+
+
+def _unsupported(name: str, message: str) -> Fault:
+    return Fault(field=name, code="unsupported_field", message=message)
