@@ -11,6 +11,7 @@ from pathlib import Path
 import structlog
 
 from mezzotint.errors import Conflict, ErrorInfo, NotFound, TryLater
+from mezzotint.estimates import Busy
 from mezzotint.events import Events
 from mezzotint.line import Line, Waiting
 from mezzotint.live import Live, Lives
@@ -147,6 +148,19 @@ class Dispatcher:
 
     def sessions_on(self, device: str) -> list[str]:
         return [live.session.id for live in self._lives.values() if live.worker.device == device]
+
+    def running_on(self, device: str) -> list[Busy]:
+        """What a device works on."""
+        return [
+            Busy(request=live.session.request, fraction=live.progress.fraction, images_left=live.images_left)
+            for live in self._lives.values()
+            if live.worker.device == device
+        ]
+
+    def ahead_of(self, request: Request) -> list[Busy]:
+        """What waits and would start before a new session of this request on its device."""
+        waiting = [one.session.request for one in self._line]
+        return [Busy(request=one) for one in waiting if one.priority >= request.priority]
 
     @property
     def idle(self) -> bool:

@@ -36,6 +36,7 @@ STATUS: dict[str, int] = {
     "missing_field": 422,
     "device_not_found": 422,
     "seed_overflow": 422,
+    "over_budget": 422,
     "invalid_image": 422,
     "asset_not_found": 422,
     "body_too_large": 413,

@@ -31,6 +31,7 @@ class Point(msgspec.Struct, kw_only=True):
     calls: int = 0  # that were timed
     extra_bytes: int | None = None  # most in use meanwhile, beside what was there before; None: not measured yet
     held: bool = True  # False: memory did not hold it
+    cap: int = 0  # of a step: rows that a call of its shape had at most, when last seen
     seen_at: float = 0.0
 
     @property
@@ -65,7 +66,7 @@ class Measurements:
         points = self._points[device]
         point = points.setdefault(measured.work, Point(work=measured.work))
         point.seen_at = time.time()
-        point.held = measured.held
+        point.held, point.cap = measured.held, measured.cap or point.cap
         if measured.seconds is not None:
             point.recent_s = [*point.recent_s[1 - RECENT :], measured.seconds]
             point.calls += 1

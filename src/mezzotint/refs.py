@@ -1,6 +1,7 @@
 """Models of the catalog as workers are told of them. Must not import torch."""
 
 import asyncio
+from collections.abc import Mapping
 
 from mezzotint.catalog import Catalog, Model
 from mezzotint.workers.wire import ModelRef
@@ -12,6 +13,11 @@ class Refs:
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
         self._known: dict[str, tuple[Model, ModelRef]] = {}
+
+    @property
+    def known(self) -> Mapping[str, ModelRef]:
+        """Those that were asked for, by id."""
+        return {model_id: ref for model_id, (_, ref) in self._known.items()}
 
     async def of(self, model_id: str) -> ModelRef | None:
         """None for a model that is gone or cannot be used any more."""

@@ -22,6 +22,7 @@ from mezzotint.catalog import Catalog
 from mezzotint.config import Settings, load_settings
 from mezzotint.dispatcher import Dispatcher
 from mezzotint.errors import BadSetting, ErrorInfo, RunFailure, SetupError
+from mezzotint.estimates import Estimates
 from mezzotint.events import Event, Events
 from mezzotint.measurements import Measurements
 from mezzotint.operations import Operations, Parts
@@ -77,6 +78,7 @@ class Mezzotint:
             self.supervisor = Supervisor(found, threads, settings.memory_bytes or memory_budget(), measurements)
             choices = Choices(settings.cache, threads, executor=settings.executor, dtype=settings.dtype)
             refs = Refs(catalog)
+            estimates = Estimates(measurements, catalog, refs, choices, self.supervisor)
             self._dispatcher = Dispatcher(store, blobs, refs, self.supervisor, events, choices)
             await self._dispatcher.start()
             retention = Retention(store, blobs, events, settings.retention_days)
@@ -101,6 +103,7 @@ class Mezzotint:
                     events=events,
                     assets=self.assets,
                     choices=choices,
+                    estimates=estimates,
                 )
             )
             self._opened = opened.pop_all()

@@ -241,6 +241,29 @@ def test_a_call_that_memory_does_not_hold_is_tried_with_half_the_rows(rig: Rig) 
     assert max(rig.toy.calls) == 4
 
 
+def test_what_memory_does_not_hold_beside_idle_weights_runs_without_them(rig: Rig) -> None:
+    rig.submit("first", request(num_inference_steps=1), model="m0")
+    rig.run()
+    rig.toy.room = 1
+    rig.submit("second", request(num_inference_steps=2), model="m1")
+    rig.step(2)
+    assert rig.engine.resident == ("m1",), "the idle one was let go of"
+    rig.toy.room = 2
+    rig.run()
+    assert rig.outcome("second") == "succeeded"
+
+
+def test_what_memory_does_not_hold_beside_a_neighbour_waits_for_its_end(rig: Rig) -> None:
+    rig.toy.room = 1
+    rig.submit("guided", request(num_inference_steps=3))
+    rig.submit("plain", request(num_inference_steps=9, guidance_scale=1.0))
+    rig.step(6)
+    assert not rig.of("guided", wire.Ended)
+    rig.toy.room = 2
+    rig.run()
+    assert [rig.outcome(name) for name in ("guided", "plain")] == ["succeeded"] * 2
+
+
 def test_one_image_that_memory_does_not_hold_fails_alone(rig: Rig) -> None:
     rig.toy.room = 1
     rig.submit("guided", request(num_inference_steps=3))

@@ -48,6 +48,10 @@ ALLOWED: dict[str, set[str]] = {
     "profiles": set(),
     "measurements": {"profiles", "workers.wire"},
     "refs": {"catalog", "workers.wire"},
+    "costs": {"measurements", "workers.wire"},
+    "estimates": {
+        "catalog", "costs", "errors", "families.table", "measurements", "refs", "request", "tuning", "workers",
+    },
     "tuning": {"catalog", "children", "profiles", "refs", "workers"},
     "workers.limits": set(),
     "workers.local": {"children", "workers"},
@@ -63,17 +67,19 @@ ALLOWED: dict[str, set[str]] = {
     "live": {"errors", "session", "workers"},
     "reports": {"errors", "events", "line", "live", "session", "store", "tuning", "workers"},
     "dispatcher": {
-        "errors", "events", "line", "live", "refs", "reports", "request", "session", "store", "tuning", "workers",
+        "errors", "estimates", "events", "line", "live", "refs", "reports", "request", "session", "store", "tuning",
+        "workers",
     },
     "operations": {
-        "", "assets", "bodies", "catalog", "config", "devices", "dispatcher", "errors", "events", "image_wire",
-        "operations", "profiles", "request", "schema", "session", "store", "tuning", "workers.base",
+        "", "assets", "bodies", "catalog", "config", "devices", "dispatcher", "errors", "estimates", "events",
+        "image_wire", "operations", "profiles", "request", "schema", "session", "store", "tuning", "workers.base",
     },
     "retention": {"errors", "events", "store"},
     "doctor": {"", "catalog", "config", "devices"},
     "server": {
-        "", "api.app", "assets", "catalog", "config", "devices", "dispatcher", "errors", "events", "measurements",
-        "operations", "refs", "retention", "session", "store", "tuning", "workers.base", "workers.limits",
+        "", "api.app", "assets", "catalog", "config", "devices", "dispatcher", "errors", "estimates", "events",
+        "measurements", "operations", "refs", "retention", "session", "store", "tuning", "workers.base",
+        "workers.limits",
     },
     "api": {
         "", "api", "bodies", "catalog", "errors", "events", "fieldnames", "image_wire", "operations", "schema",

@@ -58,7 +58,7 @@ class Engine:
         self._residents = Residents(load, budget_bytes)
         self._conditionings: OrderedDict[tuple[object, ...], Conditioning] = OrderedDict()
         self._served: dict[BatchKey, int] = {}
-        self._calls = 0
+        self._calls = self._ends = 0
         self._call_s = 0.0  # how long the last model call took
         self.phase: str | None = None  # what a blocking call is doing, for the heartbeat
 
@@ -99,7 +99,7 @@ class Engine:
         ref = key[-1]
         with self._watch.time(wire.Work(what="load", model=ref.sha256, executor=ref.executor, dtype=ref.dtype)):
             self._residents.bring(key, [one.submit for one in self._sessions.values()])
-        self._watch.weighed(self._residents.loads_to(ref))
+        self._watch.add(extra_bytes=self._residents.loads_to(ref))
 
     def cancel(self, session_id: str, attempt: int) -> None:
         """Stop a session at the next boundary. Unknown ids and other attempts are ignored: they have ended."""
@@ -126,7 +126,7 @@ class Engine:
         """Bring newcomers in, one at least, and more while that takes no longer than a model call does."""
         started = self._clock()
         events: list[Event] = []
-        for running in [one for one in self._sessions.values() if one.stage != "denoising"]:
+        for running in [one for one in self._sessions.values() if one.stage != "denoising" and not self._waits(one)]:
             loaded = not self._residents.missing(running.submit)
             events += self._admit_one(running)
             if not loaded or self._clock() - started >= self._call_s:
@@ -151,7 +151,7 @@ class Engine:
             return announced + warnings + self._announce(running, "denoising")
         except Exception as error:
             if is_memory(error):
-                return self._fail(running, "out_of_memory", f"not enough memory for {running.stage}")
+                return self._give_way(running, f"not enough memory for {running.stage}")
             log.exception("session %s failed while %s", running.id, running.stage)
             code, message = _cause(running, missing[0][-1] if running.stage == "loading" and missing else None, error)
             return self._fail(running, code, message)
@@ -232,7 +232,8 @@ class Engine:
     # ---- the step
 
     def _denoising(self) -> list[Trajectory]:
-        return [trajectory for running in self._sessions.values() for trajectory in running.trajectories]
+        running = [one for one in self._sessions.values() if not self._waits(one)]
+        return [trajectory for one in running for trajectory in one.trajectories]
 
     def _denoise(self, batch: Batch) -> list[Event] | None:
         """One model call. None when it went well; else, of memory, what that means for its sessions."""
@@ -251,6 +252,7 @@ class Engine:
         spent = self._call_s = self._watch.seconds
         peak = self._watch.peak
         self.limits.measured(batch.key, len(output), spent)
+        self._watch.add(cap=self.limits.rows(batch.key))
         for trajectory, part in zip(members, output.split([one.rows for one in members]), strict=True):
             trajectory.advance(part)
         self._calls += 1
@@ -267,7 +269,7 @@ class Engine:
         return None
 
     def _run_short(self, batch: Batch) -> list[Event]:
-        """Memory did not hold the call: the next one has half the rows; one image alone can only fail."""
+        """Memory did not hold the call: the next one has half the rows; one image alone gives way to the others."""
         rows = sum(one.rows for one in batch.trajectories)
         log.warning("no memory for %d rows of %dx%d latents", rows, batch.key.width, batch.key.height)
         self.limits.exhausted(batch.key, rows)
@@ -276,7 +278,21 @@ class Engine:
         if len(batch.trajectories) > 1:
             return []
         lost = next(one for one in self._sessions.values() if batch.trajectories[0] in one.trajectories)
-        return self._fail(lost, "out_of_memory", "not enough memory for one image of this size")
+        return self._give_way(lost, "not enough memory for one image of this size")
+
+    def _give_way(self, running: Running, message: str) -> list[Event]:
+        """Memory did not hold it: what nobody needs is let go of; else it waits for a neighbour; alone it fails."""
+        self._conditionings.clear()
+        if self._residents.free([one.submit for one in self._sessions.values()]):
+            return []
+        if any(one is not running and not self._waits(one) for one in self._sessions.values()):
+            running.waits_since = self._ends
+            return []
+        return self._fail(running, "out_of_memory", message)
+
+    def _waits(self, running: Running) -> bool:
+        """For a neighbour to end, since memory does not hold both."""
+        return running.waits_since == self._ends
 
     def _report(self, batch: Batch) -> list[Event]:
         chosen = set(batch.trajectories)
@@ -304,7 +320,7 @@ class Engine:
     # ---- pictures out
 
     def _decode_one(self) -> list[Event]:
-        for running in self._sessions.values():
+        for running in [one for one in self._sessions.values() if not self._waits(one)]:
             for trajectory in running.trajectories:
                 if trajectory.sampler.done:
                     return self._decode(running, trajectory)
@@ -321,7 +337,7 @@ class Engine:
         except (MemoryError, RuntimeError) as error:
             if not is_memory(error):
                 raise
-            return self._fail(running, "out_of_memory", "not enough memory for decoding")
+            return self._give_way(running, "not enough memory for decoding")
         finally:
             self.phase = None
         running.saw_peak(self._watch.peak)
@@ -357,6 +373,7 @@ class Engine:
 
     def _end(self, running: Running, outcome: str, error: ErrorInfo | None = None) -> list[Event]:
         del self._sessions[running.id]
+        self._ends += 1
         unknown = {} if running.peak_bytes else {"peak_memory_bytes": "no step of it ran, or the system does not tell"}
         ran = running.executor
         usage = Usage(

@@ -55,6 +55,14 @@ class Residents:
         self._sizes[key[-1]] = loaded.bytes
         self._make_room(0, in_use | {key})  # it may have come out larger
 
+    def free(self, needed: Iterable[Submit]) -> bool:
+        """Let go of all that no session in `needed` needs. False when there is nothing of the kind."""
+        in_use = {used for submit in needed for used in _keys(submit)}
+        idle = [key for key in self._parts if key not in in_use]
+        for key in idle:
+            self._drop(key)
+        return bool(idle)
+
     def family(self, model: ModelRef) -> Family:
         found: Family = self._use((model,))
         return found

@@ -48,9 +48,9 @@ class Stopwatch:
         timed = None if first and work.what == "step" else self.seconds
         self._told.append(wire.Measured(work=work, seconds=timed, extra_bytes=extra))
 
-    def weighed(self, weight: int) -> None:
-        """What the last piece of work left in memory, where that is known better than by the meter."""
-        self._told[-1] = msgspec.structs.replace(self._told[-1], extra_bytes=weight)
+    def add(self, **known: int) -> None:
+        """What is known of the last piece of work beside its time, by the fields of Measured."""
+        self._told[-1] = msgspec.structs.replace(self._told[-1], **known)
 
     def take(self) -> list[tuple[wire.FromWorker, bytes]]:
         """What was measured since the last time."""

@@ -10,6 +10,7 @@ class FamilyFacts:
     implementation: str  # module:class, imported only inside a worker
     num_inference_steps: int
     guidance_scale: float
+    vae_width: int  # channels of its decoder at the picture's own size, at most
     components: dict[str, frozenset[tuple[str, str]]] = field(default_factory=dict)
     # component name -> the (library, class) pairs that may stand for it in model_index.json
 
@@ -31,6 +32,9 @@ SCHEDULERS: dict[str, str] = {
     "unipc": "UniPCMultistepScheduler",
     "lcm": "LCMScheduler",
 }
+
+# Those that ask the model twice a step, but for the last.
+TWO_CALLS = frozenset({"heun", "kdpm2", "kdpm2_ancestral", "dpm_sde"})
 
 # Most steps of those that cannot do as many as a request may ask for.
 SCHEDULER_STEPS: dict[str, int] = {"lcm": 50}
@@ -73,6 +77,7 @@ FAMILIES: dict[str, FamilyFacts] = {
         implementation="mezzotint.families.sd:StableDiffusion",
         num_inference_steps=30,
         guidance_scale=7.5,
+        vae_width=256,
         components=_COMMON,
     ),
     "sdxl": FamilyFacts(
@@ -83,6 +88,7 @@ FAMILIES: dict[str, FamilyFacts] = {
         implementation="mezzotint.families.sdxl:StableDiffusionXL",
         num_inference_steps=30,
         guidance_scale=5.0,
+        vae_width=256,
         components=_COMMON
         | {
             "text_encoder_2": frozenset({("transformers", "CLIPTextModelWithProjection")}),
@@ -93,3 +99,19 @@ FAMILIES: dict[str, FamilyFacts] = {
 
 # Parts of published folders that nothing here runs: they are left where they are.
 UNUSED_COMPONENTS = frozenset({"safety_checker", "feature_extractor", "image_encoder"})
+
+
+def calls(scheduler: str, steps: int) -> int:
+    """Model calls for one image; a test compares it with diffusers."""
+    return 2 * steps - 1 if scheduler in TWO_CALLS else steps + (scheduler == "pndm")
+
+
+def activation_bytes(family: str, shape: str, rows: int, latent_pixels: int, pixels: int) -> int:
+    """What a step of so many rows, or the decoding of one picture, takes at most in float32 beside the weights.
+
+    The tensors of the widest level that live at once, every skip counted. `shape`: the catalog's, of a UNet.
+    """
+    width = int(shape.partition("-")[0])
+    step = 40 * width * 4 * latent_pixels * rows
+    decode = 8 * FAMILIES[family].vae_width * 4 * pixels
+    return max(step, decode)

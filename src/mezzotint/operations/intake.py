@@ -13,6 +13,7 @@ from ulid import ULID
 from mezzotint.assets import Asset
 from mezzotint.dispatcher import input_name
 from mezzotint.errors import Fault, InvalidRequest, MezzotintError
+from mezzotint.operations import forecast
 from mezzotint.operations.parts import Parts
 from mezzotint.request import Picture, Request, Resolved, World, resolve
 from mezzotint.schema import RequestInput, Source, parse, sources
@@ -43,6 +44,7 @@ async def read(parts: Parts, body: Any, foreign: Foreign | None = None) -> Resol
         warnings += [*foreign.warnings, *(_ignored(name) for name in (*foreign.ignored, *unknown) if name)]
     pictures = await _take(parts, sent, faults)
     resolved = resolve(sent, faults, pictures, world(parts), lambda: secrets.randbelow(2**32))
+    await forecast.check(parts, resolved.request)
     return replace(resolved, warnings=(*resolved.warnings, *warnings))
 
 

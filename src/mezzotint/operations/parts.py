@@ -6,6 +6,7 @@ from mezzotint.assets import Assets
 from mezzotint.catalog import Catalog
 from mezzotint.config import Settings
 from mezzotint.dispatcher import Dispatcher
+from mezzotint.estimates import Estimates
 from mezzotint.events import Events
 from mezzotint.store.blobs import Blobs
 from mezzotint.store.sql import Store
@@ -24,6 +25,7 @@ class Parts:
     events: Events
     assets: Assets
     choices: Choices
+    estimates: Estimates
 
 
 class Verbs:

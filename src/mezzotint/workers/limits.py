@@ -17,10 +17,14 @@ MEMORY_SHARE = 0.7  # of what is free, for one child; the rest is for the API pr
 
 
 def limit_myself(*, niceness: int = 0, memory_bytes: int | None = None) -> None:
-    """Call before any import that takes memory. `memory_bytes` bounds what the process may write to."""
+    """Call before any import that takes memory. `memory_bytes` bounds what the process may have in use.
+
+    The system counts what is reserved, so it gets a third more: freed memory is kept for later, in pieces.
+    """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if memory_bytes is not None:
-        resource.setrlimit(resource.RLIMIT_DATA, (memory_bytes, memory_bytes))
+        reserved = memory_bytes + memory_bytes // 3
+        resource.setrlimit(resource.RLIMIT_DATA, (reserved, reserved))
     os.nice(niceness)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the API process to turn into a clean stop
     if sys.platform == "linux":

@@ -191,6 +191,7 @@ class Measured(_Message, frozen=True, kw_only=True, tag="measured"):
     seconds: float | None = None  # None: not timed, since it was the first of its kind here or memory did not hold it
     extra_bytes: int | None = None  # most in use meanwhile beside what was there; of a load what stays; None: not seen
     held: bool = True  # False: memory did not hold it
+    cap: int = 0  # of a step: rows that a call of its shape has at most from here on
 
 
 class DeviceFailed(_Message, frozen=True, kw_only=True, tag="device_failed"):

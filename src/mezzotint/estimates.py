@@ -1,0 +1,296 @@
+"""Says before a request runs how long it will take and what memory it will need, and refuses what memory cannot hold.
+
+From what workers measured on this device alone: what has no measured neighbour is null, and `unknown` says why.
+Must not queue, claim or run anything.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import msgspec
+
+from mezzotint.catalog import Catalog
+from mezzotint.costs import Cost, Costs, families
+from mezzotint.errors import Fault, InvalidRequest
+from mezzotint.families.table import activation_bytes, calls
+from mezzotint.measurements import Measurements
+from mezzotint.refs import Refs
+from mezzotint.request import Request
+from mezzotint.tuning import Choices
+from mezzotint.workers.base import Seat, Supervisor
+from mezzotint.workers.wire import ModelRef, Work
+
+MAX_ROWS = 16  # of one call while its cap is not learned
+UNMEASURED = 1.5  # times what was drawn on or bounded from above, for shapes that never ran here
+FAR = 100  # sessions ahead that are looked at one by one; those behind them count by the mean
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Estimate:
+    """What a request is expected to take. None is not known; `basis` is that of the weakest figure."""
+
+    device: str
+    peak_memory_bytes: int | None = None  # of the worker, while the request runs
+    duration_s: float | None = None  # from its start to its end, beside what runs now
+    queue_s: float | None = None  # before its start
+    basis: str = "unknown"  # measured, extrapolated
+    unknown: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True, slots=True)
+class Share:
+    """One session on a device: what is left of it. Mutable: a forecast runs it down."""
+
+    work: Work  # one step of one image
+    images: int
+    calls_left: float
+    after_s: float  # decoding and writing its pictures, once it is denoised
+    before_s: float = 0.0  # loading and encoding
+
+    @property
+    def rows(self) -> int:
+        return self.images * self.work.rows
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Busy:
+    """A session that runs or waits: its request, and how much of it is done."""
+
+    request: Request
+    fraction: float = 0.0
+    images_left: int | None = None
+
+
+class Estimates:
+    """Of every device of this server."""
+
+    def __init__(
+        self, measurements: Measurements, catalog: Catalog, refs: Refs, choices: Choices, supervisor: Supervisor
+    ) -> None:
+        self._measurements, self._catalog, self._refs = measurements, catalog, refs
+        self._choices, self._supervisor = choices, supervisor
+
+    async def of(
+        self, request: Request, device: str, running: Sequence[Busy] = (), ahead: Sequence[Busy] = (), room: int = 16
+    ) -> Estimate:
+        """`running` are in the worker of `device`, `ahead` wait before it; `room` images run there at once."""
+        ref = await self._refs.of(request.model)
+        if ref is None:
+            return Estimate(device=device, unknown={"basis": "the model is gone"})
+        costs = self._costs(device)
+        peak = self._peak(
+            request, ref, device, costs, sum(one.images_left or one.request.num_images for one in running)
+        )
+        own = await self._share(Busy(request=request), device, costs)
+        others = [await self._share(one, device, costs) for one in (*running, *ahead[:FAR])]
+        unknown = {} if peak is not None else {"peak_memory_bytes": _NEVER_RAN}
+        waits = runs = None
+        if own is None:
+            unknown |= dict.fromkeys(("duration_s", "queue_s"), _NEVER_RAN)
+        elif any(one is None for one in others):
+            unknown |= dict.fromkeys(("duration_s", "queue_s"), "another session's model and size never ran here")
+        else:
+            known = [one[0] for one in others if one is not None]
+            forecast = _forecast(own[0], known[: len(running)], known[len(running) :], room, costs)
+            if forecast is None:
+                unknown |= dict.fromkeys(("duration_s", "queue_s"), _NEVER_RAN)
+            else:
+                waits, runs = forecast
+                waits *= max(1.0, len(ahead) / FAR)
+        bases = [peak.measured if peak else None, own[1] if own and runs is not None else None]
+        return Estimate(
+            device=device,
+            peak_memory_bytes=round(peak.value) if peak else None,
+            duration_s=None if runs is None else round(runs, 4),
+            queue_s=None if waits is None else round(waits, 4),
+            basis="unknown" if None in bases else "measured" if all(bases) else "extrapolated",
+            unknown=unknown,
+        )
+
+    async def check(self, request: Request, device: str) -> None:
+        """Raises InvalidRequest `over_budget` for one that the device cannot hold, even alone. Not raised for what
+        would only have to wait for its neighbours, nor where the device has not told its budget yet.
+        """
+        ref, seat = await self._refs.of(request.model), self._supervisor.seats[device]
+        if ref is None or seat.facts is None:
+            return
+        needs, budget = self._alone(request, ref, seat, self._costs(device)), seat.facts.memory_budget_bytes
+        if needs > budget:
+            message = (
+                f"{request.width}x{request.height} with {request.model!r} needs about {needs} bytes on {device}, more "
+                f"than the {budget} that its worker may take; ask for a smaller picture, or raise memory_bytes"
+            )
+            raise InvalidRequest([Fault(field="width", code="over_budget", message=message)])
+
+    def left_s(self, request: Request, device: str, sha256: str) -> float | None:
+        """Seconds that it takes alone on the device, without loading: for orders of work. None: not known."""
+        ref = self._refs.known.get(request.model)
+        if ref is None or ref.sha256 != sha256:
+            return None
+        costs = self._costs(device)
+        share = self._share_of(Busy(request=request), ref, device, costs)
+        forecast = None if share is None else _forecast(share[0], [], [], MAX_ROWS, costs)
+        return None if forecast is None else forecast[1]
+
+    # ---- time
+
+    def _costs(self, device: str) -> Costs:
+        return Costs(self._measurements.of(device), families(self._refs.known.values()))
+
+    async def _share(self, busy: Busy, device: str, costs: Costs) -> tuple[Share, bool] | None:
+        ref = await self._refs.of(busy.request.model)
+        return None if ref is None else self._share_of(busy, ref, device, costs)
+
+    def _share_of(self, busy: Busy, ref: ModelRef, device: str, costs: Costs) -> tuple[Share, bool] | None:
+        """What is to be done, and whether all of it is measured here. None when some of it cannot be told."""
+        request, begun = busy.request, busy.fraction > 0
+        step = self._step(request, ref, device)
+        images = request.num_images if busy.images_left is None else max(1, busy.images_left)
+        decode = costs.seconds(_picture_work(step, "decode"))
+        file = costs.seconds(_picture_work(step, "file"))
+        text = costs.seconds(Work(what="encode", model=ref.sha256, windows=1, loras=step.loras))
+        first = costs.seconds(step)
+        load = Cost(0.0, True) if self._is_resident(ref, device) else costs.seconds(self._load(ref, device))
+        read = (
+            costs.seconds(_picture_work(step, "pictures")) if request.image or request.controlnets else Cost(0.0, True)
+        )
+        if None in (decode, text, first, load, read):
+            return None
+        assert decode and text and first and load and read  # noqa: S101, PT018  invariant: seen above
+        before = load.value + text.value * (2 if request.guidance_scale > 1 else 1) + read.value
+        share = Share(
+            work=step,
+            images=images,
+            calls_left=calls(request.scheduler, request.steps) * (1 - busy.fraction),
+            after_s=images * (decode.value + (file.value if file else 0.0)),
+            before_s=0.0 if begun else before,
+        )
+        return share, first.measured and decode.measured
+
+    def _step(self, request: Request, ref: ModelRef, device: str) -> Work:
+        """One model call for one image of it."""
+        ran = self._choices.ref(ref, device)
+        plain = request.deterministic or request.loras or request.controlnets  # torch float32 runs these
+        factor = self._catalog.models[request.model].size_multiple
+        return Work(
+            what="step",
+            model=ref.sha256,
+            executor="torch" if plain else ran.executor,
+            dtype="float32" if plain else ran.dtype,
+            height=request.height // factor,
+            width=request.width // factor,
+            windows=1,
+            rows=2 if request.guidance_scale > 1 else 1,
+            nets=len(request.controlnets),
+            loras=bool(request.loras),
+        )
+
+    def _load(self, ref: ModelRef, device: str) -> Work:
+        ran = self._choices.ref(ref, device)
+        return Work(what="load", model=ref.sha256, executor=ran.executor, dtype=ran.dtype)
+
+    def _is_resident(self, ref: ModelRef, device: str) -> bool:
+        worker = self._supervisor.seats[device].worker
+        beat = worker.heartbeat if worker else None
+        return beat is not None and ref.id in beat.resident
+
+    # ---- memory
+
+    def _peak(self, request: Request, ref: ModelRef, device: str, costs: Costs, beside: int) -> Cost | None:
+        """Of the worker while it runs, beside the weights that are there and so many other images."""
+        seat, step = self._supervisor.seats[device], self._step(request, ref, device)
+        worker = seat.worker
+        if seat.facts is None or worker is None or worker.heartbeat is None:
+            return None
+        beat = worker.heartbeat
+        most = costs.most_rows(step) or MAX_ROWS
+        rows = min(most, step.rows * (request.num_images + beside))
+        extra = _most(
+            costs.extra_bytes(_with_rows(step, max(rows, step.rows))), costs.extra_bytes(_picture_work(step, "decode"))
+        )
+        weights = Cost(0.0, True) if self._is_resident(ref, device) else costs.extra_bytes(self._load(ref, device))
+        if extra is None or weights is None:
+            return None
+        in_use = seat.facts.base_bytes + beat.weights_bytes + weights.value + extra.value
+        held = beat.memory_bytes if seat.facts.kind == "cpu" else 0  # freed memory that the process keeps for later
+        return Cost(max(in_use, held + weights.value), extra.measured and weights.measured)
+
+    def _alone(self, request: Request, ref: ModelRef, seat: Seat, costs: Costs) -> int:
+        """The least that it can run in: its own weights, one image a call. Never less than it takes."""
+        assert seat.facts is not None  # noqa: S101  invariant: `check` has seen to it
+        step = self._step(request, ref, seat.device)
+        weights = costs.extra_bytes(self._load(ref, seat.device))
+        extra = _most(costs.extra_bytes(step), costs.extra_bytes(_picture_work(step, "decode")))
+        model = self._catalog.models[request.model]
+        adapters = [self._catalog.models.get(one.model) for one in request.controlnets]
+        nets = sum(2 * one.bytes for one in adapters if one is not None)  # half precision on disk at most
+        held = weights.value if weights and weights.measured else UNMEASURED * 2 * model.bytes
+        if extra is None or not extra.measured:
+            pixels = request.width * request.height
+            bound = activation_bytes(ref.family, model.shape, step.rows, step.height * step.width, pixels)
+            extra = Cost(UNMEASURED * (min(bound, extra.value) if extra else bound), False)
+        return round(seat.facts.base_bytes + nets + held + extra.value)
+
+
+_NEVER_RAN = "nothing like it ran on this device yet"
+
+
+def _forecast(
+    own: Share, running: Sequence[Share], ahead: Sequence[Share], room: int, costs: Costs
+) -> tuple[float, float] | None:
+    """Seconds until it starts, and from there to its end. None when a step's time cannot be told.
+
+    Shapes take turns, a call each; those of one shape share it, up to its cap. Who is done makes room for the next.
+    """
+    inside, line = [replace(one) for one in running], [replace(one) for one in ahead]
+    mine = replace(own)
+    line.append(mine)
+    now = 0.0
+    started: float | None = None
+    while True:
+        while line and (not inside or sum(one.images for one in inside) + line[0].images <= room):
+            joined = line.pop(0)
+            if joined is mine:
+                started = now
+            now += joined.before_s
+            inside.append(joined)
+        shapes: dict[Work, list[Share]] = {}
+        for one in inside:
+            shapes.setdefault(_with_rows(one.work, 0), []).append(one)
+        round_s, turns = 0.0, {}
+        for shape, members in shapes.items():
+            most = costs.most_rows(members[0].work) or MAX_ROWS
+            rows = sum(one.rows for one in members)
+            spent = costs.seconds(_with_rows(members[0].work, min(rows, max(most, members[0].work.rows))))
+            if spent is None:
+                return None
+            round_s += spent.value
+            turns[shape] = max(1.0, rows / most)  # rounds until each of its images has had a step
+        rounds = min(one.calls_left * turns[_with_rows(one.work, 0)] for one in inside)
+        now += rounds * round_s
+        for one in inside:
+            one.calls_left -= rounds / turns[_with_rows(one.work, 0)]
+        for one in [one for one in inside if one.calls_left <= 1e-6]:
+            now += one.after_s
+            inside.remove(one)
+            if one is mine:
+                assert started is not None  # noqa: S101  invariant: it was inside
+                return started, now - started
+
+
+def _with_rows(work: Work, rows: int) -> Work:
+    return msgspec.structs.replace(work, rows=rows)
+
+
+def _picture_work(step: Work, what: str) -> Work:
+    return Work(
+        what=what, model=step.model, executor=step.executor, dtype=step.dtype, height=step.height, width=step.width
+    )
+
+
+def _most(*costs: Cost | None) -> Cost | None:
+    """The largest; measured only if all are. None when one is not known."""
+    known = [one for one in costs if one is not None]
+    if len(known) < len(costs):
+        return None
+    return Cost(max(one.value for one in known), all(one.measured for one in known))

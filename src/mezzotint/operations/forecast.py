@@ -1,0 +1,35 @@
+"""What a request would take on the devices as they are now, and whether one can hold it. Must not accept anything."""
+
+from mezzotint.dispatcher import IMAGES_AT_ONCE
+from mezzotint.errors import InvalidRequest
+from mezzotint.estimates import Estimate
+from mezzotint.operations.parts import Parts
+from mezzotint.request import Request
+
+
+async def check(parts: Parts, request: Request) -> None:
+    """Raises InvalidRequest `over_budget` when no device that may run it can hold it."""
+    refused: InvalidRequest | None = None
+    for device in _devices(parts, request):
+        try:
+            await parts.estimates.check(request, device)
+            return
+        except InvalidRequest as error:
+            refused = refused or error
+    if refused is not None:
+        raise refused
+
+
+async def estimate(parts: Parts, request: Request) -> Estimate:
+    """What it would take on the device where it would end first."""
+    dispatcher = parts.dispatcher
+    ahead = dispatcher.ahead_of(request)
+    found = [
+        await parts.estimates.of(request, device, dispatcher.running_on(device), ahead, IMAGES_AT_ONCE)
+        for device in _devices(parts, request)
+    ]
+    return min(found, key=lambda one: (one.queue_s is None, (one.queue_s or 0.0) + (one.duration_s or 0.0)))
+
+
+def _devices(parts: Parts, request: Request) -> list[str]:
+    return [request.device] if request.device else list(parts.supervisor.seats)
