@@ -24,10 +24,13 @@ class Client:
     or MezzotintError with its code.
     """
 
-    def __init__(self, url: str = DEFAULT_URL, *, timeout_s: float = 30.0) -> None:
+    def __init__(self, url: str = DEFAULT_URL, api_key: str | None = None, *, timeout_s: float = 30.0) -> None:
         # reading every certificate authority takes as long as drawing a step; plain HTTP needs none
         certificates = not url.lower().startswith("http://")
-        self._http = httpx2.Client(base_url=url, timeout=timeout_s, trust_env=False, verify=certificates)
+        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
+        self._http = httpx2.Client(
+            base_url=url, headers=headers, timeout=timeout_s, trust_env=False, verify=certificates
+        )
         self._url = url
 
     def __enter__(self) -> "Client":

@@ -17,7 +17,7 @@ from mezzotint.schema import nearest
 PREFIX = "MEZZOTINT_"
 
 # Variables of ours that are not settings of the server.
-_OTHERS = frozenset({"MEZZOTINT_SERVER", "MEZZOTINT_TRAINING"})
+_OTHERS = frozenset({"MEZZOTINT_SERVER", "MEZZOTINT_API_KEY", "MEZZOTINT_TRAINING"})
 
 
 def _data_folder() -> Path:
@@ -30,8 +30,16 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
 
-    host: Annotated[str, Field(description="address to listen on; this version listens on loopback only")] = "127.0.0.1"
+    host: Annotated[str, Field(description="address to listen on; other than loopback needs an API key")] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535, description="0 takes a free port")] = 7801
+    hosts: Annotated[
+        tuple[str, ...],
+        NoDecode,
+        Field(description="names that this server answers to beside localhost and an address it listens on"),
+    ] = ()
+    insecure_no_auth: Annotated[
+        bool, Field(description="ask nobody for an API key, wherever it listens; anyone who reaches it may use it")
+    ] = False
     data: Annotated[Path, Field(description="folder of database, pictures, caches")] = Field(
         default_factory=_data_folder
     )
@@ -78,6 +86,10 @@ class Settings(BaseSettings):
     )
 
     @property
+    def on_loopback(self) -> bool:
+        return self.host in ("127.0.0.1", "localhost", "::1")
+
+    @property
     def database_url(self) -> str:
         """May hold a password: for the store only."""
         if self.database is None:
@@ -100,7 +112,7 @@ def load_settings(**given: Any) -> Settings:
             hint = f"; did you mean {near}?" if near else f"; settings: {', '.join(sorted(known))}"
             raise BadSetting(f"{name} is not a setting{hint}")
     given = {name: value for name, value in given.items() if value is not None}
-    for name in ("models", "devices"):
+    for name in ("models", "devices", "hosts"):
         if name not in given and (listed := os.environ.get(f"{PREFIX}{name.upper()}")):
             given[name] = tuple(part for part in listed.split(os.pathsep if name == "models" else ",") if part)
     try:

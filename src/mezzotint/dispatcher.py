@@ -5,7 +5,10 @@ With reports.py the only one that claims, ends and requeues. Must not decide wha
 
 import asyncio
 import contextlib
+import math
 import time
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import structlog
@@ -38,8 +41,17 @@ class Dispatcher:
     """Holds the queue and the running sessions in memory; the store holds the truth."""
 
     def __init__(
-        self, store: Store, blobs: Blobs, refs: Refs, supervisor: Supervisor, events: Events, choices: Choices
+        self,
+        store: Store,
+        blobs: Blobs,
+        refs: Refs,
+        supervisor: Supervisor,
+        events: Events,
+        choices: Choices,
+        most_running: Callable[[str | None], float] = lambda owner: math.inf,
     ) -> None:
+        """`most_running`: how many sessions of an owner may be in workers at one time."""
+        self._most_running = most_running
         self._store, self._blobs, self._refs, self._events = store, blobs, refs, events
         self._choices = choices
         self._supervisor = supervisor
@@ -100,11 +112,13 @@ class Dispatcher:
 
     # ---- what callers ask
 
-    async def accept(self, session_id: str, resolved: Resolved, once: Once | None = None) -> Session:
+    async def accept(
+        self, session_id: str, resolved: Resolved, once: Once | None = None, owner: str | None = None
+    ) -> Session:
         """Store a new session and put it in the queue. It is durable when this returns. Raises TryLater, Conflict."""
         self.check_accepting()
         session = await self._store.add(
-            session_id, resolved.request, warnings=resolved.warnings, now=time.time(), once=once
+            session_id, resolved.request, warnings=resolved.warnings, now=time.time(), owner=owner, once=once
         )
         if session.id != session_id:  # the key stands for an earlier one
             return self.view(session)
@@ -215,7 +229,10 @@ class Dispatcher:
         running = self._lives.on(worker)
         if any(live.session.losses for live in running) or self._lives.images_on(worker) >= IMAGES_AT_ONCE:
             return None
+        theirs = Counter(live.session.owner for live in self._lives.values())
         for waiting in self._line:
+            if theirs[waiting.session.owner] >= self._most_running(waiting.session.owner):
+                continue
             if waiting.session.request.device not in (None, worker.device):
                 continue
             if waiting.session.losses and running:

@@ -41,8 +41,11 @@ STATUS: dict[str, int] = {
     "asset_not_found": 422,
     "body_too_large": 413,
     "unsupported_media_type": 415,
+    "malformed_host": 400,
     "bad_host": 421,
     "cross_site": 403,
+    "invalid_api_key": 401,
+    "forbidden": 403,
     "idempotency_mismatch": 422,
     # ids in paths
     "session_not_found": 404,
@@ -55,6 +58,7 @@ STATUS: dict[str, int] = {
     "illegal_state": 409,
     # wait
     "queue_full": 429,
+    "quota_exceeded": 429,
     "not_ready": 503,
     "storage_full": 507,
     # how an accepted session can end without its pictures

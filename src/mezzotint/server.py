@@ -6,6 +6,7 @@ import fcntl
 import os
 import signal
 import socket
+import time
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -24,11 +25,14 @@ from mezzotint.dispatcher import Dispatcher
 from mezzotint.errors import BadSetting, ErrorInfo, RunFailure, SetupError
 from mezzotint.estimates import Estimates
 from mezzotint.events import Event, Events
+from mezzotint.keyring import Keyring
 from mezzotint.measurements import Measurements
 from mezzotint.operations import Operations, Parts
+from mezzotint.quotas import Quotas
 from mezzotint.refs import Refs
 from mezzotint.retention import Retention
 from mezzotint.session import ImageRecord, Session, State
+from mezzotint.store import beside
 from mezzotint.store.blobs import Blobs
 from mezzotint.store.sql import Store
 from mezzotint.tuning import Choices, Tuner
@@ -60,10 +64,11 @@ class Mezzotint:
     async def __aenter__(self) -> "Mezzotint":
         settings = self.settings
         async with AsyncExitStack() as opened:
-            opened.callback(os.close, _own(settings.data))
+            opened.enter_context(own(settings.data))
             events = Events()
             store = await Store.open(settings.database_url, queue_size=settings.queue_size, events=events)
             opened.push_async_callback(store.close)
+            keyring = Keyring(store, always=not settings.on_loopback, never=settings.insecure_no_auth)
             catalog = Catalog(settings.models, settings.cache)
             await asyncio.to_thread(catalog.scan)
             blobs = Blobs(settings.data / "sessions")
@@ -79,7 +84,7 @@ class Mezzotint:
             choices = Choices(settings.cache, threads, executor=settings.executor, dtype=settings.dtype)
             refs = Refs(catalog)
             estimates = Estimates(measurements, catalog, refs, choices, self.supervisor)
-            self._dispatcher = Dispatcher(store, blobs, refs, self.supervisor, events, choices)
+            self._dispatcher = Dispatcher(store, blobs, refs, self.supervisor, events, choices, keyring.most_running)
             await self._dispatcher.start()
             retention = Retention(store, blobs, events, settings.retention_days)
             retention.start()
@@ -104,6 +109,8 @@ class Mezzotint:
                     assets=self.assets,
                     choices=choices,
                     estimates=estimates,
+                    keyring=keyring,
+                    quotas=Quotas(store),
                 )
             )
             self._opened = opened.pop_all()
@@ -191,10 +198,12 @@ async def serve(settings: Settings) -> None:
     """Run the HTTP server until SIGTERM or SIGINT; a second signal skips the draining. Raises SetupError."""
     from mezzotint.api.app import build
 
-    if settings.host not in ("127.0.0.1", "localhost", "::1"):
+    if settings.insecure_no_auth:
+        log.warning("asking nobody for an API key: whoever reaches this server may use it", host=settings.host)
+    elif not settings.on_loopback and not await _has_key(settings):
         message = (
-            f"host {settings.host!r} is not loopback, and this version has no API keys; "
-            "listen on 127.0.0.1 and put a proxy with a login in front"
+            f"host {settings.host!r} is not loopback, and there is no API key; make one with `mezzotint keys create`, "
+            "or listen on 127.0.0.1"
         )
         raise BadSetting(message)
     with _listen(settings.host, settings.port) as listener:
@@ -247,8 +256,23 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _own(data: Path) -> int:
-    """Take the data folder for this process. Raises SetupError when another has it."""
+async def _has_key(settings: Settings) -> bool:
+    with own(settings.data):
+        await beside.bring_up(settings.database_url)
+        return any(key.usable(time.time()) for key in await beside.list_keys(settings.database_url))
+
+
+@contextlib.contextmanager
+def own(data: Path) -> Iterator[None]:
+    """Hold the data folder for this process. Raises SetupError when another has it."""
+    lock = _lock(data)
+    try:
+        yield
+    finally:
+        os.close(lock)
+
+
+def _lock(data: Path) -> int:
     try:
         data.mkdir(parents=True, exist_ok=True, mode=0o700)
         lock = os.open(data / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -10,6 +10,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mezzotint import __version__
 from mezzotint.api import assets, inference, models, openai, openai_errors
+from mezzotint.api.access import Access
 from mezzotint.api.fields import FieldCase
 from mezzotint.api.problems import problem
 from mezzotint.api.security import UPLOADS, Gate
@@ -33,7 +34,9 @@ def build(operations: Operations) -> ASGIApp:
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _validation)
     # outside FastAPI, whose own refusals have another shape
-    return FieldCase(RequestIds(Gate(app, MAX_BODY_BYTES, operations.max_upload_bytes, app.routes)))
+    access = Access(app, operations)
+    gate = Gate(access, MAX_BODY_BYTES, operations.max_upload_bytes, operations.hosts, app.routes)
+    return FieldCase(RequestIds(gate))
 
 
 class RequestIds:

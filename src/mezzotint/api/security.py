@@ -4,6 +4,7 @@ A browser tells where a request comes from (Origin, Sec-Fetch-Site) and which na
 site can send requests here, and DNS can point its name at 127.0.0.1; neither passes.
 """
 
+import re
 from collections.abc import Sequence
 
 from starlette.datastructures import Headers
@@ -16,7 +17,8 @@ from mezzotint.api.problems import problem
 from mezzotint.errors import CallerError
 from mezzotint.fieldnames import CASES
 
-HOSTS = frozenset({"localhost", "127.0.0.1", "[::1]"})
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
+_HOST = re.compile(r"([a-z0-9.-]{1,253}|\[[0-9a-f:.]{2,45}\])(:[0-9]{1,5})?")
 _JSON = frozenset({"application/json"})
 
 # Paths whose bodies are or hold pictures: what they may be sent as. Their bodies may be larger than others.
@@ -31,7 +33,15 @@ UPLOADS = {
 class Gate:
     """Refuses what no route should see: foreign hosts and pages, other media types, bodies declared too large."""
 
-    def __init__(self, app: ASGIApp, max_body_bytes: int, max_upload_bytes: int, routes: Sequence[BaseRoute]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        max_body_bytes: int,
+        max_upload_bytes: int,
+        hosts: frozenset[str],
+        routes: Sequence[BaseRoute],
+    ) -> None:
+        self._hosts = LOOPBACK | hosts
         self._app, self._max_body_bytes, self._max_upload_bytes = app, max_body_bytes, max_upload_bytes
         self._routes = routes
 
@@ -45,8 +55,11 @@ class Gate:
     def _refusal(self, scope: Scope) -> CallerError | None:
         headers = Headers(scope=scope)
         hosts = headers.getlist("host")
-        if len(hosts) != 1 or _name(hosts[0]) not in HOSTS:
-            return CallerError(f"this server answers as {', '.join(sorted(HOSTS))} only", code="bad_host")
+        host = _HOST.fullmatch(hosts[0].lower()) if len(hosts) == 1 else None
+        if host is None:
+            return CallerError("send one Host header, a name or address with or without a port", code="malformed_host")
+        if host[1] not in self._hosts:
+            return CallerError("this server does not answer to that name; see the setting hosts", code="bad_host")
         origin, site = headers.get("origin"), headers.get("sec-fetch-site")
         if origin is not None and origin.partition("://")[2] != hosts[0]:
             return CallerError("pages of other origins may not use this server", code="cross_site")
@@ -70,8 +83,3 @@ class Gate:
     def _is_routed(self, scope: Scope) -> bool:
         """What no route takes is the router's to refuse: clients look for what is not here, and need its 404."""
         return any(route.matches(scope)[0] is not Match.NONE for route in self._routes)
-
-
-def _name(host: str) -> str:
-    name, colon, port = host.rpartition(":")
-    return name.lower() if colon and port.isdigit() else host.lower()

@@ -13,6 +13,7 @@ import typer
 from typer.exceptions import TyperException
 
 from mezzotint import __version__
+from mezzotint.cli import keys
 from mezzotint.cli.flags import BAD_USE, DONE, FAILED, INTERRUPTED, UNREACHABLE
 from mezzotint.cli.generate import generate
 from mezzotint.cli.machine import devices, doctor
@@ -22,7 +23,8 @@ from mezzotint.errors import BadSetting, CallerError, InvalidRequest, MezzotintE
 
 COMMANDS: dict[str, Callable[..., None]] = {"generate": generate, "serve": serve, "devices": devices, "doctor": doctor}
 GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
-    "models": ("The models on disk.", {"list": models_list, "tune": models_tune})
+    "keys": ("Who may use a server.", {"create": keys.create, "list": keys.listed, "revoke": keys.revoke}),
+    "models": ("The models on disk.", {"list": models_list, "tune": models_tune}),
 }
 
 

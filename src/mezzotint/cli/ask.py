@@ -1,5 +1,6 @@
 """Asks a server, or an engine that runs for the question only. Must not print."""
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,9 +33,10 @@ def either(server: str | None, of_client: Any, of_mezzotint: Any, *, await_ready
 
 
 def client(server: str) -> "Client":
+    """With the key of MEZZOTINT_API_KEY: other users of a machine can read command lines, so there is no flag."""
     from mezzotint.client import Client
 
-    return Client(server)
+    return Client(server, os.environ.get("MEZZOTINT_API_KEY"))
 
 
 def settings(**given: Any) -> Any:

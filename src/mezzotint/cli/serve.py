@@ -18,6 +18,9 @@ def serve(
     default_model: Annotated[str | None, typer.Option(help="model of requests that name none")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16")] = None,
     executor: Annotated[str | None, typer.Option(help="auto, torch, openvino")] = None,
+    insecure_no_auth: Annotated[
+        bool | None, typer.Option("--insecure-no-auth", help="ask nobody for an API key, wherever it listens")
+    ] = None,
     log_level: Annotated[str | None, typer.Option(help="debug, info, warning, error")] = None,
 ) -> None:
     """Run the server until SIGTERM or Ctrl-C."""
@@ -40,6 +43,7 @@ def serve(
         default_model=default_model,
         dtype=dtype,
         executor=executor,
+        insecure_no_auth=insecure_no_auth,
         log_level=log_level,
     )
     configure_logs(settings.log_level)

@@ -6,6 +6,7 @@ Must not know of HTTP. Bodies in, values or bodies out; errors are those of erro
 from mezzotint.operations.assets import AssetVerbs
 from mezzotint.operations.devices import DeviceVerbs
 from mezzotint.operations.intake import Foreign
+from mezzotint.operations.keys import KeyVerbs
 from mezzotint.operations.links import LinkVerbs
 from mezzotint.operations.models import ModelVerbs
 from mezzotint.operations.offline import offline_models, tune
@@ -15,5 +16,5 @@ from mezzotint.operations.sessions import SessionVerbs
 __all__ = ["Foreign", "Operations", "Parts", "offline_models", "tune"]
 
 
-class Operations(SessionVerbs, AssetVerbs, ModelVerbs, DeviceVerbs, LinkVerbs):
+class Operations(SessionVerbs, AssetVerbs, ModelVerbs, DeviceVerbs, KeyVerbs, LinkVerbs):
     """Every verb of the contract. Safe to call from any number of coroutines of one loop."""

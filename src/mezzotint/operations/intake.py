@@ -11,6 +11,7 @@ from typing import Any
 from ulid import ULID
 
 from mezzotint.assets import Asset
+from mezzotint.callers import asking
 from mezzotint.dispatcher import input_name
 from mezzotint.errors import Fault, InvalidRequest, MezzotintError
 from mezzotint.operations import forecast
@@ -61,7 +62,9 @@ async def accept(parts: Parts, resolved: Resolved, once: Once | None = None) -> 
     session_id = f"ses_{ULID()}"
     try:
         await _lay_out(parts, session_id, resolved.request)
-        session = await parts.dispatcher.accept(session_id, resolved, once)
+        caller = asking.get()
+        async with parts.quotas.room_for(caller, [resolved.request]):
+            session = await parts.dispatcher.accept(session_id, resolved, once, caller.key)
     except MezzotintError:
         await parts.blobs.delete(session_id)
         raise

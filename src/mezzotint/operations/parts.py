@@ -8,6 +8,8 @@ from mezzotint.config import Settings
 from mezzotint.dispatcher import Dispatcher
 from mezzotint.estimates import Estimates
 from mezzotint.events import Events
+from mezzotint.keyring import Keyring
+from mezzotint.quotas import Quotas
 from mezzotint.store.blobs import Blobs
 from mezzotint.store.sql import Store
 from mezzotint.tuning import Choices
@@ -26,6 +28,8 @@ class Parts:
     assets: Assets
     choices: Choices
     estimates: Estimates
+    keyring: Keyring
+    quotas: Quotas
 
 
 class Verbs:

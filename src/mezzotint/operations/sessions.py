@@ -8,7 +8,8 @@ from typing import Any
 
 import msgspec
 
-from mezzotint.errors import Conflict, Fault, InvalidRequest, NotFound
+from mezzotint.callers import Caller, asking
+from mezzotint.errors import CallerError, Conflict, Fault, InvalidRequest, NotFound
 from mezzotint.events import Event
 from mezzotint.operations import intake
 from mezzotint.operations.parts import Verbs
@@ -16,7 +17,6 @@ from mezzotint.schema import nearest
 from mezzotint.session import FINAL, ImageRecord, Session, State
 from mezzotint.store.rows import Attempt, Once
 
-_ANYBODY = "anybody"  # the scope of idempotency keys while there are no API keys
 ACTIVE = frozenset(State) - FINAL
 
 Attempts = list[Attempt]  # inside the class, `list` is the method
@@ -36,7 +36,8 @@ class SessionVerbs(Verbs):
         if idempotency_key is not None:
             compared = body if foreign is None else foreign.compared
             fingerprint = hashlib.sha256(msgspec.json.encode(compared, order="deterministic")).hexdigest()
-            scope = _ANYBODY if foreign is None else f"{_ANYBODY} {foreign.route}"
+            caller = asking.get().name
+            scope = caller if foreign is None else f"{caller} {foreign.route}"
             once = Once(scope=scope, key=idempotency_key, fingerprint=fingerprint)
             if (
                 first := await self._parts.store.first(once)
@@ -47,10 +48,19 @@ class SessionVerbs(Verbs):
         return await asyncio.shield(intake.accept(self._parts, resolved, once))
 
     async def get(self, session_id: str) -> Session:
+        """Raises NotFound, also for another's session."""
         session = await self._parts.store.get(session_id)
-        if session is None:
+        if session is None or not asking.get().sees(session.owner):
             raise NotFound(f"session {session_id[:64]!r} is not here", code="session_not_found")
         return self._parts.dispatcher.view(session)
+
+    async def own(self, session_id: str) -> Session:
+        """One that the caller may change. Raises NotFound, or CallerError `forbidden` where they may only look."""
+        session = await self.get(session_id)
+        if not asking.get().changes(session.owner):
+            message = f"session {session_id!r} is another API key's; only one with the scope admin may change it"
+            raise CallerError(message, code="forbidden")
+        return session
 
     async def trace(self, session_id: str) -> tuple[Session, Attempts]:
         """The session and every attempt at it, oldest first. Raises NotFound."""
@@ -69,7 +79,7 @@ class SessionVerbs(Verbs):
         limit: int = 50,
         cursor: str | None = None,
     ) -> tuple[list[Session], str | None]:
-        """Newest first; `text` is looked for in the prompts. Raises InvalidRequest for a state that does not exist."""
+        """Newest first, those that the caller sees; `text` is looked for in the prompts. Raises InvalidRequest."""
         states = frozenset(State)
         if active is not None:
             states &= ACTIVE if active else FINAL
@@ -83,17 +93,27 @@ class SessionVerbs(Verbs):
             states &= {State(state)}
         if not states:
             return [], None
+        caller = asking.get()
         found, next_cursor = await self._parts.store.list(
-            states=states, type=type, model=model, device=device, batch_id=batch, text=text, limit=limit, cursor=cursor
+            states=states,
+            type=type,
+            model=model,
+            device=device,
+            batch_id=batch,
+            owner=None if caller.may("read-all") else caller.name,
+            text=text,
+            limit=limit,
+            cursor=cursor,
         )
         return [self._parts.dispatcher.view(session) for session in found], next_cursor
 
     async def cancel(self, session_id: str) -> Session:
+        await self.own(session_id)
         return await asyncio.shield(self._parts.dispatcher.cancel(session_id))
 
     async def delete(self, session_id: str) -> None:
         """Remove an ended session and its pictures. Raises NotFound, or Conflict while it is active."""
-        session = await self.get(session_id)
+        session = await self.own(session_id)
         if not session.ended or not await self._parts.store.delete(session_id):
             message = f"session {session_id!r} is {session.state}; cancel it first"
             raise Conflict(message, code="session_active")
@@ -121,8 +141,20 @@ class SessionVerbs(Verbs):
         return _replayed(await self._parts.store.replay(session_id, after=after), live, session, after)
 
     def everything(self) -> AsyncIterator[tuple[str, Event]]:
-        """Events of all sessions from now on, each with its session's id. Nothing is replayed."""
-        return self._parts.events.everything()
+        """Events of all sessions that the caller sees from now on, each with its session's id. Nothing is replayed."""
+        everybodys, caller = self._parts.events.everything(), asking.get()
+        return everybodys if caller.may("read-all") else self._seen(everybodys, caller)
+
+    async def _seen(self, told: AsyncIterator[tuple[str, Event]], caller: Caller) -> AsyncIterator[tuple[str, Event]]:
+        visible: dict[str, bool] = {}  # of sessions that have not ended
+        async for session_id, event in told:
+            if session_id not in visible:
+                session = event.data if isinstance(event.data, Session) else await self._parts.store.get(session_id)
+                visible[session_id] = session is not None and caller.sees(session.owner)
+            if visible[session_id]:
+                yield session_id, event
+            if event.kind == "end":
+                del visible[session_id]
 
     async def wait(self, session_id: str, limit_s: float | None = None) -> Session:
         """Until the session has ended or the time is over; returns it as it is then."""

@@ -4,13 +4,19 @@ import time
 from collections.abc import Sequence
 
 from mezzotint.api_keys import ApiKey, Limits, Scope, digest, draw
-from mezzotint.store import api_keys, engines
+from mezzotint.store import api_keys, engines, schema
 from mezzotint.store.sql import Store
+
+
+async def is_current(url: str) -> bool:
+    """Whether the database has the schema of this code. Raises SetupError when it cannot be opened."""
+    async with engines.beside(url) as connection:
+        return await schema.revision(connection) == schema.HEAD
 
 
 async def bring_up(url: str) -> None:
     """Make the schema, or bring it up, where no server has done so. Raises SetupError when one holds it meanwhile."""
-    if not await engines.is_current(url):
+    if not await is_current(url):
         await (await Store.open(url)).close()
 
 

@@ -110,12 +110,6 @@ async def connect(url: str, wait_s: float) -> Engines:
     return engines
 
 
-async def is_current(url: str) -> bool:
-    """Whether the database has the schema of this code. Raises SetupError when it cannot be opened."""
-    async with beside(url) as connection:
-        return await schema.revision(connection) == schema.HEAD
-
-
 @asynccontextmanager
 async def beside(url: str) -> AsyncIterator[AsyncConnection]:
     """A transaction of a command, also while a server owns the database; its body commits. Raises SetupError."""
