@@ -87,6 +87,13 @@ class Assets:
         asset_id = f"ast_{ULID()}"
         return await self._make(wire.Keep(asset_id=asset_id, role=role), data, field)
 
+    async def look(self, data: bytes, role: wire.Role, *, field: str | None = None) -> Asset:
+        """The facts of a picture as `put` would keep it, with nothing kept. Raises as `put` does."""
+        asset = await self.put(data, role, field=field)
+        self._known.pop(asset.id, None)
+        await asyncio.to_thread(self.path(asset.id).unlink, missing_ok=True)
+        return asset
+
     async def preprocess(
         self, asset_id: str, preprocessor: str, options: Mapping[str, Any] | None = None, *, path: str = ""
     ) -> Asset:

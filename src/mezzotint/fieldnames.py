@@ -30,8 +30,8 @@ def fold(name: str) -> str:
 
 @lru_cache(4096)
 def spell(name: str, case: Case) -> str:
-    """A snake_case name in another case."""
-    if case == "snake":
+    """A snake_case name in another case. What is no plain name, such as a path, stays as it is."""
+    if case == "snake" or not name.isidentifier():
         return name
     first, *rest = name.split("_")
     start = _PROPER.get(first, (first, first[:1].upper() + first[1:]))[CASES.index(case) - 1]

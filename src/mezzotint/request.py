@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from mezzotint import preprocessors
+from mezzotint import advice, preprocessors
 from mezzotint.catalog import Model
 from mezzotint.errors import Fault, InvalidRequest
 from mezzotint.families.table import SCHEDULER_OPTIONS, SCHEDULER_STEPS
@@ -174,9 +174,7 @@ def resolve(
         known = ", ".join(sorted(world.devices))
         message = f"device {sent.device!r} is not here; devices: {known}"
         found.append(Fault(field="device", code="device_not_found", message=message))
-    if len(json.dumps(sent.metadata).encode()) > MAX_METADATA_BYTES:
-        message = f"metadata is over {MAX_METADATA_BYTES} bytes of JSON; keep it in your own store and send its id"
-        found.append(Fault(field="metadata", code="invalid_value", message=message))
+    _check_metadata(sent.metadata, found)
     if sent.seed is not None and sent.seed + sent.num_images - 1 > MAX_SEED:
         message = f"seed + num_images - 1 is above {MAX_SEED}; use a smaller seed"
         found.append(Fault(field="seed", code="seed_overflow", message=message))
@@ -237,7 +235,19 @@ def resolve(
         deterministic=sent.deterministic,
         metadata=sent.metadata,
     )
-    return Resolved(request=request, warnings=tuple(_warnings(request, model)))
+    return Resolved(request=request, warnings=tuple(advice.warnings(sent, request, model)))
+
+
+def _check_metadata(metadata: dict[str, Any], faults: list[Fault]) -> None:
+    try:
+        size = len(json.dumps(metadata, allow_nan=False, ensure_ascii=False).encode())
+    except (TypeError, ValueError, RecursionError):
+        message = "metadata cannot be written as JSON; it may hold text, finite numbers, lists and objects"
+        faults.append(Fault(field="metadata", code="invalid_value", message=message))
+        return
+    if size > MAX_METADATA_BYTES:
+        message = f"metadata is over {MAX_METADATA_BYTES} bytes of JSON; keep it in your own store and send its id"
+        faults.append(Fault(field="metadata", code="invalid_value", message=message))
 
 
 def _kind(sent: RequestInput, faults: list[Fault]) -> str:
@@ -416,17 +426,3 @@ def _check_scheduler(scheduler: str, options: dict[str, Any], steps: int, faults
     if len(spacings) > 1:
         message = f"{' and '.join(spacings)} exclude one another; send one"
         faults.append(Fault(field="scheduler_options", code="invalid_value", message=message))
-
-
-def _warnings(request: Request, model: Model) -> Iterable[dict[str, Any]]:
-    ratio = request.width * request.height / (model.width * model.height)
-    if not 0.25 <= ratio <= 4:
-        message = (
-            f"{request.width}x{request.height} is far from the {model.width}x{model.height} that {model.id!r} was "
-            "trained at; expect repeated or broken subjects"
-        )
-        yield {"code": "size_far_from_native", "message": message, "field": "width"}
-    strength = 1.0 if request.strength is None else request.strength
-    if int(request.num_inference_steps * strength) < 1:
-        message = f"strength {strength:g} leaves nothing of {request.num_inference_steps} steps; one is run"
-        yield {"code": "strength_too_small", "message": message, "field": "strength"}

@@ -19,6 +19,8 @@ from mezzotint.fieldnames import fold
 
 MAX_SEED = 2**63 - 1
 MAX_STEPS = 1000
+MAX_IMAGES = 64
+MAX_BATCH = 1000  # requests of one batch
 
 Type = Literal["text2img", "img2img", "inpainting", "controlnet", "lora"]
 ResizeMode = Literal["stretch", "crop", "pad"]
@@ -116,7 +118,7 @@ class RequestInput(BaseModel):
     ] = SchedulerOptionsInput()
     eta: Annotated[float, Field(ge=0, le=1, description="noise of ddim")] = 0.0
     seed: Annotated[int | None, Field(ge=0, le=MAX_SEED, description="drawn when absent; image i uses seed+i")] = None
-    num_images: Annotated[int, Field(ge=1, le=64, description="aliases: n, batch_size")] = 1
+    num_images: Annotated[int, Field(ge=1, le=MAX_IMAGES, description="aliases: n, batch_size")] = 1
     clip_skip: Annotated[int | None, Field(ge=1, le=64, description="text encoder layers to skip")] = None
     image: Annotated[str | None, Field(description="base64, a data URL or asset:ID; drawing begins at it")] = None
     mask: Annotated[str | None, Field(description="as image, of its size; white is drawn anew")] = None

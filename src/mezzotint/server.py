@@ -138,6 +138,16 @@ class Mezzotint:
         """Accept a request; fields as in the HTTP contract. Raises InvalidRequest with every fault."""
         return Submitted(await self.operations.create(request), self.operations)
 
+    async def get_capabilities(self, device_id: str | None = None) -> dict[str, Any]:
+        return await self.operations.capabilities(device_id)
+
+    async def get_supported_types(self, device_id: str | None = None) -> dict[str, Any]:
+        return await self.operations.supported_types(device_id)
+
+    async def validate_request(self, **request: Any) -> dict[str, Any]:
+        """A dry run: every fault at once, the request as it would run, what it would cost."""
+        return await self.operations.validate(request)
+
     async def get_session_status(self, session_id: str) -> Session:
         return await self.operations.get(session_id)
 

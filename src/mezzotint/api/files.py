@@ -1,9 +1,12 @@
 """Answers that a caller may hold already: files and bodies with an ETag. Must not decide who may have them."""
 
 from pathlib import Path
+from typing import Any
 
 from fastapi import Request, Response
-from fastapi.responses import FileResponse
+from fastapi.responses import FileResponse, JSONResponse
+
+from mezzotint.capabilities import etag
 
 
 def kept(request: Request, path: Path, *, sha256: str, media_type: str, filename: str | None = None) -> Response:
@@ -18,7 +21,17 @@ def kept(request: Request, path: Path, *, sha256: str, media_type: str, filename
     return FileResponse(path, media_type=media_type, filename=filename, headers=headers)
 
 
-def is_known(request: Request, etag: str) -> bool:
+def current(request: Request, body: dict[str, Any]) -> Response:
+    """A body that changes with the world; 304 when the caller has it as it is."""
+    headers = {"ETag": etag(body), "Cache-Control": "private, no-cache"}
+    return (
+        Response(status_code=304, headers=headers)
+        if is_known(request, headers["ETag"])
+        else JSONResponse(body, headers=headers)
+    )
+
+
+def is_known(request: Request, tag: str) -> bool:
     """Whether `If-None-Match` names this tag, by the weak comparison of RFC 9110."""
     sent = request.headers.get("if-none-match", "")
-    return any(one.strip().removeprefix("W/") in (etag, "*") for one in sent.split(","))
+    return any(one.strip().removeprefix("W/") in (tag.removeprefix("W/"), "*") for one in sent.split(","))

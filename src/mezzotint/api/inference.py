@@ -16,7 +16,7 @@ from mezzotint.schema import RequestInput
 router = APIRouter(prefix="/api/inference/sessions", tags=["sessions"])
 
 MAX_WAIT_S = 600
-_BODY = {
+REQUEST = {
     "requestBody": {"required": True, "content": {"application/json": {"schema": RequestInput.model_json_schema()}}}
 }
 
@@ -29,7 +29,7 @@ def operations(request: Request) -> Operations:
 Ops = Annotated[Operations, Depends(operations)]
 
 
-@router.post("", status_code=202, openapi_extra=_BODY)
+@router.post("", status_code=202, openapi_extra=REQUEST)
 async def create(
     request: Request,
     ops: Ops,

@@ -25,6 +25,7 @@ _JSON = frozenset({"application/json"})
 UPLOADS = {
     "/api/assets": frozenset({"multipart/form-data", "image/png", "image/jpeg", "image/webp"}),
     "/api/inference/sessions": _JSON,
+    "/api/inference/validate": _JSON,
     "/v1/images/generations": _JSON,
     "/v1/images/edits": frozenset({"multipart/form-data"}),
 }

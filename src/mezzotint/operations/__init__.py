@@ -4,7 +4,7 @@ Must not know of HTTP. Bodies in, values or bodies out; errors are those of erro
 """
 
 from mezzotint.operations.assets import AssetVerbs
-from mezzotint.operations.devices import DeviceVerbs
+from mezzotint.operations.capabilities import CapabilityVerbs
 from mezzotint.operations.intake import Foreign
 from mezzotint.operations.keys import KeyVerbs
 from mezzotint.operations.links import LinkVerbs
@@ -12,9 +12,10 @@ from mezzotint.operations.models import ModelVerbs
 from mezzotint.operations.offline import offline_models, tune
 from mezzotint.operations.parts import Parts
 from mezzotint.operations.sessions import SessionVerbs
+from mezzotint.operations.validation import ValidationVerbs
 
 __all__ = ["Foreign", "Operations", "Parts", "offline_models", "tune"]
 
 
-class Operations(SessionVerbs, AssetVerbs, ModelVerbs, DeviceVerbs, KeyVerbs, LinkVerbs):
+class Operations(SessionVerbs, ValidationVerbs, CapabilityVerbs, AssetVerbs, ModelVerbs, KeyVerbs, LinkVerbs):
     """Every verb of the contract. Safe to call from any number of coroutines of one loop."""

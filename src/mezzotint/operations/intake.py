@@ -32,10 +32,11 @@ class Foreign:
     warnings: tuple[dict[str, Any], ...] = ()
 
 
-async def read(parts: Parts, body: Any, foreign: Foreign | None = None) -> Resolved:
-    """The complete request that a body asks for, its pictures kept. Raises InvalidRequest with every fault.
+async def read(parts: Parts, body: Any, foreign: Foreign | None = None, *, keeps: bool = True) -> Resolved:
+    """The complete request that a body asks for. Raises InvalidRequest with every fault.
 
-    Fields that nobody knows are a fault in a body of our own, and a warning in a foreign one.
+    Its pictures are kept; without `keeps` they are looked at and dropped. Fields that nobody knows are a fault in a
+    body of our own, and a warning in a foreign one.
     """
     sent, faults = parse(body)
     warnings: list[dict[str, Any]] = []
@@ -43,7 +44,7 @@ async def read(parts: Parts, body: Any, foreign: Foreign | None = None) -> Resol
         unknown = [fault.field for fault in faults if fault.code == "unknown_field"]
         faults = [fault for fault in faults if fault.code != "unknown_field"]
         warnings += [*foreign.warnings, *(_ignored(name) for name in (*foreign.ignored, *unknown) if name)]
-    pictures = await _take(parts, sent, faults)
+    pictures = await _take(parts, sent, faults, keeps)
     resolved = resolve(sent, faults, pictures, world(parts), lambda: secrets.randbelow(2**32))
     await forecast.check(parts, resolved.request)
     return replace(resolved, warnings=(*resolved.warnings, *warnings))
@@ -83,12 +84,12 @@ def world(parts: Parts) -> World:
     )
 
 
-async def _take(parts: Parts, sent: RequestInput, faults: list[Fault]) -> dict[str, Picture]:
-    """Keep the request's pictures. What is wrong with one is a fault beside the others."""
+async def _take(parts: Parts, sent: RequestInput, faults: list[Fault], keeps: bool) -> dict[str, Picture]:
+    """The request's pictures by field. What is wrong with one is a fault beside the others."""
     taken: dict[str, Picture] = {}
     for source in sources(sent):
         try:
-            asset = await _keep(parts, source)
+            asset = await _picture(parts, source, keeps)
         except InvalidRequest as error:
             faults += error.faults
         else:
@@ -96,10 +97,11 @@ async def _take(parts: Parts, sent: RequestInput, faults: list[Fault]) -> dict[s
     return taken
 
 
-async def _keep(parts: Parts, source: Source) -> Asset:
+async def _picture(parts: Parts, source: Source, keeps: bool) -> Asset:
     data = parts.assets.read_source(source.text, source.field)
     if isinstance(data, bytes):
-        return await parts.assets.put(data, source.role, field=source.field)
+        take = parts.assets.put if keeps else parts.assets.look
+        return await take(data, source.role, field=source.field)
     asset = await asyncio.to_thread(parts.assets.find, data)
     if asset is None:
         message = f"asset {data!r} is not here; upload the picture to /api/assets, or send it as base64"

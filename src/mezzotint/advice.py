@@ -1,0 +1,76 @@
+"""What a caller should know of a request that is valid: what of it has no effect, and what would serve better.
+
+Pure rules over facts. Must not refuse anything: what is wrong is a fault, in request.py.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from mezzotint.catalog import Model
+from mezzotint.schema import RequestInput
+
+if TYPE_CHECKING:
+    from mezzotint.request import Request
+
+Note = dict[str, Any]
+
+# A picture of more than so many times the pixels that a model was trained at, or fewer than the inverse, suffers.
+FAR = 4
+
+
+def warnings(sent: RequestInput, request: "Request", model: Model) -> Iterator[Note]:
+    """What will not be as a caller may expect."""
+    if _is_far(request, model):
+        message = (
+            f"{request.width}x{request.height} is far from the {model.width}x{model.height} that {model.id!r} was "
+            "trained at; expect repeated or broken subjects"
+        )
+        yield _note("size_far_from_native", message, "width")
+    strength = 1.0 if request.strength is None else request.strength
+    if int(request.num_inference_steps * strength) < 1:
+        message = f"strength {strength:g} leaves nothing of {request.num_inference_steps} steps; one is run"
+        yield _note("strength_too_small", message, "strength")
+    if request.negative_prompt and request.guidance_scale <= 1:
+        message = f"guidance_scale {request.guidance_scale:g} means no guidance, and negative_prompt works only with it"
+        yield _note("no_effect", message, "negative_prompt")
+    if request.eta > 0 and request.scheduler != "ddim":
+        yield _note("no_effect", f"eta is for scheduler 'ddim'; {request.scheduler!r} does not use it", "eta")
+    if "resize_mode" in sent.model_fields_set and request.image is None:
+        yield _note("no_effect", "resize_mode says how an image is fitted, and there is none", "resize_mode")
+    if "quality" in sent.output.model_fields_set and request.output.format == "png":
+        yield _note("no_effect", "png is lossless; quality is for jpeg and webp", "output.quality")
+    for index, net in enumerate(request.controlnets):
+        if net.scale == 0:
+            yield _note("no_effect", "a ControlNet of scale 0 changes nothing", f"controlnets[{index}].scale")
+    for index, lora in enumerate(request.loras):
+        if lora.scale == 0:
+            yield _note("no_effect", "a LoRA of scale 0 changes nothing", f"loras[{index}].scale")
+
+
+def recommendations(
+    request: "Request", model: Model, models: Mapping[str, Model], resident: frozenset[str]
+) -> Iterator[Note]:
+    """What would serve a valid request better. `resident`: models that are loaded where it may run."""
+    if _is_far(request, model):
+        message = f"{model.id!r} draws best near {model.width}x{model.height}; draw that and enlarge it"
+        yield _note("use_native_size", message, "width")
+    prompt = request.prompt.lower()
+    for index, lora in enumerate(request.loras):
+        words = models[lora.name].trigger_words
+        if words and not any(word.lower() in prompt for word in words):
+            message = f"LoRA {lora.name!r} was trained on {', '.join(words)}; put one of them into the prompt"
+            yield _note("use_trigger_word", message, f"loras[{index}].name")
+    if request.deterministic:
+        message = "deterministic runs alone in its model calls; without it, it shares them and takes less of the device"
+        yield _note("share_calls", message, "deterministic")
+    if model.id not in resident:
+        message = f"{model.id!r} is not loaded where this would run; the first session waits for that"
+        yield _note("model_not_loaded", message, "model")
+
+
+def _is_far(request: "Request", model: Model) -> bool:
+    return not 1 / FAR <= request.width * request.height / (model.width * model.height) <= FAR
+
+
+def _note(code: str, message: str, field: str) -> Note:
+    return {"code": code, "message": message, "field": field}

@@ -1,0 +1,113 @@
+"""What can be done follows the models and devices that there are."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from mezzotint import capabilities
+from mezzotint.capabilities import Facts
+from mezzotint.catalog import TYPES, Model
+from tests.unit.test_request import ADAPTERS, BROKEN, OTHER, PAINTER, TINY
+
+LIMITS = {"max_pixels": 1 << 20, "queue_size": 10, "queue_free": 10, "max_upload_bytes": 1 << 20}
+
+
+def device(**changes: Any) -> dict[str, Any]:
+    memory = {"total_bytes": 1600, "available_bytes": 850, "used_by_mezzotint_bytes": 10}
+    return {"id": "cpu:0", "memory": memory, "utilization": 0.5, "temperature_c": 40.0, "queue_depth": 3} | changes
+
+
+def facts(*models: Model, **changes: Any) -> Facts:
+    plain = Facts(
+        models={model.id: model for model in models},
+        resident={"cpu:0": ()},
+        room={"cpu:0": None},
+        devices=[device()],
+        limits=LIMITS,
+        batching={},
+    )
+    return replace(plain, **changes)
+
+
+def types(*models: Model, **changes: Any) -> dict[str, list[str]]:
+    """Type to the models that run it."""
+    return {one["type"]: one["models"] for one in capabilities.types(facts(*models, **changes))["types"]}
+
+
+def needs(*models: Model, **changes: Any) -> dict[str, list[str]]:
+    """Type to what is missing."""
+    return {one["type"]: one["needs"] for one in capabilities.types(facts(*models, **changes))["unsupported"]}
+
+
+def test_without_a_model_nothing_can_be_done_and_each_type_says_what_it_needs() -> None:
+    assert types() == types(BROKEN) == {}
+    assert needs().keys() == set(TYPES)
+    assert needs()["inpainting"] == ["a checkpoint in a model folder that can run inpainting"]
+
+
+def test_an_adapter_counts_only_for_the_models_that_it_fits() -> None:
+    assert types(TINY) == {"text2img": ["tiny"], "img2img": ["tiny"], "inpainting": ["tiny"]}
+    assert needs(TINY)["controlnet"] == ["a ControlNet in a model folder that fits one of: tiny"]
+    assert types(TINY, OTHER, *ADAPTERS)["controlnet"] == ["tiny", "other"]
+    edges = ADAPTERS[0]
+    assert types(TINY, OTHER, edges)["controlnet"] == ["tiny"]
+    assert "controlnet" not in types(OTHER, edges)
+    assert "controlnet" not in types(TINY, replace(edges, state="invalid"))
+    assert types(PAINTER, *ADAPTERS) == {"inpainting": ["painter"]}
+
+
+def test_a_model_whose_weights_fit_no_device_runs_nothing() -> None:
+    large = replace(TINY, bytes=5000)
+    assert types(large, room={"cpu:0": 4000}) == {}
+    assert needs(large, room={"cpu:0": 4000})["text2img"] == [
+        "5000 bytes of memory for the weights of tiny; a worker may take 4000 here"
+    ]
+    assert types(large, room={"cpu:0": 4000, "cuda:0": 6000})["text2img"] == ["tiny"]
+
+
+def test_the_answer_names_what_each_model_can() -> None:
+    told = capabilities.body(facts(TINY, OTHER, *ADAPTERS, BROKEN, resident={"cpu:0": ("tiny",)}))
+    tiny, other = told["models"]
+    assert (tiny["resident_on"], other["resident_on"]) == (["cpu:0"], [])
+    assert tiny["supports"]["controlnets"] == ["edges"]
+    assert tiny["supports"]["loras"] == ["ink", "fog"]
+    assert {one["family"]: [lora["id"] for lora in one["loras"]] for one in told["loras"]} == {
+        "sd": ["ink", "fog", "broad"]
+    }
+    alone = capabilities.body(facts(TINY, *ADAPTERS))["loras"]
+    assert {one["family"]: [lora["id"] for lora in one["loras"]] for one in alone} == {
+        "sd": ["ink", "fog"],
+        None: ["broad"],
+    }
+    assert next(one for one in told["schedulers"] if one["name"] == "lcm")["max_steps"] == 50
+    assert told["limits"]["max_steps"] == 1000
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"devices": [device(utilization=0.9, temperature_c=None, queue_depth=0)]},
+        {"devices": [device(memory={"total_bytes": 1600, "available_bytes": 801, "used_by_mezzotint_bytes": 99})]},
+        {"limits": LIMITS | {"queue_free": 0}},
+    ],
+)
+def test_the_etag_stays_while_only_the_moment_changes(changes: dict[str, Any]) -> None:
+    before, after = (capabilities.body(facts(TINY, *ADAPTERS, **more)) for more in ({}, changes))
+    assert before != after
+    assert capabilities.etag(before) == capabilities.etag(after)
+
+
+@pytest.mark.parametrize(
+    "after",
+    [
+        facts(TINY, *ADAPTERS[1:]),
+        facts(replace(TINY, num_inference_steps=17), *ADAPTERS),
+        facts(TINY, *ADAPTERS, resident={"cpu:0": ("tiny",)}),
+        facts(TINY, *ADAPTERS, devices=[device(memory={"total_bytes": 1600, "available_bytes": 650})]),
+        facts(TINY, *ADAPTERS, limits=LIMITS | {"max_pixels": 5}),
+    ],
+)
+def test_the_etag_changes_with_the_answer(after: Facts) -> None:
+    before = facts(TINY, *ADAPTERS)
+    assert capabilities.etag(capabilities.body(before)) != capabilities.etag(capabilities.body(after))
