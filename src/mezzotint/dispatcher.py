@@ -171,6 +171,11 @@ class Dispatcher:
             if live.worker.device == device
         ]
 
+    def sessions_now(self) -> Counter[tuple[str, str]]:
+        """Those that wait or run, by state and type."""
+        running = (("running", live.session.request.type) for live in self._lives.values())
+        return Counter((*running, *(("queued", one.session.request.type) for one in self._line)))
+
     def ahead_of(self, request: Request) -> list[Busy]:
         """What waits and would start before a new session of this request on its device."""
         waiting = [one.session.request for one in self._line]

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Collection, Iterator
+from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -38,7 +38,9 @@ class _Log:
 class Events:
     """The events of all sessions, in memory. The store keeps those of STORED, and tells them itself once it has."""
 
-    def __init__(self) -> None:
+    def __init__(self, ended: Callable[[Any], None] = lambda session: None) -> None:
+        """`ended` is called with every session that ends."""
+        self._ended = ended
         self._logs: OrderedDict[str, _Log] = OrderedDict()
         self._above = 0
         self._held: set[str] = set()
@@ -77,6 +79,7 @@ class Events:
             _hand(feed, self._feeds, (session_id, event), kind)
         if kind == "end":
             log.ended = True
+            self._ended(data)
             self._forget_old()
 
     async def everything(self) -> AsyncIterator[tuple[str, Event]]:

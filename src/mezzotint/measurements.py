@@ -7,7 +7,7 @@ machine is not always as busy. Deleting a file costs new measuring; one that can
 import os
 import statistics
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -50,8 +50,16 @@ class _File(msgspec.Struct, frozen=True, kw_only=True):
 class Measurements:
     """Of every device of this server. Not thread-safe: one loop calls everything."""
 
-    def __init__(self, cache: Path, threads: int, *, keep: bool) -> None:
-        """Without `keep` what is on disk is read and never changed."""
+    def __init__(
+        self,
+        cache: Path,
+        threads: int,
+        *,
+        keep: bool,
+        told: Callable[[str, wire.Measured], None] = lambda device, measured: None,
+    ) -> None:
+        """Without `keep` what is on disk is read and never changed. `told` hears of every measurement."""
+        self._told = told
         self._folder, self._threads, self._keep = cache / "profiles", threads, keep
         self._points: dict[str, dict[wire.Work, Point]] = {}
         self._saved: dict[str, float] = {}
@@ -63,6 +71,7 @@ class Measurements:
 
     def take(self, device: str, measured: wire.Measured) -> None:
         self.of(device)
+        self._told(device, measured)
         points = self._points[device]
         point = points.setdefault(measured.work, Point(work=measured.work))
         point.seen_at = time.time()

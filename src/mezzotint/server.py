@@ -27,6 +27,7 @@ from mezzotint.estimates import Estimates
 from mezzotint.events import Event, Events
 from mezzotint.keyring import Keyring
 from mezzotint.measurements import Measurements
+from mezzotint.metrics import Metrics
 from mezzotint.operations import Operations, Parts
 from mezzotint.quotas import Quotas
 from mezzotint.refs import Refs
@@ -65,7 +66,8 @@ class Mezzotint:
         settings = self.settings
         async with AsyncExitStack() as opened:
             opened.enter_context(own(settings.data))
-            events = Events()
+            metrics = Metrics()
+            events = Events(metrics.ended)
             store = await Store.open(settings.database_url, queue_size=settings.queue_size, events=events)
             opened.push_async_callback(store.close)
             keyring = Keyring(store, always=not settings.on_loopback, never=settings.insecure_no_auth)
@@ -78,13 +80,14 @@ class Mezzotint:
             opened.push_async_callback(self.assets.close)
             found = settings.devices or devices.find()
             threads = settings.threads or devices.default_threads()
-            measurements = Measurements(settings.cache, threads, keep=self._tunes)
+            measurements = Measurements(settings.cache, threads, keep=self._tunes, told=metrics.measured)
             opened.callback(measurements.close)
             self.supervisor = Supervisor(found, threads, settings.memory_bytes or memory_budget(), measurements)
             choices = Choices(settings.cache, threads, executor=settings.executor, dtype=settings.dtype)
             refs = Refs(catalog)
             estimates = Estimates(measurements, catalog, refs, choices, self.supervisor)
             self._dispatcher = Dispatcher(store, blobs, refs, self.supervisor, events, choices, keyring.most_running)
+            metrics.watch(self.supervisor.seats, self._dispatcher)
             await self._dispatcher.start()
             retention = Retention(store, blobs, events, settings.retention_days)
             retention.start()
@@ -111,6 +114,7 @@ class Mezzotint:
                     estimates=estimates,
                     keyring=keyring,
                     quotas=Quotas(store),
+                    metrics=metrics,
                 )
             )
             self._opened = opened.pop_all()

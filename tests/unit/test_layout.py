@@ -53,6 +53,7 @@ ALLOWED: dict[str, set[str]] = {
     "profiles": set(),
     "measurements": {"profiles", "workers.wire"},
     "refs": {"catalog", "workers.wire"},
+    "metrics": {"session", "workers.base", "workers.wire"},
     "costs": {"measurements", "workers.wire"},
     "estimates": {
         "catalog", "costs", "errors", "families.table", "measurements", "refs", "request", "tuning", "workers",
@@ -77,15 +78,15 @@ ALLOWED: dict[str, set[str]] = {
     },
     "operations": {
         "", "advice", "assets", "bodies", "callers", "capabilities", "catalog", "config", "devices", "dispatcher",
-        "errors", "estimates", "events", "image_wire", "keyring", "operations", "profiles", "quotas", "request",
-        "schema", "session", "store", "tuning", "workers.base",
+        "errors", "estimates", "events", "image_wire", "keyring", "metrics", "operations", "profiles", "quotas",
+        "request", "schema", "session", "store", "tuning", "workers.base",
     },
     "retention": {"errors", "events", "store"},
     "doctor": {"", "catalog", "config", "devices"},
     "server": {
         "", "api.app", "assets", "catalog", "config", "devices", "dispatcher", "errors", "estimates", "events",
-        "keyring", "measurements", "operations", "quotas", "refs", "retention", "session", "store", "tuning",
-        "workers.base", "workers.limits",
+        "keyring", "measurements", "metrics", "operations", "quotas", "refs", "retention", "session", "store",
+        "tuning", "workers.base", "workers.limits",
     },
     "api": {
         "", "api", "api_keys", "bodies", "callers", "capabilities", "catalog", "errors", "events", "fieldnames",

@@ -9,7 +9,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mezzotint import __version__
-from mezzotint.api import assets, capabilities, inference, models, openai, openai_errors
+from mezzotint.api import analytics, assets, capabilities, inference, models, openai, openai_errors
 from mezzotint.api.access import Access
 from mezzotint.api.fields import FieldCase
 from mezzotint.api.problems import problem
@@ -29,6 +29,7 @@ def build(operations: Operations) -> ASGIApp:
     app.include_router(inference.feed)
     app.include_router(capabilities.router, max_body_size=operations.max_upload_bytes)
     app.include_router(models.router)
+    app.include_router(analytics.router)
     app.include_router(assets.router, max_body_size=operations.max_upload_bytes)
     app.include_router(openai.router, max_body_size=operations.max_upload_bytes)
     app.add_exception_handler(MezzotintError, _told)

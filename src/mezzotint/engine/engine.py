@@ -59,6 +59,7 @@ class Engine:
         self._conditionings: OrderedDict[tuple[object, ...], Conditioning] = OrderedDict()
         self._served: dict[BatchKey, int] = {}
         self._calls = self._ends = 0
+        self.prompt_hits = self.prompt_misses = 0
         self._call_s = 0.0  # how long the last model call took
         self.phase: str | None = None  # what a blocking call is doing, for the heartbeat
 
@@ -220,7 +221,10 @@ class Engine:
     def _conditioning(self, family: Family, submit: wire.Submit, prompt: Prompt) -> Conditioning:
         scales = tuple(scale for _, scale in prompt.loras)
         key = (submit.model, submit.loras, scales, replace(prompt, loras=()))  # no tensors: they would never be let go
-        if key not in self._conditionings:
+        if key in self._conditionings:
+            self.prompt_hits += 1
+        else:
+            self.prompt_misses += 1
             work = wire.Work(what="encode", model=submit.model.sha256, windows=prompt.windows, loras=bool(prompt.loras))
             with self._watch.time(work):
                 self._conditionings[key] = family.encode([prompt])[0]

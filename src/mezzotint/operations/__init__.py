@@ -3,6 +3,7 @@
 Must not know of HTTP. Bodies in, values or bodies out; errors are those of errors.py. One file a domain.
 """
 
+from mezzotint.operations.analytics import AnalyticsVerbs
 from mezzotint.operations.assets import AssetVerbs
 from mezzotint.operations.capabilities import CapabilityVerbs
 from mezzotint.operations.intake import Foreign
@@ -17,5 +18,7 @@ from mezzotint.operations.validation import ValidationVerbs
 __all__ = ["Foreign", "Operations", "Parts", "offline_models", "tune"]
 
 
-class Operations(SessionVerbs, ValidationVerbs, CapabilityVerbs, AssetVerbs, ModelVerbs, KeyVerbs, LinkVerbs):
+class Operations(
+    SessionVerbs, ValidationVerbs, CapabilityVerbs, AssetVerbs, ModelVerbs, KeyVerbs, LinkVerbs, AnalyticsVerbs
+):
     """Every verb of the contract. Safe to call from any number of coroutines of one loop."""

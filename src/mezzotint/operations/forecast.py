@@ -5,6 +5,9 @@ from mezzotint.errors import InvalidRequest
 from mezzotint.estimates import Estimate
 from mezzotint.operations.parts import Parts
 from mezzotint.request import Request
+from mezzotint.session import Session
+
+LONG_LINE = 16  # sessions that wait
 
 
 async def check(parts: Parts, request: Request) -> None:
@@ -29,6 +32,17 @@ async def estimate(parts: Parts, request: Request) -> Estimate:
         for device in _devices(parts, request)
     ]
     return min(found, key=lambda one: (one.queue_s is None, (one.queue_s or 0.0) + (one.duration_s or 0.0)))
+
+
+async def promise(parts: Parts, session: Session) -> None:
+    """Count a session just accepted, and what it was promised, to be compared with what it will have taken.
+
+    Behind a long line nothing is promised: it would have to be forecast anew for every one of them.
+    """
+    short = parts.dispatcher.queued <= LONG_LINE
+    found = await estimate(parts, session.request) if short else None
+    duration_s, basis = (found.duration_s, found.basis) if found else (None, "unknown")
+    parts.metrics.accepted(session, duration_s, basis)
 
 
 def _devices(parts: Parts, request: Request) -> list[str]:

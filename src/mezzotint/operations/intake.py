@@ -71,6 +71,8 @@ async def accept(parts: Parts, resolved: Resolved, once: Once | None = None) -> 
         raise
     if session.id != session_id:  # the key stands for an earlier one, which came while this one was read
         await parts.blobs.delete(session_id)
+        return session
+    await forecast.promise(parts, session)
     return session
 
 

@@ -9,6 +9,7 @@ from mezzotint.dispatcher import Dispatcher
 from mezzotint.estimates import Estimates
 from mezzotint.events import Events
 from mezzotint.keyring import Keyring
+from mezzotint.metrics import Metrics
 from mezzotint.quotas import Quotas
 from mezzotint.store.blobs import Blobs
 from mezzotint.store.sql import Store
@@ -30,6 +31,7 @@ class Parts:
     estimates: Estimates
     keyring: Keyring
     quotas: Quotas
+    metrics: Metrics
 
 
 class Verbs:

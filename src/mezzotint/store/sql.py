@@ -11,7 +11,7 @@ from mezzotint.errors import ErrorInfo
 from mezzotint.events import Event, Events
 from mezzotint.request import Request
 from mezzotint.session import FINAL, ImageRecord, Session, State, Usage
-from mezzotint.store import api_keys, engines, journal, keys, rows
+from mezzotint.store import analytics, api_keys, engines, journal, keys, rows
 from mezzotint.store.changes import (
     Change,
     after_running,
@@ -34,6 +34,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 # inside Store, `list` is the method
 Sessions = list[Session]
+Statistics = list[analytics.Ended]
 Transitions = list[Transition]
 Names = list[str]
 Attempts = list[Attempt]
@@ -376,6 +377,12 @@ class Store:
                 await move(work, Change(session_id, State.RUNNING, after, "restart", now))
                 moved[after] = moved.get(after, 0) + 1
         return moved
+
+    @_unbroken
+    async def ended(self, *, since: float, owner: str | None, limit: int) -> Statistics:
+        """Of the sessions that ended since then what statistics need, the latest first, `limit` at most."""
+        async with self._database.read() as connection:
+            return await analytics.ended(connection, since, owner, limit)
 
     @_unbroken
     async def list(

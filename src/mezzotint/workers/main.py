@@ -123,6 +123,8 @@ class Worker:
                     since_s=since,
                     memory_bytes=memory,
                     weights_bytes=weights,
+                    prompt_hits=0 if engine is None else engine.prompt_hits,
+                    prompt_misses=0 if engine is None else engine.prompt_misses,
                     resident=resident,
                     refused=refused,
                 )

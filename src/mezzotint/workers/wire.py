@@ -127,6 +127,8 @@ class Heartbeat(_Message, frozen=True, kw_only=True, tag="heartbeat"):
     since_s: float  # how long it has been in it, or since its last step
     memory_bytes: int
     weights_bytes: int  # of what is resident, adapters too
+    prompt_hits: int  # encodings that were there already, and those that were not, since it began
+    prompt_misses: int
     resident: tuple[str, ...]
     refused: dict[str, str] = {}  # resident models that torch float32 serves though another was wanted: why
 
