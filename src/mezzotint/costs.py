@@ -80,9 +80,9 @@ class Costs:
             model: self._families[model][1] for model in measured if self._families.get(model, ("", 0))[0] == family
         }
         for model in sorted(there, key=lambda one: abs(math.log(there[one] / size))) if family and size else ():
-            found = self._of(msgspec.structs.replace(work, model=model), value)
-            if found is not None:
-                return found.times(size / there[model])
+            table = self._table(msgspec.structs.replace(work, model=model), value)
+            if table:
+                return read_off(table, work.height * work.width, work.rows).times(size / there[model])
         return None
 
     def _table(self, work: Work, value: Callable[[Point], float | None]) -> Table:

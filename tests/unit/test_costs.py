@@ -58,6 +58,13 @@ def test_a_model_that_never_ran_is_drawn_on_from_its_family_by_size() -> None:
     assert found.seconds(step(model="unheard of")) is None
 
 
+def test_models_of_which_too_little_is_known_are_not_drawn_on() -> None:
+    begun = [step(model=name) for name in ("a", "b")]
+    points = {work: Point(work=work, recent_s=[1.0], calls=1) for work in begun}
+    found = Costs(points, {"a": ("sd", 100), "b": ("sd", 300)})
+    assert [found.seconds(work) for work in begun] == [None, None]
+
+
 def test_nothing_is_invented() -> None:
     assert costs().seconds(STEP) is None
     found = costs((STEP, 0.5))
