@@ -77,15 +77,27 @@ class Assets:
             await asyncio.gather(self._sweeping, return_exceptions=True)
         await self.child.close()
 
-    async def put(self, data: bytes, role: wire.Role, *, field: str | None = None) -> Asset:
-        """Normalise a PNG, JPEG or WebP and keep it; once this returns it would survive a power cut.
+    async def put(
+        self,
+        data: bytes,
+        role: wire.Role,
+        *,
+        field: str | None = None,
+        size: tuple[int, int] | None = None,
+        inverted: bool = False,
+        rounded: bool = False,
+    ) -> Asset:
+        """Normalise a PNG, JPEG or WebP and keep it; once this returns it would survive a power cut. The last three
+        are for masks, as `image_wire.Keep` has them.
 
         Raises InvalidRequest `invalid_image` naming `field`, TryLater `storage_full` or `not_ready`.
         """
         if len(data) > self._max_bytes:
             raise _invalid(f"the picture has {len(data)} bytes; at most {self._max_bytes} are taken", field)
         asset_id = f"ast_{ULID()}"
-        return await self._make(wire.Keep(asset_id=asset_id, role=role), data, field)
+        return await self._make(
+            wire.Keep(asset_id=asset_id, role=role, size=size, inverted=inverted, rounded=rounded), data, field
+        )
 
     async def look(self, data: bytes, role: wire.Role, *, field: str | None = None) -> Asset:
         """The facts of a picture as `put` would keep it, with nothing kept. Raises as `put` does."""
@@ -115,6 +127,21 @@ class Assets:
             options=preprocessors.complete(preprocessor, options or {}),
         )
         return await self._make(message, b"", f"{path}image")
+
+    async def upscale(
+        self, source: Asset, size: tuple[int, int], *, crops: bool, methods: tuple[str, str], share: float
+    ) -> Asset:
+        """An asset at another size, as a new one; see `image_wire.Upscale`. Raises InvalidRequest, TryLater."""
+        message = wire.Upscale(
+            asset_id=f"ast_{ULID()}",
+            source_id=source.id,
+            size=size,
+            crops=crops,
+            method=methods[0],
+            second=methods[1],
+            share=share,
+        )
+        return await self._make(message, b"", "image")
 
     def find(self, asset_id: str) -> Asset | None:
         """Facts of an asset, from its file's header; None for any text that is not the id of one.

@@ -68,6 +68,12 @@ class Catalog:
             return self._digest(Path(model.path))[:8]
         return hashlib.sha256(model.path.encode()).hexdigest()[:8]
 
+    def known_digest(self, model_id: str) -> str | None:
+        """The digest when all that it takes was hashed before; None when it would have to be hashed now."""
+        model = self.models[model_id]
+        files = [*model_files(Path(model.path)), *(model_files(Path(model.vae_path)) if model.vae else [])]
+        return self.digest(model) if all(self._note(file).exists() for file in files) else None
+
     def _digest(self, path: Path) -> str:
         return self._hashing.submit(self._digest_all, path).result()
 
@@ -79,9 +85,7 @@ class Catalog:
         return total.hexdigest()
 
     def _file_digest(self, path: Path) -> str:
-        stat = path.stat()
-        key = hashlib.sha256(f"{path.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}".encode()).hexdigest()
-        note = self._cache / key
+        note = self._note(path)
         if note.exists() and len(known := note.read_text()) == 64:
             return known
         with path.open("rb") as file:
@@ -91,6 +95,12 @@ class Catalog:
         draft.write_text(found)
         draft.replace(note)
         return found
+
+    def _note(self, path: Path) -> Path:
+        """Where a file's digest is remembered, by its path, size and time."""
+        stat = path.stat()
+        key = hashlib.sha256(f"{path.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}".encode()).hexdigest()
+        return self._cache / key
 
 
 def model_files(path: Path) -> list[Path]:

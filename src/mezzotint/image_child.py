@@ -19,7 +19,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from PIL import Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+from PIL import Image, ImageOps, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
 from mezzotint import image_wire as wire
 from mezzotint.workers.limits import limit_myself
@@ -85,8 +85,7 @@ def main() -> None:
 def answer(message: wire.ToChild, blob: bytes, folder: Path) -> wire.FromChild:
     """Do what is asked. Never raises: what goes wrong is the answer."""
     try:
-        image = normalise(blob, message.role) if isinstance(message, wire.Keep) else _preprocess(message, folder)
-        return _keep(image, message.asset_id, folder)
+        return _keep(_made(message, blob, folder), message.asset_id, folder)
     except Unreadable as error:
         return wire.Refused(code="invalid_image", message=str(error))
     except MemoryError:
@@ -99,6 +98,36 @@ def answer(message: wire.ToChild, blob: bytes, folder: Path) -> wire.FromChild:
     except Exception:
         log.exception("a picture could not be kept")
     return wire.Refused(code="internal", message="the picture could not be kept; the server's log says why")
+
+
+def _made(message: wire.ToChild, blob: bytes, folder: Path) -> Image.Image:
+    if isinstance(message, wire.Keep):
+        return _as_asked(normalise(blob, message.role), message)
+    with open(folder / wire.file_name(message.source_id), "rb", opener=_no_link) as file:
+        source = normalise(file.read(), "image")
+    return _preprocess(message, source) if isinstance(message, wire.Preprocess) else _upscale(message, source)
+
+
+def _as_asked(image: Image.Image, message: wire.Keep) -> Image.Image:
+    if message.size is not None and image.size != message.size:
+        image = image.resize(message.size, Image.Resampling.LANCZOS)
+    if message.rounded:
+        image = image.point(lambda value: 255 if value >= 128 else 0)
+    return ImageOps.invert(image) if message.inverted else image
+
+
+def _upscale(message: wire.Upscale, source: Image.Image) -> Image.Image:
+    methods = {"Lanczos": Image.Resampling.LANCZOS, "Nearest": Image.Resampling.NEAREST}
+    width, height = message.size
+    factor = max(width / source.width, height / source.height)
+    size = (max(width, round(source.width * factor)), max(height, round(source.height * factor)))
+    made = source.resize(size, methods[message.method])
+    if message.share:
+        made = Image.blend(made, source.resize(size, methods[message.second]), message.share)
+    if not message.crops or made.size == message.size:
+        return made
+    left, top = (made.width - width) // 2, (made.height - height) // 2
+    return made.crop((left, top, left + width, top + height))
 
 
 def normalise(data: bytes, role: wire.Role) -> Image.Image:
@@ -159,10 +188,15 @@ def blur_gaussian(pixels: Pixels, sigma: float) -> Pixels:
 PREPROCESSORS: dict[str, Callable[..., Pixels]] = {"canny": canny, "invert": invert, "blur_gaussian": blur_gaussian}
 
 
-def _preprocess(message: wire.Preprocess, folder: Path) -> Image.Image:
-    with open(folder / wire.file_name(message.source_id), "rb", opener=_no_link) as file:
-        pixels = np.asarray(normalise(file.read(), "image"))
-    return Image.fromarray(PREPROCESSORS[message.preprocessor](pixels, **message.options), "RGB")
+def _preprocess(message: wire.Preprocess, source: Image.Image) -> Image.Image:
+    options = dict(message.options)
+    short = int(options.pop("resolution", 0))
+    if short:
+        factor = short / min(source.size)
+        size = (max(1, round(source.width * factor)), max(1, round(source.height * factor)))
+        _check_size(*size)
+        source = source.resize(size, Image.Resampling.LANCZOS)
+    return Image.fromarray(PREPROCESSORS[message.preprocessor](np.asarray(source), **options), "RGB")
 
 
 def _format(data: bytes) -> str:

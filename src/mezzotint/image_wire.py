@@ -32,6 +32,9 @@ class Keep(_Message, frozen=True, kw_only=True, tag="keep"):
 
     asset_id: str
     role: Role
+    size: tuple[int, int] | None = None  # what a mask is brought to
+    inverted: bool = False
+    rounded: bool = False  # a mask's greys become black or white, at 128
 
 
 class Preprocess(_Message, frozen=True, kw_only=True, tag="preprocess"):
@@ -41,6 +44,18 @@ class Preprocess(_Message, frozen=True, kw_only=True, tag="preprocess"):
     source_id: str
     preprocessor: str
     options: dict[str, float]
+
+
+class Upscale(_Message, frozen=True, kw_only=True, tag="upscale"):
+    """Bring one asset to another size and keep it as another. Both methods are Lanczos or Nearest."""
+
+    asset_id: str
+    source_id: str
+    size: tuple[int, int]
+    crops: bool  # fill the size and cut what is over, else keep the ratio: no side shorter than asked
+    method: str
+    second: str
+    share: float  # of the second method, 0 to 1
 
 
 # ---- child -> API process
@@ -67,7 +82,7 @@ class Refused(_Message, frozen=True, kw_only=True, tag="refused"):
     message: str
 
 
-ToChild = Keep | Preprocess
+ToChild = Keep | Preprocess | Upscale
 FromChild = Hello | Kept | Refused
 
 _encoder = msgspec.msgpack.Encoder()

@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from mezzotint.request import ControlNetUse, Request
+from mezzotint import infotext
+from mezzotint.request import Request
 
 MAX_METADATA_BYTES = 64 * 1024
 THUMBNAIL_PX = 256
@@ -23,23 +24,6 @@ _NOT_THE_PICTURE = frozenset(
     {"metadata", "priority", "timeout_s", "expires_s", "device", "output", "num_images", "seed", "image", "mask"}
 )
 
-_A1111_SAMPLERS = {
-    "ddim": "DDIM",
-    "ddpm": "DDPM",
-    "dpm_multistep": "DPM++ 2M",
-    "dpm_singlestep": "DPM++ 2S a",
-    "dpm_sde": "DPM++ SDE",
-    "euler": "Euler",
-    "euler_ancestral": "Euler a",
-    "heun": "Heun",
-    "lms": "LMS",
-    "kdpm2": "DPM2",
-    "kdpm2_ancestral": "DPM2 a",
-    "pndm": "PLMS",
-    "unipc": "UniPC",
-    "lcm": "LCM",
-}
-
 
 def encode(
     pixels: "np.ndarray[Any, np.dtype[np.uint8]]", request: Request, seed: int, made_with: dict[str, Any]
@@ -49,7 +33,7 @@ def encode(
     `made_with` holds model, loras and controlnets with their digests, versions, device_kind, dtype and executor.
     """
     output, image, file = request.output, Image.fromarray(pixels, "RGB"), io.BytesIO()
-    text = parameters_text(request, seed, made_with) if output.embed_metadata else ""
+    text = infotext.write(request, seed, made_with) if output.embed_metadata else ""
     record = json.dumps(metadata(request, seed, made_with), separators=(",", ":")) if output.embed_metadata else ""
     if len(record) > MAX_METADATA_BYTES:
         record = ""
@@ -77,60 +61,6 @@ def metadata(request: Request, seed: int, made_with: dict[str, Any]) -> dict[str
     for control in fields["controlnets"]:
         del control["image"]
     return {"v": 1, "seed": seed, "request": fields, **made_with}
-
-
-def parameters_text(request: Request, seed: int, made_with: dict[str, Any]) -> str:
-    """The text that AUTOMATIC1111 and its readers put into `parameters`."""
-    lines = [request.prompt]
-    if request.negative_prompt:
-        lines.append(f"Negative prompt: {request.negative_prompt}")
-    pairs = {
-        "Steps": request.num_inference_steps,
-        "Sampler": _sampler(request),
-        **_schedule_type(request),
-        "CFG scale": f"{request.guidance_scale:g}",
-        "Seed": seed,
-        "Size": f"{request.width}x{request.height}",
-        "Model hash": made_with["model"]["sha256"][:10],
-        "Model": request.model,
-        **({} if request.strength is None else {"Denoising strength": f"{request.strength:g}"}),
-        **({"Clip skip": request.clip_skip + 1} if request.clip_skip else {}),
-        **_inpainting(request),
-        **{f"ControlNet {index}": _control(use) for index, use in enumerate(request.controlnets)},
-        "RNG": "CPU",
-        "Version": f"mezzotint {made_with['versions']['mezzotint']}",
-    }
-    lines.append(", ".join(f"{key}: {_quoted(str(value))}" for key, value in pairs.items()))
-    return "\n".join(lines)
-
-
-def _sampler(request: Request) -> str:
-    name = _A1111_SAMPLERS[request.scheduler]
-    return f"{name} SDE" if request.scheduler_options.get("algorithm_type") == "sde-dpmsolver++" else name
-
-
-def _schedule_type(request: Request) -> dict[str, str]:
-    names = {"karras_sigmas": "Karras", "exponential_sigmas": "Exponential", "beta_sigmas": "Beta"}
-    chosen = [shown for name, shown in names.items() if request.scheduler_options.get(name)]
-    return {"Schedule type": chosen[0]} if chosen else {}
-
-
-def _inpainting(request: Request) -> dict[str, str]:
-    pairs = {"Mask blur": str(request.mask_blur)} if request.mask_blur else {}
-    if request.padding_mask_crop is not None:
-        pairs |= {"Inpaint area": "Only masked", "Masked area padding": str(request.padding_mask_crop)}
-    return pairs
-
-
-def _control(use: ControlNetUse) -> str:
-    return (
-        f"Module: {use.preprocessor}, Model: {use.model}, Weight: {use.scale:g}, "
-        f"Guidance Start: {use.start:g}, Guidance End: {use.end:g}"
-    )
-
-
-def _quoted(value: str) -> str:
-    return json.dumps(value, ensure_ascii=False) if any(mark in value for mark in ",:\n") else value
 
 
 def _png_text(text: str, record: str) -> PngInfo | None:

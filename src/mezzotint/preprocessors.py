@@ -26,6 +26,9 @@ class Preprocessor:
     options: dict[str, Option] = field(default_factory=dict)
 
 
+# px of the short side that a picture is brought to first
+_RESOLUTION = {"resolution": Option(default=0, low=0, high=2048, whole=True)}
+
 PREPROCESSORS: dict[str, Preprocessor] = {
     "none": Preprocessor(makes="nothing: the picture is a control map already"),
     "canny": Preprocessor(
@@ -33,13 +36,14 @@ PREPROCESSORS: dict[str, Preprocessor] = {
         options={
             "low_threshold": Option(default=100, low=0, high=255, whole=True),
             "high_threshold": Option(default=200, low=0, high=255, whole=True),
+            **_RESOLUTION,
         },
     ),
-    "invert": Preprocessor(makes="the negative: black lines on white become white lines on black"),
+    "invert": Preprocessor(makes="the negative: black lines on white become white lines on black", options=_RESOLUTION),
     "blur_gaussian": Preprocessor(
         makes="the picture blurred, for tile and blur ControlNets; sigma in pixels",
         # above 32 the largest picture would come near the image child's deadline
-        options={"sigma": Option(default=9.0, low=0.1, high=32.0)},
+        options={"sigma": Option(default=9.0, low=0.1, high=32.0), **_RESOLUTION},
     ),
 }
 
@@ -66,7 +70,9 @@ def faults(name: str, options: Mapping[str, Any], path: str = "") -> list[Fault]
 
 def complete(name: str, options: Mapping[str, Any]) -> dict[str, float]:
     """Every option of a preprocessor, the given ones over the defaults. Only for what has no faults."""
-    return {key: options.get(key, option.default) for key, option in PREPROCESSORS[name].options.items()}
+    known = PREPROCESSORS[name].options
+    found = {key: options.get(key, option.default) for key, option in known.items()}
+    return {key: value for key, value in found.items() if key != "resolution" or value}  # 0: the picture's own size
 
 
 def _fits(value: Any, option: Option) -> bool:

@@ -283,6 +283,9 @@ def _check_pictures(sent: RequestInput, pictures: Mapping[str, Picture], faults:
     if sent.strength is not None and sent.image is None:
         message = "strength says how far from an image, and there is none; send image or leave it out"
         faults.append(Fault(field="strength", code="invalid_value", message=message))
+    if sent.resize_mode == "original" and (sent.mask is None or sent.padding_mask_crop is None):
+        message = "resize_mode 'original' draws a part of the image, so it needs mask and padding_mask_crop"
+        faults.append(Fault(field="resize_mode", code="invalid_value", message=message))
     if sent.mask is None:
         for field in ("mask_blur", "mask_fill", "padding_mask_crop"):
             if field in sent.model_fields_set and getattr(sent, field) != RequestInput.model_fields[field].default:

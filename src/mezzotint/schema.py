@@ -24,6 +24,7 @@ MAX_BATCH = 1000  # requests of one batch
 
 Type = Literal["text2img", "img2img", "inpainting", "controlnet", "lora"]
 ResizeMode = Literal["stretch", "crop", "pad"]
+ImageResizeMode = Literal["stretch", "crop", "pad", "original"]
 Scheduler = Literal[
     "ddim", "ddpm", "dpm_multistep", "dpm_singlestep", "dpm_sde", "euler", "euler_ancestral",
     "heun", "lms", "kdpm2", "kdpm2_ancestral", "pndm", "unipc", "lcm",
@@ -132,7 +133,10 @@ class RequestInput(BaseModel):
     padding_mask_crop: Annotated[
         int | None, Field(ge=0, le=4096, description="px; draws only the masked area and so much around it, enlarged")
     ] = None
-    resize_mode: Annotated[ResizeMode, Field(description="how image and mask come to width x height")] = "stretch"
+    resize_mode: Annotated[
+        ImageResizeMode,
+        Field(description="how image and mask come to width x height; original: not, with padding_mask_crop"),
+    ] = "stretch"
     controlnets: Annotated[
         list[ControlNetInput],
         Field(

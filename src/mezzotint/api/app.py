@@ -9,7 +9,19 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mezzotint import __version__
-from mezzotint.api import analytics, assets, capabilities, inference, models, openai, openai_errors
+from mezzotint.api import (
+    a1111,
+    a1111_errors,
+    a1111_lists,
+    analytics,
+    assets,
+    capabilities,
+    inference,
+    models,
+    openai,
+    openai_errors,
+)
+from mezzotint.api.a1111_tasks import Tasks
 from mezzotint.api.access import Access
 from mezzotint.api.fields import FieldCase
 from mezzotint.api.problems import problem
@@ -25,6 +37,7 @@ MAX_BODY_BYTES = 1 << 20
 def build(operations: Operations) -> ASGIApp:
     app = FastAPI(title="Mezzotint", version=__version__, max_body_size=MAX_BODY_BYTES, redirect_slashes=False)
     app.state.operations = operations
+    app.state.tasks = Tasks()
     app.include_router(inference.router, max_body_size=operations.max_upload_bytes)  # requests may hold pictures
     app.include_router(inference.feed)
     app.include_router(capabilities.router, max_body_size=operations.max_upload_bytes)
@@ -32,6 +45,8 @@ def build(operations: Operations) -> ASGIApp:
     app.include_router(analytics.router)
     app.include_router(assets.router, max_body_size=operations.max_upload_bytes)
     app.include_router(openai.router, max_body_size=operations.max_upload_bytes)
+    app.include_router(a1111.router, max_body_size=operations.max_upload_bytes)
+    app.include_router(a1111_lists.router, max_body_size=operations.max_upload_bytes)
     app.add_exception_handler(MezzotintError, _told)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _validation)
@@ -89,7 +104,10 @@ def _problem(request: Request, error: MezzotintError, status: int | None = None)
     return problem(error, request.state.request_id, status)
 
 
-_TRANSLATIONS = ((openai_errors.PREFIX, openai_errors.translate),)
+_TRANSLATIONS = (
+    (openai_errors.PREFIX, openai_errors.translate),
+    *((prefix, a1111_errors.translate) for prefix in a1111_errors.PREFIXES),
+)
 _HTTP_CODES = {404: "unknown_url", 405: "method_not_allowed", 413: "body_too_large", 415: "unsupported_media_type"}
 
 

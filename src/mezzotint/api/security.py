@@ -28,6 +28,17 @@ UPLOADS = {
     "/api/inference/validate": _JSON,
     "/v1/images/generations": _JSON,
     "/v1/images/edits": frozenset({"multipart/form-data"}),
+    **dict.fromkeys(
+        (
+            "/sdapi/v1/txt2img",
+            "/sdapi/v1/img2img",
+            "/sdapi/v1/png-info",
+            "/sdapi/v1/extra-single-image",
+            "/sdapi/v1/extra-batch-images",
+            "/controlnet/detect",
+        ),
+        _JSON,
+    ),
 }
 
 

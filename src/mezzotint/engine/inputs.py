@@ -22,7 +22,7 @@ _MODES = {"stretch": "default", "crop": "crop", "pad": "fill"}
 _IMAGES = VaeImageProcessor()
 _MASKS = VaeImageProcessor(do_normalize=False, do_binarize=True, do_convert_grayscale=True)
 _CONTROLS = VaeImageProcessor(do_normalize=False, do_convert_rgb=True)
-_FILL_RADII = (64, 16, 8, 4, 2)  # px, from far to near
+_FILL_RADII = (256, 64, 16, 4, 2)  # px, from far to near
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -41,6 +41,8 @@ class Pictures:
         if self.original is None or self.soft_mask is None:
             return pixels
         drawn = Image.fromarray(pixels.numpy(), "RGB")
+        if self.crop is None and drawn.size != self.original.size:  # nothing to repaint in a picture left at its size
+            drawn = drawn.resize(self.original.size)
         pasted = _IMAGES.apply_overlay(self.soft_mask, self.original, drawn, self.crop)
         return torch.from_numpy(np.array(pasted))
 
@@ -57,9 +59,10 @@ def read(request: Request, files: Mapping[str, str]) -> Pictures:
             mask = _sized(_open(files["mask"], "L"), size, request.resize_mode)
             found = _masked(request, image, mask)
     mode = "stretch" if found.crop is None else "pad"
+    whole = found.original.size if found.original is not None else size  # what a crop's box counts in
     controls = []
     for index, control in enumerate(request.controlnets):
-        picture = _sized(_open(files[f"controlnets[{index}].image"], "RGB"), size, control.resize_mode)
+        picture = _sized(_open(files[f"controlnets[{index}].image"], "RGB"), whole, control.resize_mode)
         controls.append(_pixels(_CONTROLS, picture, size, found.crop, mode)[0])
     return replace(found, controls=tuple(controls))
 
@@ -89,7 +92,9 @@ def _open(path: str, mode: str) -> Image.Image:
 
 def _sized(image: Image.Image, size: tuple[int, int], mode: str) -> Image.Image:
     width, height = size
-    sized: Image.Image = image if image.size == size else _IMAGES.resize(image, height, width, _MODES[mode])
+    sized: Image.Image = (
+        image if image.size == size or mode == "original" else _IMAGES.resize(image, height, width, _MODES[mode])
+    )
     return sized
 
 

@@ -11,6 +11,7 @@ from mezzotint.operations.keys import KeyVerbs
 from mezzotint.operations.links import LinkVerbs
 from mezzotint.operations.models import ModelVerbs
 from mezzotint.operations.offline import offline_models, tune
+from mezzotint.operations.options import OptionVerbs
 from mezzotint.operations.parts import Parts
 from mezzotint.operations.sessions import SessionVerbs
 from mezzotint.operations.validation import ValidationVerbs
@@ -19,6 +20,14 @@ __all__ = ["Foreign", "Operations", "Parts", "offline_models", "tune"]
 
 
 class Operations(
-    SessionVerbs, ValidationVerbs, CapabilityVerbs, AssetVerbs, ModelVerbs, KeyVerbs, LinkVerbs, AnalyticsVerbs
+    SessionVerbs,
+    ValidationVerbs,
+    CapabilityVerbs,
+    AssetVerbs,
+    ModelVerbs,
+    KeyVerbs,
+    LinkVerbs,
+    OptionVerbs,
+    AnalyticsVerbs,
 ):
     """Every verb of the contract. Safe to call from any number of coroutines of one loop."""

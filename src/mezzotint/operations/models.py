@@ -1,5 +1,6 @@
 """Models on disk and what runs them. Must not read a model folder itself: the catalog does."""
 
+import asyncio
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,16 @@ class ModelVerbs(Verbs):
             message = f"model {wanted!r} cannot be used: {found.reason}"
             raise InvalidRequest([Fault(field="model", code="model_invalid", message=message)])
         return found
+
+    async def digests(self) -> dict[str, str | None]:
+        """Of every usable model, 64 hex digits; None where it was not hashed yet."""
+        usable = [one.id for one in self._parts.catalog.models.values() if one.state == "ready"]
+        known = self._parts.catalog.known_digest
+        return await asyncio.to_thread(lambda: {name: known(name) for name in usable})
+
+    async def rescan(self) -> None:
+        """Look at the model folders anew."""
+        await asyncio.to_thread(self._parts.catalog.scan)
 
     def file_time(self, model: Model) -> int:
         """Unix seconds of its last change on disk; 0 when it is gone."""

@@ -28,7 +28,7 @@ from mezzotint.store.changes import (
 from mezzotint.store.database import Database
 from mezzotint.store.intake import Intake
 from mezzotint.store.rows import Attempt, Once, Transition
-from mezzotint.store.tables import images, prompt_of, sessions, transitions
+from mezzotint.store.tables import a1111_options, images, prompt_of, sessions, transitions
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -158,6 +158,23 @@ class Store:
         """Whether one was ever made, in force or not."""
         async with self._database.read() as connection:
             return await api_keys.any_made(connection)
+
+    @_unbroken
+    async def options(self, owner: str) -> dict[str, Any]:
+        async with self._database.read() as connection:
+            query = select(a1111_options.c.value).where(a1111_options.c.owner == owner)
+            return await connection.scalar(query) or {}
+
+    @_unbroken
+    async def keep_options(self, owner: str, values: dict[str, Any]) -> None:
+        """Put these beside or in place of the owner's others."""
+        row = a1111_options.c.owner == owner
+        async with self._database.write() as work:
+            known = await work.connection.scalar(select(a1111_options.c.value).where(row))
+            if known is None:
+                await work.connection.execute(insert(a1111_options).values(owner=owner, value=values))
+            else:
+                await work.connection.execute(update(a1111_options).where(row).values(value=known | values))
 
     @_unbroken
     async def transitions(self, session_id: str) -> Transitions:

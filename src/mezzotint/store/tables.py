@@ -127,6 +127,13 @@ api_keys = Table(
     Column("revoked_at", Double),
 )
 
+a1111_options = Table(
+    "a1111_options",
+    metadata,
+    Column("owner", Text, primary_key=True),  # an API key's id; empty: everybody, while there are none
+    Column("value", Json(dict[str, Any]), nullable=False),
+)
+
 starts = Table(
     "starts",
     metadata,

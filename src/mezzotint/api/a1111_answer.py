@@ -1,0 +1,69 @@
+"""Answers of txt2img and img2img: pictures in base64 and the whole `info`. Must not fetch anything."""
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from mezzotint import __version__, infotext
+from mezzotint.api.a1111_fields import Asked
+from mezzotint.catalog import Model
+from mezzotint.session import Session, State
+
+_PICTURES = frozenset({"init_images", "mask"})
+
+
+def echo(sent: Mapping[str, Any], *, with_pictures: bool) -> dict[str, Any]:
+    return {name: value for name, value in sent.items() if with_pictures or name not in _PICTURES}
+
+
+def info(session: Session, asked: Asked, model: Model | None, digest: str | None) -> str:
+    """JSON text with every key that strict clients demand; one entry of each list for each picture that is there."""
+    request, count = session.request, len(session.images)
+    seeds = [image.seed for image in session.images]
+    size = session.images[0] if session.images else request
+    said = replace(request, prompt=asked.prompt, negative_prompt=asked.negative_prompt, loras=())
+    made_with = {"model": {"sha256": digest or ""}, "versions": {"mezzotint": __version__}}
+    told: dict[str, Any] = {
+        "prompt": asked.prompt,
+        "all_prompts": [asked.prompt] * count,
+        "negative_prompt": asked.negative_prompt,
+        "all_negative_prompts": [asked.negative_prompt] * count,
+        "seed": request.seed,
+        "all_seeds": seeds,
+        "subseed": -1,
+        "all_subseeds": [-1] * count,
+        "subseed_strength": 0.0,
+        "width": size.width,
+        "height": size.height,
+        "sampler_name": asked.sampler.name if asked.sampler else "",
+        "cfg_scale": float(request.guidance_scale),
+        "steps": request.num_inference_steps,
+        "batch_size": request.num_images,
+        "restore_faces": False,
+        "face_restoration_model": None,
+        "sd_model_name": request.model,
+        "sd_model_hash": (digest or "")[:10],
+        "sd_vae_name": None,
+        "sd_vae_hash": None,
+        "seed_resize_from_w": -1,
+        "seed_resize_from_h": -1,
+        "denoising_strength": request.strength,
+        "extra_generation_params": infotext.adapted(request),
+        "index_of_first_image": 0,
+        "infotexts": [infotext.write(said, seed, made_with) for seed in seeds],
+        "styles": [],
+        "job_timestamp": timestamp(session),
+        "clip_skip": (request.clip_skip or 0) + 1,
+        "is_using_inpainting_conditioning": model is not None and model.types == ("inpainting",),
+        "version": f"mezzotint {__version__}",
+        "session_id": session.id,
+        "interrupted": session.state is State.CANCELLED,
+        "warnings": list(session.warnings),
+    }
+    return json.dumps(told)
+
+
+def timestamp(session: Session) -> str:
+    return time.strftime("%Y%m%d%H%M%S", time.gmtime(session.created_at))

@@ -1,0 +1,169 @@
+"""AUTOMATIC1111's API: what there is, and what is done to single pictures. Must not hold a rule of its own."""
+
+import asyncio
+from typing import Any
+
+import psutil
+from fastapi import APIRouter
+
+from mezzotint import recipes
+from mezzotint.api import a1111_controlnet, a1111_models, a1111_pictures
+from mezzotint.api.a1111 import Body
+from mezzotint.api.a1111_reading import Fields
+from mezzotint.api.inference import Ops
+from mezzotint.errors import Fault, InvalidRequest
+from mezzotint.operations import Operations
+
+router = APIRouter(tags=["AUTOMATIC1111"])
+lists = APIRouter(prefix="/sdapi/v1", tags=["AUTOMATIC1111"])
+
+MAX_BATCH = 64
+
+
+@lists.get("/sd-models")
+async def sd_models(ops: Ops) -> list[dict[str, Any]]:
+    return a1111_models.checkpoints(ops.facts(), await ops.digests())
+
+
+@lists.get("/samplers")
+async def samplers() -> list[dict[str, Any]]:
+    return a1111_models.samplers()
+
+
+@lists.get("/schedulers")
+async def schedulers() -> list[dict[str, Any]]:
+    return a1111_models.schedulers()
+
+
+@lists.get("/upscalers")
+async def upscalers() -> list[dict[str, Any]]:
+    return a1111_models.upscalers()
+
+
+@lists.get("/loras")
+async def loras(ops: Ops) -> list[dict[str, Any]]:
+    return a1111_models.loras(ops.facts())
+
+
+@lists.get("/embeddings")
+async def embeddings() -> dict[str, Any]:
+    return {"loaded": {}, "skipped": {}}
+
+
+@lists.get("/latent-upscale-modes")
+@lists.get("/sd-vae")
+@lists.get("/hypernetworks")
+@lists.get("/face-restorers")
+@lists.get("/realesrgan-models")
+@lists.get("/prompt-styles")
+@lists.get("/extensions")
+async def nothing() -> list[Any]:
+    """None of these are here."""
+    return []
+
+
+@lists.get("/cmd-flags")
+async def cmd_flags() -> dict[str, Any]:
+    return {}
+
+
+@lists.get("/scripts")
+async def scripts() -> dict[str, list[str]]:
+    return {"txt2img": a1111_models.SCRIPTS, "img2img": a1111_models.SCRIPTS}
+
+
+@lists.get("/script-info")
+async def script_info() -> list[dict[str, Any]]:
+    return a1111_models.script_info()
+
+
+@lists.get("/memory")
+async def memory(ops: Ops) -> dict[str, Any]:
+    """Bytes of the machine and of its first CUDA device."""
+    machine = psutil.virtual_memory()
+    ram = {"free": machine.available, "used": machine.total - machine.available, "total": machine.total}
+    device = next((one for one in ops.devices() if one["kind"] == "cuda"), None)
+    if device is None:
+        return {"ram": ram, "cuda": {"error": "there is no CUDA device"}}
+    total, free = device["memory"]["total_bytes"], device["memory"]["available_bytes"]
+    used = None if total is None or free is None else total - free
+    return {"ram": ram, "cuda": {"system": {"free": free, "used": used, "total": total}}}
+
+
+@lists.post("/refresh-checkpoints")
+@lists.post("/refresh-loras")
+@lists.post("/refresh-vae")
+async def refresh(ops: Ops) -> None:
+    """Look at the model folders anew."""
+    await ops.rescan()
+
+
+@lists.post("/png-info")
+async def png_info(ops: Ops, sent: Body) -> dict[str, Any]:
+    """What a picture's file says of how it was made; empty when it says nothing."""
+    fields = Fields(sent)
+    text = fields.text("image", "")
+    if fields.faults:
+        raise InvalidRequest(fields.faults)
+    data = ops.read_picture(text, "image")
+    return await asyncio.to_thread(recipes.png_info, data)
+
+
+@lists.post("/extra-single-image")
+async def extra_single_image(ops: Ops, sent: Body) -> dict[str, Any]:
+    """A picture at another size."""
+    return {"image": await a1111_pictures.upscale(ops, sent.get("image"), Fields(sent), "image"), "html_info": ""}
+
+
+@lists.post("/extra-batch-images")
+async def extra_batch_images(ops: Ops, sent: Body) -> dict[str, Any]:
+    """The same for several."""
+    pictures = sent.get("imageList")
+    if not isinstance(pictures, list) or not 1 <= len(pictures) <= MAX_BATCH:
+        message = f"imageList must be a list of 1 to {MAX_BATCH} pictures"
+        raise InvalidRequest([Fault(field="imageList", code="invalid_value", message=message)])
+    made = [
+        await a1111_pictures.upscale(
+            ops, one.get("data") if isinstance(one, dict) else None, Fields(sent), f"imageList[{index}].data"
+        )
+        for index, one in enumerate(pictures)
+    ]
+    return {"images": made, "html_info": ""}
+
+
+@router.get("/controlnet/version")
+async def controlnet_version() -> dict[str, int]:
+    return {"version": 2}
+
+
+@router.get("/controlnet/settings")
+async def controlnet_settings() -> dict[str, int]:
+    return {"control_net_unit_count": 3}
+
+
+@router.get("/controlnet/model_list")
+async def model_list(ops: Ops) -> dict[str, list[str]]:
+    return {"model_list": await _controlnets(ops)}
+
+
+@router.get("/controlnet/module_list")
+async def module_list() -> dict[str, Any]:
+    return a1111_controlnet.module_list()
+
+
+@router.get("/controlnet/control_types")
+async def control_types(ops: Ops) -> dict[str, Any]:
+    return a1111_controlnet.control_types(await _controlnets(ops))
+
+
+@router.post("/controlnet/detect")
+async def detect(ops: Ops, sent: Body) -> dict[str, Any]:
+    """The control map of each picture."""
+    return await a1111_pictures.detect(ops, sent)
+
+
+async def _controlnets(ops: Operations) -> list[str]:
+    return a1111_controlnet.model_names(ops.facts().values(), await ops.digests())
+
+
+router.include_router(lists)

@@ -1,0 +1,53 @@
+"""A request as the text that AUTOMATIC1111 and its readers put into `parameters`. Must not import a decoder."""
+
+import json
+from typing import Any
+
+from mezzotint import a1111_names
+from mezzotint.request import ControlNetUse, Request
+
+
+def write(request: Request, seed: int, made_with: dict[str, Any]) -> str:
+    """`made_with` holds at least the model's digest and the version of Mezzotint."""
+    tags = "".join(f" <lora:{lora.name}:{lora.scale:g}>" for lora in request.loras)
+    lines = [request.prompt + tags]
+    if request.negative_prompt:
+        lines.append(f"Negative prompt: {request.negative_prompt}")
+    sampler, schedule = a1111_names.of(request.scheduler, request.scheduler_options)
+    pairs = {
+        "Steps": request.num_inference_steps,
+        "Sampler": sampler,
+        **({"Schedule type": schedule} if schedule else {}),
+        "CFG scale": f"{request.guidance_scale:g}",
+        "Seed": seed,
+        "Size": f"{request.width}x{request.height}",
+        "Model hash": made_with["model"]["sha256"][:10],
+        "Model": request.model,
+        **({} if request.strength is None else {"Denoising strength": f"{request.strength:g}"}),
+        **({"Clip skip": request.clip_skip + 1} if request.clip_skip else {}),
+        **adapted(request),
+        "RNG": "CPU",
+        "Version": f"mezzotint {made_with['versions']['mezzotint']}",
+    }
+    told = {key: str(value) for key, value in pairs.items() if value != ""}
+    lines.append(", ".join(f"{key}: {_quoted(value)}" for key, value in told.items()))
+    return "\n".join(lines)
+
+
+def adapted(request: Request) -> dict[str, str]:
+    """What is told of masks and ControlNets."""
+    pairs = {"Mask blur": str(request.mask_blur)} if request.mask_blur else {}
+    if request.padding_mask_crop is not None:
+        pairs |= {"Inpaint area": "Only masked", "Masked area padding": str(request.padding_mask_crop)}
+    return pairs | {f"ControlNet {index}": _control(use) for index, use in enumerate(request.controlnets)}
+
+
+def _control(use: ControlNetUse) -> str:
+    return (
+        f"Module: {use.preprocessor}, Model: {use.model}, Weight: {use.scale:g}, "
+        f"Guidance Start: {use.start:g}, Guidance End: {use.end:g}"
+    )
+
+
+def _quoted(value: str) -> str:
+    return json.dumps(value, ensure_ascii=False) if any(mark in value for mark in ",:\n") else value

@@ -1,0 +1,310 @@
+"""AUTOMATIC1111's routes on a real server, as its clients call them."""
+
+import base64
+import io
+import json
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import httpx2
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.models import build_controlnet, build_lora, build_sd
+from tests.pictures import encoded, picture
+from tests.process.conftest import RunningServer, wait_for
+
+SIZE = (16, 16)
+TINY: dict[str, Any] = {"width": 16, "height": 16, "steps": 3, "override_settings": {"sd_model_checkpoint": "tiny"}}
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """A server with a tiny random model, a ControlNet and a LoRA of it."""
+    root = tmp_path_factory.mktemp("a1111")
+    tiny = build_sd(root / "models" / "tiny")
+    build_controlnet(root / "models" / "tiny-canny", tiny)
+    build_lora(root / "models" / "Sketch.safetensors", tiny)
+    with RunningServer(root / "data", "--models", str(root / "models")) as running:
+        running.worker_pid()
+        yield running
+
+
+def get(server: RunningServer, path: str, status: int = 200) -> Any:
+    answer = httpx2.get(server.url + path, timeout=60)
+    assert answer.status_code == status, answer.text
+    return answer.json()
+
+
+def post(server: RunningServer, path: str, body: Any = None, status: int = 200) -> Any:
+    answer = httpx2.post(server.url + path, json=body, timeout=120)
+    assert answer.status_code == status, answer.text
+    return answer.json()
+
+
+def pixels(text: str) -> "np.ndarray[Any, Any]":
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(text))).convert("RGB")).astype(int)
+
+
+def b64(image: Image.Image) -> str:
+    return base64.b64encode(encoded(image)).decode()
+
+
+INFO_TYPES: dict[str, Any] = {
+    **dict.fromkeys(
+        ("prompt", "negative_prompt", "sampler_name", "sd_model_name", "sd_model_hash", "job_timestamp", "version"), str
+    ),
+    **dict.fromkeys(("all_prompts", "all_negative_prompts", "infotexts", "styles", "all_seeds", "all_subseeds"), list),
+    **dict.fromkeys(("seed", "subseed", "width", "height", "batch_size", "seed_resize_from_w", "clip_skip"), int),
+    **dict.fromkeys(("seed_resize_from_h", "index_of_first_image"), int),
+    **dict.fromkeys(("subseed_strength", "cfg_scale"), float),
+    **dict.fromkeys(("restore_faces", "is_using_inpainting_conditioning", "interrupted"), bool),
+    **dict.fromkeys(("sd_vae_name", "sd_vae_hash"), type(None)),
+    "extra_generation_params": dict,
+}
+
+
+def test_txt2img_draws_what_a_native_session_draws_and_info_is_whole(served: RunningServer) -> None:
+    asked = {"prompt": "a (red:1.2) apple", "negative_prompt": "blur", "seed": 5, "batch_size": 2, "cfg_scale": 6}
+    answer = post(served, "/sdapi/v1/txt2img", TINY | asked | {"sampler_name": "Euler a", "scheduler": "automatic"})
+    info = json.loads(answer["info"])
+    assert {name: type(info[name]) for name in INFO_TYPES} == INFO_TYPES
+    assert (info["all_seeds"], info["seed"], info["sampler_name"]) == ([5, 6], 5, "Euler a")
+    assert (info["width"], info["cfg_scale"], info["clip_skip"], info["denoising_strength"]) == (16, 6.0, 1, None)
+    assert len(info["sd_model_hash"]) == 10
+    native = served.client.session(info["session_id"])
+    assert native["request"]["scheduler"] == "euler_ancestral"
+    assert native["request"]["prompt_syntax"] == "weighted"
+    again = served.client.submit(
+        model="tiny", prompt="a (red:1.2) apple", negative_prompt="blur", prompt_syntax="weighted", seed=6, steps=3,
+        width=16, height=16, guidance_scale=6, scheduler="euler_ancestral",
+        scheduler_options={"timestep_spacing": "linspace"},
+    )  # fmt: skip
+    alone = served.client.wait(again["id"])
+    _, image = httpx2.get(served.url + alone["images"][0]["url"]), pixels(answer["images"][1])
+    assert np.abs(image - np.asarray(Image.open(io.BytesIO(_.content)).convert("RGB")).astype(int)).mean() <= 0.5
+    assert info["infotexts"][0].startswith("a (red:1.2) apple\nNegative prompt: blur\nSteps: 3, Sampler: Euler a, ")
+    assert answer["parameters"]["prompt"] == "a (red:1.2) apple"
+
+
+def test_a_lora_tag_works_and_stays_in_info(served: RunningServer) -> None:
+    plain, tagged, twice = (
+        post(served, "/sdapi/v1/txt2img", TINY | {"prompt": prompt, "seed": 1})
+        for prompt in ("x", "x<lora:sketch:0.5>", "x<lora:Sketch:0.25><lora:sketch:te=0.25:unet=0.25>")
+    )
+    assert np.abs(pixels(plain["images"][0]) - pixels(tagged["images"][0])).mean() > 2
+    assert np.abs(pixels(twice["images"][0]) - pixels(tagged["images"][0])).mean() <= 0.5
+    info = json.loads(tagged["info"])
+    assert info["prompt"] == "x<lora:sketch:0.5>"
+    assert served.client.session(info["session_id"])["request"]["loras"] == [{"name": "Sketch", "scale": 0.5}]
+    off = post(
+        served, "/sdapi/v1/txt2img", TINY | {"prompt": "x<lora:sketch>", "seed": 1, "disable_extra_networks": True}
+    )
+    assert off["images"] == plain["images"]
+    missing = post(served, "/sdapi/v1/txt2img", TINY | {"prompt": "<lora:none:1>"}, 404)
+    assert missing["code"] == "lora_not_found"
+    post(served, "/sdapi/v1/txt2img", TINY | {"prompt": "<hypernet:x:1>"}, 422)
+
+
+def test_img2img_begins_at_the_picture(served: RunningServer) -> None:
+    image = picture(size=SIZE)
+    asked = TINY | {"init_images": [b64(image)], "seed": 2, "prompt": "x"}
+    little = post(served, "/sdapi/v1/img2img", asked | {"denoising_strength": 0.0})
+    much = post(served, "/sdapi/v1/img2img", asked | {"denoising_strength": 1.0})
+    info = json.loads(much["info"])
+    assert info["denoising_strength"] == 1.0
+    assert "init_images" not in much["parameters"]
+    assert np.abs(pixels(little["images"][0]) - pixels(much["images"][0])).mean() > 2
+    post(served, "/sdapi/v1/img2img", TINY | {"init_images": []}, 422)
+
+
+@pytest.mark.parametrize("kind", ["white", "inverted", "alpha"])
+def test_a_mask_repaints_what_it_says_and_keeps_the_inputs_size(served: RunningServer, kind: str) -> None:
+    image = picture(size=(32, 24))
+    where = np.zeros((24, 32), bool)
+    where[8:16, 8:20] = True
+    levels = Image.fromarray(np.where(where ^ (kind == "inverted"), 255, 0).astype(np.uint8), "L")
+    mask = levels
+    if kind == "alpha":  # black paint, opaque where it is repainted
+        mask = Image.new("RGBA", levels.size, (0, 0, 0, 0))
+        mask.putalpha(levels)
+    asked = {
+        "init_images": [b64(image)], "mask": b64(mask), "mask_blur": 0, "inpainting_fill": 1, "seed": 3,
+        "inpainting_mask_invert": int(kind == "inverted"), "denoising_strength": 1.0,
+    }  # fmt: skip
+    answer = post(served, "/sdapi/v1/img2img", TINY | asked)
+    drawn = pixels(answer["images"][0])
+    assert drawn.shape == (24, 32, 3)  # the input's, though 16x16 was drawn
+    changed = np.abs(drawn - np.asarray(image).astype(int)).max(axis=2)
+    assert changed[~where].max() == 0
+    assert changed[where].mean() > 5
+
+
+def test_a_smaller_mask_is_brought_to_the_input_and_fill_hides_what_was_there(served: RunningServer) -> None:
+    image = picture(size=(32, 32))
+    mask = Image.new("L", (16, 16), 255)
+    asked = {"init_images": [b64(image)], "mask": b64(mask), "inpaint_full_res": False, "seed": 3}
+    kept, filled = (
+        post(served, "/sdapi/v1/img2img", TINY | asked | {"inpainting_fill": fill, "denoising_strength": 0.4})
+        for fill in (1, 0)
+    )
+    assert pixels(kept["images"][0]).shape == (16, 16, 3)
+    assert np.abs(pixels(kept["images"][0]) - pixels(filled["images"][0])).mean() > 2
+
+
+def test_a_controlnet_unit_changes_the_picture_and_an_unused_one_does_not(served: RunningServer) -> None:
+    (name,) = get(served, "/controlnet/model_list")["model_list"]
+    assert name.startswith("tiny-canny")
+    unit = {"image": b64(picture(size=SIZE)), "module": "canny", "model": name, "processor_res": 64, "threshold_a": 64}
+    answers = [
+        post(served, "/sdapi/v1/txt2img", TINY | {"seed": 4, "alwayson_scripts": {"ControlNet": {"args": args}}})
+        for args in ([], [unit], [unit | {"enabled": False}])
+    ]
+    plain, guided, off = (pixels(answer["images"][0]) for answer in answers)
+    assert np.abs(plain - guided).mean() > 1
+    assert np.array_equal(plain, off)
+    info = json.loads(answers[1]["info"])
+    used = served.client.session(info["session_id"])["request"]["controlnets"][0]
+    assert used["options"] == {"low_threshold": 64, "high_threshold": 200, "resolution": 64}
+    assert used["resize_mode"] == "crop"
+    assert info["extra_generation_params"]["ControlNet 0"].startswith("Module: canny, Model: tiny-canny, Weight: 1")
+    script = {"controlnet": {"args": [unit | {"model": "None"}]}}
+    post(served, "/sdapi/v1/txt2img", TINY | {"alwayson_scripts": script}, 422)
+    script = {"controlnet": {"args": [unit | {"model": "other"}]}}
+    post(served, "/sdapi/v1/txt2img", TINY | {"alwayson_scripts": script}, 404)
+
+
+def test_detect_makes_a_map_of_each_picture(served: RunningServer) -> None:
+    both = [b64(picture(size=(40, 30))), b64(Image.new("L", (40, 30)))]
+    asked = {"controlnet_module": "canny", "controlnet_input_images": both, "controlnet_processor_res": 60}
+    answer = post(served, "/controlnet/detect", asked)
+    assert (answer["info"], [pixels(image).shape for image in answer["images"]]) == ("Success", [(60, 80, 3)] * 2)
+    assert pixels(answer["images"][0]).max() == 255
+    assert pixels(answer["images"][1]).max() == 0
+
+
+def test_progress_shows_the_callers_session_and_interrupt_brings_what_is_done(served: RunningServer) -> None:
+    answers: list[Any] = []
+    asked = TINY | {"steps": 1000, "batch_size": 4, "force_task_id": "task(txt2img-AB12CD3)", "prompt": "slow"}
+    waiting = threading.Thread(target=lambda: answers.append(post(served, "/sdapi/v1/txt2img", asked)))
+    idle = get(served, "/sdapi/v1/progress")
+    assert (idle["progress"], idle["state"]["job_count"], idle["current_image"]) == (0.0, 0, None)
+    waiting.start()
+
+    def running() -> Any:
+        told = get(served, "/sdapi/v1/progress?skip_current_image=true")
+        return told if told["state"]["sampling_step"] else None
+
+    told = wait_for(running, 60)
+    assert 0.01 <= told["progress"] < 1
+    assert (told["state"]["job_count"], told["state"]["job"]) == (1, "task(txt2img-AB12CD3)")
+    assert isinstance(told["eta_relative"], float)
+    named = post(served, "/internal/progress", {"id_task": "task(txt2img-AB12CD3)", "id_live_preview": -1})
+    assert (named["active"], named["queued"], named["completed"]) == (True, False, False)
+    assert get(served, "/internal/pending-tasks")["tasks"] == ["task(txt2img-AB12CD3)"]
+    get(served, "/sdapi/v1/progress?id_task=nope", 404)
+    post(served, "/sdapi/v1/interrupt?id_task=nope", status=404)
+    skipped = httpx2.post(f"{served.url}/sdapi/v1/skip")
+    assert (skipped.json(), skipped.headers["x-mezzotint-ignored"]) == ({}, "skip")
+    assert post(served, "/sdapi/v1/interrupt") == {}
+    waiting.join(60)
+    (answer,) = answers
+    assert json.loads(answer["info"])["interrupted"] is True
+    assert answer["images"] == []
+    assert post(served, "/internal/progress", {"id_task": "task(txt2img-AB12CD3)"})["completed"] is True
+    assert post(served, "/internal/progress", {"id_task": "nope"})["active"] is False
+
+
+def test_options_are_kept_and_bring_the_checkpoint(served: RunningServer) -> None:
+    before = get(served, "/sdapi/v1/options")
+    (title,) = [one["title"] for one in get(served, "/sdapi/v1/sd-models") if one["model_name"] == "tiny"]
+    assert post(served, "/sdapi/v1/options", {"sd_model_checkpoint": title, "samples_format": "jpg", "x": 1}) is None
+    options = get(served, "/sdapi/v1/options")
+    assert (options["sd_model_checkpoint"], options["samples_format"], options["randn_source"]) == (title, "jpg", "CPU")
+    answer = post(served, "/sdapi/v1/txt2img", {"width": 16, "height": 16, "steps": 1})
+    assert json.loads(answer["info"])["sd_model_name"] == "tiny"
+    assert Image.open(io.BytesIO(base64.b64decode(answer["images"][0]))).format == "JPEG"
+    assert post(served, "/sdapi/v1/options", before) is None
+    assert get(served, "/sdapi/v1/options") == before
+    assert post(served, "/sdapi/v1/options", {"sd_model_checkpoint": "nope"}, 404)["code"] == "model_not_found"
+
+
+def test_lists_have_the_shapes_that_clients_read(served: RunningServer) -> None:
+    models = get(served, "/sdapi/v1/sd-models")
+    assert {one["model_name"] for one in models} == {"icons", "tiny"}
+    assert all({"title", "hash", "sha256", "filename", "config"} <= one.keys() for one in models)
+    assert get(served, "/sdapi/v1/loras") == [
+        {"name": "Sketch", "alias": "Sketch", "path": "Sketch.safetensors", "metadata": {}}
+    ]
+    assert len(get(served, "/sdapi/v1/samplers")) == 15
+    assert [one["name"] for one in get(served, "/sdapi/v1/upscalers")] == ["None", "Lanczos", "Nearest"]
+    assert get(served, "/sdapi/v1/scripts")["txt2img"] == ["controlnet", "controlnet m2m"]
+    assert get(served, "/sdapi/v1/memory")["ram"]["total"] > 0
+    karras = next(one for one in get(served, "/sdapi/v1/schedulers") if one["name"] == "karras")
+    assert (karras["label"], karras["default_rho"]) == ("Karras", 7.0)
+    for name in ("sd-vae", "hypernetworks", "face-restorers", "realesrgan-models", "prompt-styles", "extensions"):
+        assert get(served, f"/sdapi/v1/{name}") == []
+    assert get(served, "/sdapi/v1/embeddings") == {"loaded": {}, "skipped": {}}
+    assert post(served, "/sdapi/v1/refresh-checkpoints") is None
+    sliders = get(served, "/controlnet/module_list")["module_detail"]["canny"]["sliders"]
+    assert [one["name"] for one in sliders] == ["Resolution", "Low Threshold", "High Threshold"]
+    assert get(served, "/controlnet/control_types")["control_types"]["Canny"]["default_option"] == "canny"
+
+
+@pytest.mark.parametrize("path", ["/sdapi/v1/interrogate", "/sdapi/v1/sd-modules", "/login", "/system_stats"])
+def test_what_is_absent_is_404_on_every_method(served: RunningServer, path: str) -> None:
+    for method in ("GET", "POST", "PUT"):
+        answer = httpx2.request(method, served.url + path, data={"username": "x"})
+        assert (answer.status_code, answer.json()["code"]) == (404, "unknown_url")
+
+
+def test_pictures_are_made_larger(served: RunningServer) -> None:
+    asked: dict[str, Any] = {"image": b64(picture(size=(20, 10))), "upscaler_1": "Nearest"}
+    assert pixels(post(served, "/sdapi/v1/extra-single-image", asked)["image"]).shape == (20, 40, 3)
+    sized = {"resize_mode": 1, "upscaling_resize_w": 30, "upscaling_resize_h": 30}
+    assert pixels(post(served, "/sdapi/v1/extra-single-image", asked | sized)["image"]).shape == (30, 30, 3)
+    whole = asked | sized | {"upscaling_crop": False}
+    assert pixels(post(served, "/sdapi/v1/extra-single-image", whole)["image"]).shape == (30, 60, 3)
+    several = {"imageList": [{"data": asked["image"], "name": "a"}] * 2, "upscaler_1": "Lanczos"}
+    assert len(post(served, "/sdapi/v1/extra-batch-images", several)["images"]) == 2
+    post(served, "/sdapi/v1/extra-single-image", asked | {"upscaler_1": "ESRGAN"}, 404)
+
+
+def test_png_info_reads_what_was_written(served: RunningServer) -> None:
+    answer = post(served, "/sdapi/v1/txt2img", TINY | {"prompt": "one, two: three", "seed": 9})
+    told = post(served, "/sdapi/v1/png-info", {"image": "data:image/png;base64," + answer["images"][0]})
+    assert told["info"].startswith("one, two: three\nSteps: 3, Sampler: Euler, ")
+    assert (told["parameters"]["Seed"], told["parameters"]["Size-1"]) == ("9", "16")
+    assert json.loads(told["items"]["mezzotint"])["seed"] == 9
+    empty = post(served, "/sdapi/v1/png-info", {"image": b64(picture(size=SIZE))})
+    assert empty == {"info": "", "items": {}, "parameters": {}}
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "field"),
+    [
+        ({"sampler_name": "DPM fast"}, 404, "sampler_name"),
+        ({"sampler_name": "Euler a", "scheduler": "karras"}, 422, "scheduler"),
+        ({"enable_hr": True}, 422, "enable_hr"),
+        ({"tiling": True}, 422, "tiling"),
+        ({"s_churn": 1}, 422, "s_churn"),
+        ({"steps": 0}, 422, "steps"),
+        ({"width": 15}, 422, "width"),
+        ({"script_name": "x/y/z plot"}, 422, "script_name"),
+        ({"alwayson_scripts": {"roop": {"args": [True]}}}, 422, "alwayson_scripts.roop"),
+        ({"override_settings": {"sd_model_checkpoint": "nope"}}, 404, "override_settings.sd_model_checkpoint"),
+    ],
+)
+def test_what_would_change_the_picture_is_refused_by_name(
+    served: RunningServer, sent: dict[str, Any], status: int, field: str
+) -> None:
+    assert post(served, "/sdapi/v1/txt2img", TINY | sent, status)["field"] == field
+
+
+def test_unknown_fields_and_nulls_do_not_fail(served: RunningServer) -> None:
+    sent = TINY | {"frobnicate": 1, "hr_scale": 2, "styles": None, "eta": 1.0, "s_noise": 1, "subseed": -1, "steps": 1}
+    answer = httpx2.post(f"{served.url}/sdapi/v1/txt2img", json=sent, timeout=60)
+    assert (answer.status_code, answer.headers["x-mezzotint-ignored"]) == (200, "frobnicate")
+    assert answer.headers["x-session-id"].startswith("ses_")

@@ -1,0 +1,167 @@
+"""What a picture's file says of how it was made, whichever program wrote it; bad files give less, never an error."""
+
+import io
+import json
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from mezzotint import images, metadata, recipes
+from mezzotint.request import Output
+from mezzotint.schema import RequestInput, parse
+from tests.pictures import picture, png_chunk
+from tests.requests import request
+
+MADE_WITH: dict[str, Any] = {
+    "model": {"id": "icons", "family": "sd", "sha256": "ab" * 32},
+    "loras": [],
+    "versions": {"mezzotint": "0", "diffusers": "0", "torch": "0"},
+}
+A1111 = """a <lora:ink:0.5> boat, "at sea"
+second line
+Negative prompt: fog
+and rain
+Steps: 20, Sampler: DPM++ 2M SDE, Schedule type: Karras, CFG scale: 6.5, Seed: 42, Size: 512x768, \
+Model hash: abababab12, Model: icons, Denoising strength: 0.4, Clip skip: 2, RNG: CPU, Lora hashes: "ink: aa, b: cc"\
+"""
+
+
+def png(**texts: str) -> bytes:
+    info, file = PngInfo(), io.BytesIO()
+    for name, text in texts.items():
+        info.add_text(name, text)
+    picture().save(file, "PNG", pnginfo=info)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("form", ["png", "jpeg", "webp"])
+def test_our_own_files_give_back_the_request(form: str) -> None:
+    output = Output(format=form, quality=95, embed_metadata=True)
+    asked = request(prompt="é, 猫", seed=3, output=output, scheduler="euler")
+    data = images.encode(np.zeros((16, 16, 3), np.uint8), asked, 8, MADE_WITH)
+    found = recipes.of_picture(data)
+    assert found is not None
+    assert (found.source, found.body["prompt"], found.body["seed"]) == ("mezzotint", "é, 猫", 8)
+    assert found.models == ("ab" * 32, "icons")
+    sent, faults = parse(found.body)
+    assert faults == []
+    assert (sent.scheduler, sent.num_inference_steps) == ("euler", asked.num_inference_steps)
+    text = metadata.texts(data)["parameters"]
+    assert text.startswith("é, 猫\n")
+    assert f"Seed: 8, Size: {asked.width}x{asked.height}" in text
+
+
+def test_the_text_of_automatic1111_is_read_whole() -> None:
+    found = recipes.of_picture(png(parameters=A1111))
+    assert found is not None
+    assert (found.source, found.models, found.warnings) == ("a1111", ("abababab12", "icons"), ())
+    assert found.body == {
+        "prompt": 'a  boat, "at sea"\nsecond line',
+        "prompt_syntax": "weighted",
+        "negative_prompt": "fog\nand rain",
+        "loras": [{"name": "ink", "scale": 0.5}],
+        "num_inference_steps": 20,
+        "seed": 42,
+        "guidance_scale": 6.5,
+        "strength": 0.4,
+        "width": 512,
+        "height": 768,
+        "clip_skip": 1,
+        "scheduler": "dpm_multistep",
+        "scheduler_options": {"karras_sigmas": True, "algorithm_type": "sde-dpmsolver++"},
+    }
+    assert parse(found.body)[1] == []
+    named = recipes.png_info(png(parameters=A1111, other="x"))
+    assert named["items"] == {"other": "x"}
+    assert (named["parameters"]["Size-1"], named["parameters"]["Size-2"]) == ("512", "768")
+    assert named["parameters"]["Lora hashes"] == "ink: aa, b: cc"
+    assert recipes.of_picture(png(parameters="just words, no parameters")) is None
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-be", "utf-16-le"])
+def test_a_user_comment_is_read_in_either_byte_order(encoding: str) -> None:
+    exif = Image.Exif()
+    exif.get_ifd(0x8769)[0x9286] = b"UNICODE\0" + A1111.encode(encoding)
+    file = io.BytesIO()
+    picture().save(file, "JPEG", exif=exif)
+    assert metadata.texts(file.getvalue())["parameters"] == A1111
+
+
+def test_invokeai_is_read() -> None:
+    told = {
+        "positive_prompt": "a boat", "negative_prompt": "", "width": 512, "height": 512, "seed": 1, "steps": 9,
+        "cfg_scale": 7.5, "scheduler": "dpmpp_2m_k", "clip_skip": 0, "model": {"name": "icons"},
+        "loras": [{"lora": {"model_name": "ink"}, "weight": 0.7}],
+        "controlnets": [{"control_model": {"model_name": "c"}, "control_weight": 0.5, "end_step_percent": 0.8}],
+    }  # fmt: skip
+    found = recipes.of_picture(png(invokeai_metadata=json.dumps(told)))
+    assert found is not None
+    assert (found.source, found.models) == ("invokeai", ("icons",))
+    assert found.body == {
+        "prompt": "a boat", "width": 512, "height": 512, "seed": 1, "num_inference_steps": 9, "guidance_scale": 7.5,
+        "scheduler": "dpm_multistep", "scheduler_options": {"karras_sigmas": True},
+        "loras": [{"name": "ink", "scale": 0.7}],
+        "controlnets": [{"model": "c", "scale": 0.5, "start": 0.0, "end": 0.8}],
+    }  # fmt: skip
+
+
+def comfy(**sampler: Any) -> dict[str, Any]:
+    return {
+        "1": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "sub/icons.safetensors"}},
+        "2": {
+            "class_type": "LoraLoader",
+            "inputs": {"model": ["1", 0], "lora_name": "ink.safetensors", "strength_model": 0.6},
+        },
+        "3": {"class_type": "CLIPTextEncode", "inputs": {"text": "a boat", "clip": ["2", 1]}},
+        "4": {"class_type": "CLIPTextEncode", "inputs": {"text": "fog", "clip": ["2", 1]}},
+        "5": {"class_type": "EmptyLatentImage", "inputs": {"width": 64, "height": 32, "batch_size": 1}},
+        "6": {
+            "class_type": "KSampler",
+            "inputs": {
+                "seed": 5, "steps": 4, "cfg": 3.0, "sampler_name": "euler", "scheduler": "karras", "denoise": 1.0,
+                "model": ["2", 0], "positive": ["3", 0], "negative": ["4", 0], "latent_image": ["5", 0], **sampler,
+            },
+        },
+    }  # fmt: skip
+
+
+def test_a_graph_of_comfyui_is_followed_to_its_ends() -> None:
+    text = json.dumps(comfy()).replace('"denoise": 1.0', '"denoise": NaN')
+    found = recipes.of_picture(png(prompt=text))
+    assert found is not None
+    assert (found.source, found.models) == ("comfyui", ("icons.safetensors",))
+    assert found.body == {
+        "prompt": "a boat", "negative_prompt": "fog", "seed": 5, "num_inference_steps": 4, "guidance_scale": 3.0,
+        "width": 64, "height": 32, "scheduler": "euler", "scheduler_options": {"karras_sigmas": True},
+        "loras": [{"name": "ink", "scale": 0.6}],
+    }  # fmt: skip
+    circle = comfy() | {"2": {"class_type": "LoraLoader", "inputs": {"model": ["2", 0], "lora_name": "a"}}}
+    assert recipes.of_texts({"prompt": json.dumps(circle)}) is not None  # ends all the same
+
+
+def test_a_bomb_of_text_is_left_out() -> None:
+    packed = b"parameters\0\0" + zlib.compress(b"x" * (64 << 20))
+    head = png()[:33]
+    assert metadata.texts(head + png_chunk(b"zTXt", packed) + png_chunk(b"tEXt", b"a\0b")) == {"a": "b"}
+    deep = "[" * 40 + "]" * 40
+    with pytest.raises(ValueError, match="deeply"):
+        metadata.shallow_json(deep)
+    assert recipes.of_texts({"mezzotint": deep, "invokeai_metadata": "[]", "prompt": "{}"}) is None
+
+
+@given(st.binary(max_size=300), st.sampled_from([b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe1", b"RIFF\0\0\0\0WEBPEXIF"]))
+def test_no_bytes_make_it_fail(body: bytes, start: bytes) -> None:
+    recipes.png_info(start + body)
+    recipes.of_picture(start + body)
+
+
+@given(st.dictionaries(st.sampled_from(["mezzotint", "invokeai_metadata", "parameters", "prompt"]), st.text()))
+def test_no_text_makes_it_fail(texts: dict[str, str]) -> None:
+    found = recipes.of_texts(texts)
+    assert found is None or set(found.body) <= set(RequestInput.model_fields)
