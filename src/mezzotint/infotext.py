@@ -25,6 +25,7 @@ def write(request: Request, seed: int, made_with: dict[str, Any]) -> str:
         "Model": request.model,
         **({} if request.strength is None else {"Denoising strength": f"{request.strength:g}"}),
         **({"Clip skip": request.clip_skip + 1} if request.clip_skip else {}),
+        **varied(request),
         **adapted(request),
         "RNG": "CPU",
         "Version": f"mezzotint {made_with['versions']['mezzotint']}",
@@ -32,6 +33,15 @@ def write(request: Request, seed: int, made_with: dict[str, Any]) -> str:
     told = {key: str(value) for key, value in pairs.items() if value != ""}
     lines.append(", ".join(f"{key}: {_quoted(value)}" for key, value in told.items()))
     return "\n".join(lines)
+
+
+def varied(request: Request) -> dict[str, str]:
+    if request.variation is None:
+        return {}
+    return {
+        "Variation seed": str(request.variation.seed),
+        "Variation seed strength": f"{request.variation.strength:g}",
+    }
 
 
 def adapted(request: Request) -> dict[str, str]:

@@ -116,6 +116,9 @@ def _a1111(text: str) -> Recipe | None:
     body |= _numbers(pairs, {"CFG scale": ("guidance_scale", float), "Denoising strength": ("strength", float)})
     if size := re.fullmatch(r"(\d{1,5})x(\d{1,5})", pairs.get("Size", "")):
         body |= {"width": int(size[1]), "height": int(size[2])}
+    if "Variation seed" in pairs:
+        varied = _numbers(pairs, {"Variation seed": ("seed", int), "Variation seed strength": ("strength", float)})
+        body["variation"] = varied
     if (layers := int(pairs.get("Clip skip", 1))) > 1:
         body["clip_skip"] = layers - 1
     warnings: tuple[str, ...] = ()

@@ -6,7 +6,7 @@ no default is chosen again.
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from mezzotint import advice, preprocessors
@@ -48,6 +48,12 @@ class LoraUse:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Variation:
+    seed: int  # of image 0
+    strength: float  # above 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Request:
     """What the caller asked, validated and complete. Crosses to the worker and is stored as it is."""
 
@@ -82,6 +88,16 @@ class Request:
     device: str | None
     deterministic: bool
     metadata: dict[str, Any]
+    variation: Variation | None = None
+
+    def seed_of(self, index: int) -> int:
+        """The seed of one image. Variations of one picture share it."""
+        return self.seed if self.variation is not None else self.seed + index
+
+    def alone(self, index: int) -> "Request":
+        """What a session of its own would ask to draw the image of this index."""
+        varied = self.variation and replace(self.variation, seed=self.variation.seed + index)
+        return replace(self, seed=self.seed_of(index), num_images=1, variation=varied)
 
     @property
     def steps(self) -> int:
@@ -178,6 +194,9 @@ def resolve(
     if sent.seed is not None and sent.seed + sent.num_images - 1 > MAX_SEED:
         message = f"seed + num_images - 1 is above {MAX_SEED}; use a smaller seed"
         found.append(Fault(field="seed", code="seed_overflow", message=message))
+    if sent.variation is not None and sent.variation.seed + sent.num_images - 1 > MAX_SEED:
+        message = f"variation.seed + num_images - 1 is above {MAX_SEED}; use a smaller seed"
+        found.append(Fault(field="variation.seed", code="seed_overflow", message=message))
     _check_pictures(sent, pictures, found)
     if model is None:
         raise InvalidRequest(found)
@@ -234,8 +253,15 @@ def resolve(
         device=sent.device,
         deterministic=sent.deterministic,
         metadata=sent.metadata,
+        variation=_variation(sent),
     )
     return Resolved(request=request, warnings=tuple(advice.warnings(sent, request, model)))
+
+
+def _variation(sent: RequestInput) -> Variation | None:
+    """None also for one of no strength: it is the picture itself."""
+    asked = sent.variation
+    return None if asked is None or not asked.strength else Variation(seed=asked.seed, strength=asked.strength)
 
 
 def _check_metadata(metadata: dict[str, Any], faults: list[Fault]) -> None:

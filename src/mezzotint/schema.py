@@ -32,7 +32,7 @@ Scheduler = Literal[
 assert get_args(Scheduler) == tuple(SCHEDULERS)  # noqa: S101  invariant: one list, spelt twice for the type checker
 
 # Names of the contract that this version does not run yet. A request that uses one is refused by name, never ignored.
-NOT_YET = frozenset({"cancel_on_disconnect", "hires", "preview", "variation", "webhook"})
+NOT_YET = frozenset({"cancel_on_disconnect", "hires", "preview", "webhook"})
 
 ALIASES: dict[str, str] = {
     "steps": "num_inference_steps",
@@ -92,6 +92,15 @@ class SchedulerOptionsInput(BaseModel):
     solver_order: Annotated[int | None, Field(ge=1, le=3)] = None
 
 
+class VariationInput(BaseModel):
+    """A second noise that is mixed into the first: 0 is the picture of `seed`, 1 that of this seed."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)]
+    strength: Annotated[float, Field(ge=0, le=1)]
+
+
 class RequestInput(BaseModel):
     """A request as a caller sends it. Every field may be left out."""
 
@@ -119,6 +128,10 @@ class RequestInput(BaseModel):
     ] = SchedulerOptionsInput()
     eta: Annotated[float, Field(ge=0, le=1, description="noise of ddim")] = 0.0
     seed: Annotated[int | None, Field(ge=0, le=MAX_SEED, description="drawn when absent; image i uses seed+i")] = None
+    variation: Annotated[
+        VariationInput | None,
+        Field(description="seed, strength; image i mixes in seed+i of it, and all begin at the request's seed"),
+    ] = None
     num_images: Annotated[int, Field(ge=1, le=MAX_IMAGES, description="aliases: n, batch_size")] = 1
     clip_skip: Annotated[int | None, Field(ge=1, le=64, description="text encoder layers to skip")] = None
     image: Annotated[str | None, Field(description="base64, a data URL or asset:ID; drawing begins at it")] = None
@@ -207,7 +220,11 @@ _ALIASES: dict[type[BaseModel], dict[str, str]] = {
     LoraInput: {"weight": "scale", "lora_weight": "scale"},
     ControlNetInput: {"conditioning_scale": "scale", "controlnet_conditioning_scale": "scale"},
 }
-_NESTED: dict[str, type[BaseModel]] = {"output": OutputInput, "scheduler_options": SchedulerOptionsInput}
+_NESTED: dict[str, type[BaseModel]] = {
+    "output": OutputInput,
+    "scheduler_options": SchedulerOptionsInput,
+    "variation": VariationInput,
+}
 _LISTS: dict[str, type[BaseModel]] = {"controlnets": ControlNetInput, "loras": LoraInput}
 _SCHEMAS: tuple[type[BaseModel], ...] = (RequestInput, *_NESTED.values(), *_LISTS.values())
 _NAMES = {schema: _names(schema) for schema in _SCHEMAS}

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mezzotint import recipes
+from mezzotint.catalog import Catalog
 from tests.models import build_controlnet, build_lora, build_sd
 from tests.pictures import encoded, picture
 from tests.process.conftest import RunningServer, wait_for
@@ -106,6 +108,37 @@ def test_a_lora_tag_works_and_stays_in_info(served: RunningServer) -> None:
     missing = post(served, "/sdapi/v1/txt2img", TINY | {"prompt": "<lora:none:1>"}, 404)
     assert missing["code"] == "lora_not_found"
     post(served, "/sdapi/v1/txt2img", TINY | {"prompt": "<hypernet:x:1>"}, 422)
+
+
+def test_a_subseed_varies_one_picture(served: RunningServer) -> None:
+    asked = TINY | {"prompt": "x", "seed": 11, "batch_size": 2}
+    plain = post(served, "/sdapi/v1/txt2img", asked | {"batch_size": 1})
+    little, whole = (
+        post(served, "/sdapi/v1/txt2img", asked | {"subseed": 40, "subseed_strength": share}) for share in (0.1, 1.0)
+    )
+    info = json.loads(little["info"])
+    assert (info["all_seeds"], info["all_subseeds"], info["subseed_strength"]) == ([11, 11], [40, 41], 0.1)
+    near = np.abs(pixels(plain["images"][0]) - pixels(little["images"][0])).mean()
+    far = np.abs(pixels(plain["images"][0]) - pixels(whole["images"][0])).mean()
+    assert 0 < near < far / 2
+    other = post(served, "/sdapi/v1/txt2img", asked | {"seed": 40})  # 1.0 is the other noise
+    for varied, alone in zip(whole["images"], other["images"], strict=True):
+        assert np.abs(pixels(varied) - pixels(alone)).mean() <= 1
+
+
+def test_a_picture_dropped_back_is_drawn_again_pixel_by_pixel(served: RunningServer) -> None:
+    asked = TINY | {"prompt": "one<lora:sketch:0.5>", "seed": 9, "batch_size": 2, "subseed": 3, "subseed_strength": 0.2}
+    answer = post(served, "/sdapi/v1/txt2img", asked)
+    digests = {one["model_name"]: one["sha256"] for one in get(served, "/sdapi/v1/sd-models")}
+    catalog = Catalog([served.data.parent / "models"], served.data / "nowhere")
+    catalog.scan()
+    for image in answer["images"]:
+        recipe = recipes.of_picture(base64.b64decode(image))
+        assert recipe is not None
+        body = recipes.with_models(recipe, catalog.models, digests).body
+        again = served.client.wait(served.client.submit(**body)["id"])
+        drawn = httpx2.get(served.url + again["images"][0]["url"]).content
+        assert np.array_equal(np.asarray(Image.open(io.BytesIO(drawn))).astype(int), pixels(image))
 
 
 def test_img2img_begins_at_the_picture(served: RunningServer) -> None:

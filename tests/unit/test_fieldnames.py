@@ -19,6 +19,7 @@ from mezzotint.schema import (
     ResizeMode,
     Scheduler,
     SchedulerOptionsInput,
+    VariationInput,
     parse,
 )
 from tests.unit.test_request import resolved
@@ -54,6 +55,7 @@ CONTROLNET = {
     "control_mode": st.sampled_from(["balanced", "prompt", "control"]),
 }
 LORA = {"name": TEXT, "scale": st.floats(-4, 4)}
+VARIATION = {"seed": st.integers(0, 2**63 - 1), "strength": st.floats(0, 1)}
 FIELDS = {
     **dict.fromkeys(("model", "prompt", "negative_prompt", "image", "mask", "device"), TEXT),
     "type": st.sampled_from(["text2img", "img2img", "inpainting", "controlnet", "lora"]),
@@ -65,6 +67,7 @@ FIELDS = {
     "scheduler_options": some(**OPTIONS),
     "eta": st.floats(0, 1),
     "seed": st.integers(0, 2**63 - 1),
+    "variation": st.fixed_dictionaries(VARIATION),
     "num_images": st.integers(1, 64),
     "clip_skip": st.integers(1, 64),
     "strength": st.floats(0, 1),
@@ -95,6 +98,7 @@ def test_the_strategies_know_every_field() -> None:
         (LORA, LoraInput),
         (OUTPUT, OutputInput),
         (OPTIONS, SchedulerOptionsInput),
+        (VARIATION, VariationInput),
     ):
         assert told.keys() == schema.model_fields.keys()
 

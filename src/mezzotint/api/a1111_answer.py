@@ -24,6 +24,7 @@ def info(session: Session, asked: Asked, model: Model | None, digest: str | None
     seeds = [image.seed for image in session.images]
     size = session.images[0] if session.images else request
     said = replace(request, prompt=asked.prompt, negative_prompt=asked.negative_prompt, loras=())
+    varied = request.variation
     made_with = {"model": {"sha256": digest or ""}, "versions": {"mezzotint": __version__}}
     told: dict[str, Any] = {
         "prompt": asked.prompt,
@@ -32,9 +33,9 @@ def info(session: Session, asked: Asked, model: Model | None, digest: str | None
         "all_negative_prompts": [asked.negative_prompt] * count,
         "seed": request.seed,
         "all_seeds": seeds,
-        "subseed": -1,
-        "all_subseeds": [-1] * count,
-        "subseed_strength": 0.0,
+        "subseed": varied.seed if varied else -1,
+        "all_subseeds": [varied.seed + image.index if varied else -1 for image in session.images],
+        "subseed_strength": varied.strength if varied else 0.0,
         "width": size.width,
         "height": size.height,
         "sampler_name": asked.sampler.name if asked.sampler else "",
@@ -52,7 +53,7 @@ def info(session: Session, asked: Asked, model: Model | None, digest: str | None
         "denoising_strength": request.strength,
         "extra_generation_params": infotext.adapted(request),
         "index_of_first_image": 0,
-        "infotexts": [infotext.write(said, seed, made_with) for seed in seeds],
+        "infotexts": [infotext.write(said.alone(image.index), image.seed, made_with) for image in session.images],
         "styles": [],
         "job_timestamp": timestamp(session),
         "clip_skip": (request.clip_skip or 0) + 1,

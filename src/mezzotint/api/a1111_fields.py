@@ -1,5 +1,6 @@
-"""Fields of AUTOMATIC1111's txt2img and img2img put into ours. Pure: pictures stay as they were sent. No I/O here."""
+"""Fields of AUTOMATIC1111's txt2img and img2img put into ours. Pictures stay as they were sent. No I/O here."""
 
+import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -65,6 +66,9 @@ def read(sent: dict[str, Any], models: Mapping[str, Model], *, has_image: bool) 
     seed = fields.whole("seed", -1, -MAX_SEED, MAX_SEED)
     if seed >= 0:
         body["seed"] = seed
+    subseed, share = fields.whole("subseed", -1, -MAX_SEED, MAX_SEED), fields.number("subseed_strength", 0.0, 0, 1)
+    if share:
+        body["variation"] = {"seed": subseed if subseed >= 0 else secrets.randbelow(2**32), "strength": share}
     prompt, negative = fields.text("prompt", ""), fields.text("negative_prompt", "")
     applies = not fields.flag("disable_extra_networks", False)
     for name, text in (("prompt", prompt), ("negative_prompt", negative)):
@@ -141,8 +145,7 @@ def _neutral(fields: Fields) -> None:
     fields.neutral(("infotext",), lambda value: value == "", "send its fields; png-info reads them")
     fields.neutral(("restore_faces", "tiling"), lambda value: value is False, out)
     fields.neutral(("refiner_checkpoint",), lambda value: value in ("", "None"), out)
-    fields.neutral(("subseed_strength",), lambda value: value == 0, "variations are not built yet; send 0")
-    fields.free("subseed", *_FREE)
+    fields.free(*_FREE)
 
 
 def _at_most_zero(value: Any) -> bool:

@@ -26,6 +26,7 @@ def generate(
     scheduler: Annotated[str | None, typer.Option("--scheduler", "--sampler")] = None,
     scheduler_options: Annotated[str | None, typer.Option(help="JSON object")] = None,
     eta: Annotated[float | None, typer.Option(help="noise of ddim")] = None,
+    variation: Annotated[str | None, typer.Option(help='JSON object: {"seed": 1, "strength": 0.2}')] = None,
     seed: Annotated[int | None, typer.Option(help="drawn when absent; image i uses seed+i")] = None,
     num_images: Annotated[int | None, typer.Option("--num-images", "-n")] = None,
     clip_skip: Annotated[int | None, typer.Option(help="text encoder layers to skip")] = None,
@@ -52,7 +53,7 @@ def generate(
 ) -> None:
     """Draw a picture. Runs by itself; with --server, on that server."""
     given = {name: value for name, value in locals().items() if name not in _NOT_FIELDS and value is not None}
-    for name, text in (("metadata", metadata), ("scheduler_options", scheduler_options)):
+    for name, text in (("metadata", metadata), ("scheduler_options", scheduler_options), ("variation", variation)):
         if text is not None:
             given[name] = fields.json_object(name, text)
     for name, file in (("image", image), ("mask", mask)):

@@ -16,7 +16,7 @@ from mezzotint.engine.samplers import Sampler
 from mezzotint.engine.trajectory import BatchKey, ControlPlan, Kept, Trajectory
 from mezzotint.families.base import Conditioning, ControlNet, Family
 from mezzotint.families.lora import LoraSet
-from mezzotint.request import Request
+from mezzotint.request import Request, Variation
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -76,13 +76,13 @@ def _trajectory(parts: Parts, encoded: _Encoded, index: int) -> Trajectory:
     request, family = parts.request, parts.family
     height, width = request.height // family.vae_factor, request.width // family.vae_factor
     shape = (1, family.latent_channels, height, width)
-    sampler = Sampler(request, family.scheduler_config, request.seed + index)
-    latents, extra, kept = _start(parts, encoded, sampler, shape)
+    sampler = Sampler(request, family.scheduler_config, request.seed_of(index))
+    latents, extra, kept = _start(parts, encoded, sampler, shape, request.alone(index).variation)
     return Trajectory(
         key=key(parts, index),
         family=family,
         index=index,
-        seed=request.seed + index,
+        seed=request.seed_of(index),
         sampler=sampler,
         latents=latents,
         text=parts.text,
@@ -107,19 +107,19 @@ def _trajectory(parts: Parts, encoded: _Encoded, index: int) -> Trajectory:
 
 
 def _start(
-    parts: Parts, encoded: _Encoded, sampler: Sampler, shape: tuple[int, ...]
+    parts: Parts, encoded: _Encoded, sampler: Sampler, shape: tuple[int, ...], variation: Variation | None
 ) -> tuple[Tensor, Tensor | None, Kept | None]:
     """First latents, the UNet's extra channels, and what is put back after each step."""
     family, pictures = parts.family, parts.pictures
     if pictures.image is None:
-        return sampler.pure_noise(sampler.draw(shape)), None, None
+        return sampler.pure_noise(_varied(sampler.draw(shape), variation)), None, None
     if pictures.mask is None:
         begun = encoded.sample(sampler)
-        return sampler.noised(begun, sampler.draw(shape)), None, None
+        return sampler.noised(begun, _varied(sampler.draw(shape), variation)), None, None
 
     whole = parts.request.strength == 1.0  # nothing of the picture shines through
     image = None if whole and family.inpaints else encoded.sample(sampler)
-    noise = sampler.draw(shape)
+    noise = _varied(sampler.draw(shape), variation)
     latents = sampler.pure_noise(noise) if whole or image is None else sampler.noised(image, noise)
     mask = functional.interpolate(pictures.mask, size=shape[2:])
     if family.inpaints:
@@ -127,3 +127,20 @@ def _start(
     sampler.draw(shape)  # the pipeline encodes the masked picture here too, and throws it away
     assert image is not None  # noqa: S101  invariant: encoded above
     return latents, None, Kept(mask=mask, latents=image, noise=noise)
+
+
+def _varied(noise: Tensor, variation: Variation | None) -> Tensor:
+    """Noise turned towards that of another seed along the arc between them, column by column as AUTOMATIC1111 does it.
+
+    K. Shoemake, Animating Rotation with Quaternion Curves, 1985. Columns that lie together are mixed straight.
+    """
+    if variation is None:
+        return noise
+    other = torch.randn(noise.shape, generator=torch.Generator("cpu").manual_seed(variation.seed))
+    low, high = (one / one.norm(dim=2, keepdim=True) for one in (noise, other))
+    cosine = (low * high).sum(2, keepdim=True)
+    if cosine.mean() > 0.9995:
+        return torch.lerp(noise, other, variation.strength)
+    angle = torch.acos(cosine.clamp(-1, 1))
+    parts = torch.sin((1 - variation.strength) * angle), torch.sin(variation.strength * angle)
+    return (parts[0] * noise + parts[1] * other) / torch.sin(angle)

@@ -165,10 +165,13 @@ class Worker:
         def encode(pixels: "Tensor", submit: wire.Submit, index: int) -> tuple[bytes, bytes]:
             from mezzotint import images
 
-            model = submit.model
+            model, request = submit.model, submit.request.alone(index)
             made = {
                 "model": {key: getattr(model, key) for key in ("id", "family", "sha256")},
-                "loras": [{"id": ref.id, "sha256": ref.sha256} for ref in submit.loras],
+                "loras": [
+                    {"name": use.name, "scale": use.scale, "sha256": ref.sha256}
+                    for use, ref in zip(request.loras, submit.loras, strict=True)
+                ],
                 "controlnets": [{"id": ref.id, "sha256": ref.sha256} for ref in submit.controlnets],
                 "versions": versions,
                 "device_kind": device.type,
@@ -177,7 +180,7 @@ class Worker:
             }
             if model.executor == "openvino":
                 made["versions"] = versions | {"openvino": profiles.versions()["openvino"]}
-            file = images.encode(pixels.numpy(), submit.request, submit.request.seed + index, made)
+            file = images.encode(pixels.numpy(), request, request.seed, made)
             return file, images.thumbnail(pixels.numpy())
 
         meter = HostMeter() if device.type == "cpu" else CudaMeter(device)
