@@ -103,14 +103,17 @@ def find(sampler: str, schedule: str | None) -> tuple[SamplerName, dict[str, Any
 
 
 def of(scheduler: str, options: Mapping[str, Any]) -> tuple[str, str]:
-    """The names of a sampler and a scheduler for a scheduler of ours; the second empty when it says nothing."""
+    """The names of a sampler and a scheduler for a scheduler of ours; the second empty when it says nothing.
+
+    Where silence would be read as another scheduler, it is Normal.
+    """
     algorithm = options.get("algorithm_type", "")
     candidates = [one for one in SAMPLERS if one.scheduler == scheduler]
     sampler = next((one for one in candidates if one.algorithm_type and one.algorithm_type == algorithm), candidates[0])
     for schedule in SCHEDULES:
         if schedule.options and all(options.get(name) == value for name, value in schedule.options.items()):
             return sampler.name, schedule.label
-    return sampler.name, ""
+    return sampler.name, "Normal" if sampler.automatic in ("karras", "exponential") else ""
 
 
 def _options(sampler: SamplerName, schedule: str, asked: bool) -> dict[str, Any]:

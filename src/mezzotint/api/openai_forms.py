@@ -48,7 +48,7 @@ async def read(request: Request, max_part_bytes: int) -> Form:
             else:
                 texts.append((name, value))
     faults = _picture_faults(pictures)
-    fields = _nested(texts, faults)
+    fields = nested(texts, faults)
     if faults:
         raise InvalidRequest(faults)
     return Form(fields=fields, images=pictures["image"], mask=next(iter(pictures["mask"]), None))
@@ -80,7 +80,7 @@ def _picture_faults(pictures: dict[str, list[bytes]]) -> list[Fault]:
     return faults
 
 
-def _nested(texts: list[tuple[str, str]], faults: list[Fault]) -> dict[str, Any]:
+def nested(texts: list[tuple[str, str]], faults: list[Fault]) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     lists: dict[str, dict[str, list[Any]]] = {}  # name -> key -> the values of that key, in order
     for name, text in texts:

@@ -1,0 +1,133 @@
+"""What the foreign dialects read: any JSON at all becomes a request or faults that name fields, never another error."""
+
+import contextlib
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mezzotint import a1111_names
+from mezzotint.api import a1111_fields, a1111_options, a1111_prompt, openai_fields, openai_forms
+from mezzotint.catalog import Model
+from mezzotint.errors import InvalidRequest
+from mezzotint.families.table import SCHEDULER_OPTIONS, SCHEDULERS
+from mezzotint.schema import parse
+
+API = Path(a1111_fields.__file__).parent
+MODEL = Model(id="tiny", kind="checkpoint", path="/m/tiny", state="ready", types=("text2img",), num_inference_steps=20)
+LORA = Model(id="Ink", kind="lora", path="/m/Ink.safetensors", state="ready")
+MODELS = {"tiny": MODEL, "Ink": LORA}
+
+VALUES: st.SearchStrategy[Any] = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
+    | st.sampled_from(["<lora:Ink:0.5>", "512x512", "Euler a Karras", "auto", "tiny", "[a:b:0.5]"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3),
+    max_leaves=6,
+)  # fmt: skip
+
+
+def names(*files: str) -> list[str]:
+    """Every word in quotes that could be a field's name."""
+    text = "".join((API / file).read_text(encoding="utf-8") for file in files)
+    return sorted(set(re.findall(r'"([A-Za-z_]{2,40})"', text)))
+
+
+A1111 = names("a1111_fields.py", "a1111_options.py")
+UNITS = st.dictionaries(st.sampled_from(names("a1111_controlnet.py")), VALUES, max_size=6)
+CALLS = st.fixed_dictionaries(
+    {},
+    optional=dict.fromkeys(A1111, VALUES)
+    | {
+        "alwayson_scripts": VALUES
+        | st.fixed_dictionaries({"controlnet": st.fixed_dictionaries({"args": st.lists(UNITS)})})
+    },
+)
+
+
+@settings(max_examples=120, deadline=None)
+@given(CALLS, st.booleans())
+def test_any_call_of_automatic1111_is_read(sent: dict[str, Any], has_image: bool) -> None:
+    asked = a1111_fields.read(sent, MODELS, has_image=has_image)
+    assert all(fault.field and fault.message for fault in asked.faults)
+    if not asked.faults:
+        assert [fault.code for fault in parse(asked.body)[1] if fault.code == "unknown_field"] == []
+    settings_read = a1111_options.read(asked.settings, MODELS, {"tiny": None})
+    assert all(fault.field for fault in settings_read.faults)
+
+
+@settings(max_examples=120, deadline=None)
+@given(
+    st.dictionaries(st.sampled_from(names("openai_fields.py")) | st.text(max_size=8), VALUES, max_size=8), st.booleans()
+)
+def test_any_call_of_openai_is_read(sent: dict[str, Any], is_edit: bool) -> None:
+    with contextlib.suppress(InvalidRequest):
+        parse(openai_fields.translate(openai_fields.without_nulls(sent), MODEL, is_edit=is_edit).body)
+
+
+@given(st.lists(st.tuples(st.text(st.sampled_from("ab[]._"), max_size=12), st.text(max_size=8)), max_size=6))
+def test_any_names_of_a_form_are_read(texts: list[tuple[str, str]]) -> None:
+    faults: list[Any] = []
+    openai_forms.nested(texts, faults)
+    assert all(fault.field is not None for fault in faults)
+
+
+def test_a_form_spells_what_is_nested() -> None:
+    texts = [
+        ("loras[][name]", "a"), ("loras[][scale]", "0.5"), ("loras[][name]", "b"), ("loras[][scale]", "1"),
+        ("xs[]", "1"), ("xs[]", "2"), ("metadata[k]", "v"), ("output[format]", "png"), ("seed", "7"), ("model", "7"),
+        ("stream", "true"), ("user", ""), ("width", ""),
+    ]  # fmt: skip
+    faults: list[Any] = []
+    assert openai_forms.nested(texts, faults) == {
+        "loras": [{"name": "a", "scale": 0.5}, {"name": "b", "scale": 1}],
+        "xs": [1, 2],
+        "metadata": {"k": "v"},
+        "output": {"format": "png"},
+        "seed": 7,
+        "model": "7",
+        "stream": True,
+        "user": "",
+        "width": None,
+    }
+    assert faults == []
+
+
+@pytest.mark.parametrize(
+    ("quality", "own", "steps"),
+    [("low", 20, 10), ("xhigh", 20, 40), ("max", 20, 60), ("auto", 20, None), ("hd", 20, 30), ("max", 4, None)],
+)
+def test_quality_is_a_share_of_the_models_own_steps(quality: str, own: int, steps: int | None) -> None:
+    model = Model(id="m", kind="checkpoint", path="", state="ready", num_inference_steps=own)
+    asked = openai_fields.translate({"prompt": "x", "quality": quality}, model)
+    assert asked.body.get("num_inference_steps") == steps
+    asked = openai_fields.translate({"prompt": "x", "quality": quality, "Steps": 3}, model)
+    assert asked.body["Steps"] == 3
+    assert "num_inference_steps" not in asked.body
+
+
+def test_every_sampler_here_has_a_name_there_and_comes_back() -> None:
+    assert {one.scheduler for one in a1111_names.SAMPLERS} == set(SCHEDULERS)
+    for sampler in a1111_names.SAMPLERS:
+        for schedule in a1111_names.SCHEDULES:
+            try:
+                found, options = a1111_names.find(sampler.name.upper(), schedule.label)
+            except a1111_names.Unfit:
+                assert not schedule.options.keys() <= SCHEDULER_OPTIONS[sampler.scheduler]
+                continue
+            assert a1111_names.find(*a1111_names.of(found.scheduler, options))[1] == options
+    assert a1111_names.find("DPM++ 2M Karras", "automatic")[1] == {"karras_sigmas": True}
+    with pytest.raises(a1111_names.UnknownName):
+        a1111_names.find("DPM fast", None)
+
+
+def test_tags_are_taken_out_and_added_up() -> None:
+    read = a1111_prompt.read("a <lora:ink:0.5>b<lyco:Ink:te=0.25:unet=0.25>", "prompt", MODELS, applies=True)
+    assert (read.text, read.loras, read.faults) == ("a b", {"Ink": 0.75}, ())
+    read = a1111_prompt.read("<lora:Ink:0.5:0.6>[a|b]", "prompt", MODELS, applies=True)
+    assert [fault.code for fault in read.faults] == ["invalid_value"]
+    assert [warning["code"] for warning in read.warnings] == ["prompt_editing"]
+    read = a1111_prompt.read("<lora:Ink:1>", "negative_prompt", MODELS, applies=True)
+    assert (read.text, read.loras, [one["code"] for one in read.warnings]) == ("", {}, ["lora_in_negative_prompt"])
