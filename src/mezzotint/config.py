@@ -13,6 +13,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from mezzotint.catalog import BUNDLED_MODEL
 from mezzotint.errors import BadSetting
 from mezzotint.schema import nearest
+from mezzotint.webhook_rules import Policy, policy
 
 PREFIX = "MEZZOTINT_"
 
@@ -80,6 +81,16 @@ class Settings(BaseSettings):
     max_upload_bytes: Annotated[
         int, Field(ge=65_536, le=268_435_456, description="largest body of an upload; one picture is never larger")
     ] = 33_554_432
+    webhook_hosts: Annotated[
+        tuple[str, ...], NoDecode, Field(description="hosts that webhooks may call, such as *.example.com; none: off")
+    ] = ()
+    webhook_networks: Annotated[
+        tuple[str, ...], NoDecode, Field(description="private networks that webhooks may call, such as 10.0.0.0/8")
+    ] = ()
+    webhook_secrets: Annotated[
+        SecretStr | None,
+        Field(description="whsec_ and base64 of 32 random bytes, which signs webhooks; two while one rotates"),
+    ] = None
     drain_s: Annotated[float, Field(ge=0, le=3600, description="time that running sessions get at a stop")] = 30.0
     log_level: Annotated[str, Field(pattern="^(debug|info|warning|error)$", description="least severe line to log")] = (
         "info"
@@ -97,6 +108,12 @@ class Settings(BaseSettings):
         return self.database.get_secret_value()
 
     @property
+    def webhooks(self) -> Policy:
+        """Holds the secrets. Raises BadSetting."""
+        secrets = self.webhook_secrets.get_secret_value().split(",") if self.webhook_secrets is not None else ()
+        return policy(self.webhook_hosts, self.webhook_networks, secrets)
+
+    @property
     def cache(self) -> Path:
         """Learned and derived files; may be shared and deleted."""
         base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
@@ -112,7 +129,7 @@ def load_settings(**given: Any) -> Settings:
             hint = f"; did you mean {near}?" if near else f"; settings: {', '.join(sorted(known))}"
             raise BadSetting(f"{name} is not a setting{hint}")
     given = {name: value for name, value in given.items() if value is not None}
-    for name in ("models", "devices", "hosts"):
+    for name in ("models", "devices", "hosts", "webhook_hosts", "webhook_networks"):
         if name not in given and (listed := os.environ.get(f"{PREFIX}{name.upper()}")):
             given[name] = tuple(part for part in listed.split(os.pathsep if name == "models" else ",") if part)
     try:

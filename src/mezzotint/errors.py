@@ -37,6 +37,7 @@ STATUS: dict[str, int] = {
     "device_not_found": 422,
     "seed_overflow": 422,
     "over_budget": 422,
+    "webhook_refused": 422,
     "invalid_image": 422,
     "asset_not_found": 422,
     "body_too_large": 413,

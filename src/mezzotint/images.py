@@ -21,7 +21,19 @@ _MAX_EXIF_BYTES = 60 * 1024
 
 # Fields that say who asked or how to run it, not what is drawn.
 _NOT_THE_PICTURE = frozenset(
-    {"metadata", "priority", "timeout_s", "expires_s", "device", "output", "num_images", "seed", "image", "mask"}
+    {
+        "metadata",
+        "priority",
+        "timeout_s",
+        "expires_s",
+        "device",
+        "output",
+        "num_images",
+        "seed",
+        "image",
+        "mask",
+        "webhook",
+    }
 )
 
 

@@ -13,7 +13,8 @@ from mezzotint import advice, preprocessors
 from mezzotint.catalog import Model
 from mezzotint.errors import Fault, InvalidRequest
 from mezzotint.families.table import SCHEDULER_OPTIONS, SCHEDULER_STEPS
-from mezzotint.schema import MAX_SEED, MAX_STEPS, ControlNetInput, RequestInput, nearest
+from mezzotint.schema import MAX_SEED, MAX_STEPS, ControlNetInput, RequestInput, WebhookInput, nearest
+from mezzotint.webhook_rules import Policy
 
 T = TypeVar("T")
 
@@ -54,6 +55,12 @@ class Variation:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class WebhookUse:
+    url: str
+    events: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Request:
     """What the caller asked, validated and complete. Crosses to the worker and is stored as it is."""
 
@@ -89,6 +96,7 @@ class Request:
     deterministic: bool
     metadata: dict[str, Any]
     variation: Variation | None = None
+    webhook: WebhookUse | None = None  # with a default: rows of before it have none
 
     def seed_of(self, index: int) -> int:
         """The seed of one image. Variations of one picture share it."""
@@ -166,6 +174,7 @@ class World:
     default_model: str
     devices: frozenset[str]
     max_pixels: int
+    webhooks: Policy = Policy()  # noqa: RUF009  frozen
 
 
 def resolve(
@@ -198,6 +207,8 @@ def resolve(
         message = f"variation.seed + num_images - 1 is above {MAX_SEED}; use a smaller seed"
         found.append(Fault(field="variation.seed", code="seed_overflow", message=message))
     _check_pictures(sent, pictures, found)
+    if sent.webhook is not None and (why := world.webhooks.refusal(sent.webhook.url)) is not None:
+        found.append(Fault(field="webhook.url", code="webhook_refused", message=why))
     if model is None:
         raise InvalidRequest(found)
 
@@ -254,6 +265,7 @@ def resolve(
         deterministic=sent.deterministic,
         metadata=sent.metadata,
         variation=_variation(sent),
+        webhook=None if sent.webhook is None else _webhook(sent.webhook),
     )
     return Resolved(request=request, warnings=tuple(advice.warnings(sent, request, model)))
 
@@ -405,6 +417,10 @@ def _tell_unfit(
 
 def _list(names: Iterable[str]) -> str:
     return ", ".join(names) or "none"
+
+
+def _webhook(sent: WebhookInput) -> WebhookUse:
+    return WebhookUse(url=sent.url, events=tuple(dict.fromkeys(sent.events)))
 
 
 def _asset(picture: Picture | None) -> str | None:

@@ -31,8 +31,11 @@ Scheduler = Literal[
 ]  # fmt: skip
 assert get_args(Scheduler) == tuple(SCHEDULERS)  # noqa: S101  invariant: one list, spelt twice for the type checker
 
+WebhookEvent = Literal["session.succeeded", "session.failed", "session.cancelled", "session.expired", "session.started"]
+WEBHOOK_EVENTS: tuple[WebhookEvent, ...] = get_args(WebhookEvent)  # the ends, told unless others are named; the start
+
 # Names of the contract that this version does not run yet. A request that uses one is refused by name, never ignored.
-NOT_YET = frozenset({"cancel_on_disconnect", "hires", "preview", "webhook"})
+NOT_YET = frozenset({"cancel_on_disconnect", "hires", "preview"})
 
 ALIASES: dict[str, str] = {
     "steps": "num_inference_steps",
@@ -77,6 +80,15 @@ class LoraInput(BaseModel):
 
     name: Annotated[str, Field(max_length=256)]
     scale: Annotated[float, Field(ge=-4, le=4)] = 1.0
+
+
+class WebhookInput(BaseModel):
+    """Who is to be told of the session's course."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    url: Annotated[str, Field(max_length=2048)]
+    events: Annotated[list[WebhookEvent], Field(max_length=len(WEBHOOK_EVENTS))] = list(WEBHOOK_EVENTS[:4])
 
 
 class SchedulerOptionsInput(BaseModel):
@@ -164,6 +176,7 @@ class RequestInput(BaseModel):
     expires_s: Annotated[float | None, Field(gt=0, le=31_536_000, description="not started by then: expired")] = None
     device: Annotated[str | None, Field(max_length=64, description="pin to a device id")] = None
     deterministic: Annotated[bool, Field(description="bit-equal anywhere; runs alone in its model calls")] = False
+    webhook: Annotated[WebhookInput | None, Field(description="url and events: who is told how it ends")] = None
     metadata: Annotated[dict[str, Any], Field(description="yours, returned as sent; 16 KiB of JSON")] = {}
 
 
@@ -224,6 +237,7 @@ _NESTED: dict[str, type[BaseModel]] = {
     "output": OutputInput,
     "scheduler_options": SchedulerOptionsInput,
     "variation": VariationInput,
+    "webhook": WebhookInput,
 }
 _LISTS: dict[str, type[BaseModel]] = {"controlnets": ControlNetInput, "loras": LoraInput}
 _SCHEMAS: tuple[type[BaseModel], ...] = (RequestInput, *_NESTED.values(), *_LISTS.values())

@@ -37,6 +37,7 @@ from mezzotint.store import beside
 from mezzotint.store.blobs import Blobs
 from mezzotint.store.sql import Store
 from mezzotint.tuning import Choices, Tuner
+from mezzotint.webhooks import Webhooks
 from mezzotint.workers.base import Supervisor
 from mezzotint.workers.limits import memory_budget
 
@@ -64,6 +65,7 @@ class Mezzotint:
 
     async def __aenter__(self) -> "Mezzotint":
         settings = self.settings
+        policy = settings.webhooks
         async with AsyncExitStack() as opened:
             opened.enter_context(own(settings.data))
             metrics = Metrics()
@@ -92,6 +94,10 @@ class Mezzotint:
             retention = Retention(store, blobs, events, settings.retention_days)
             retention.start()
             opened.push_async_callback(retention.stop)
+            if policy.hosts:
+                webhooks = Webhooks(store.outbox, policy)
+                webhooks.start()
+                opened.push_async_callback(webhooks.stop)
             opened.push_async_callback(self.supervisor.stop)
             opened.push_async_exit(self._drain)
             self.supervisor.start()
@@ -115,6 +121,7 @@ class Mezzotint:
                     keyring=keyring,
                     quotas=Quotas(store),
                     metrics=metrics,
+                    webhooks=policy,
                 )
             )
             self._opened = opened.pop_all()

@@ -10,5 +10,6 @@ def test_the_database_is_a_file_in_the_data_folder_unless_one_is_named(tmp_path:
     assert load_settings(database="postgresql://me:secret@here/x").database_url == "postgresql://me:secret@here/x"
 
 
-def test_settings_do_not_show_the_password_of_the_database() -> None:
-    assert "secret" not in repr(load_settings(database="postgresql://me:secret@here/x"))
+def test_settings_do_not_show_their_secrets() -> None:
+    shown = repr(load_settings(database="postgresql://me:canary@here/x", webhook_secrets="whsec_canary"))
+    assert "canary" not in shown

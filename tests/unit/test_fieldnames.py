@@ -20,6 +20,8 @@ from mezzotint.schema import (
     Scheduler,
     SchedulerOptionsInput,
     VariationInput,
+    WebhookEvent,
+    WebhookInput,
     parse,
 )
 from tests.unit.test_request import resolved
@@ -55,6 +57,7 @@ CONTROLNET = {
     "control_mode": st.sampled_from(["balanced", "prompt", "control"]),
 }
 LORA = {"name": TEXT, "scale": st.floats(-4, 4)}
+WEBHOOK = {"url": TEXT, "events": st.lists(st.sampled_from(get_args(WebhookEvent)), max_size=5)}
 VARIATION = {"seed": st.integers(0, 2**63 - 1), "strength": st.floats(0, 1)}
 FIELDS = {
     **dict.fromkeys(("model", "prompt", "negative_prompt", "image", "mask", "device"), TEXT),
@@ -68,6 +71,7 @@ FIELDS = {
     "eta": st.floats(0, 1),
     "seed": st.integers(0, 2**63 - 1),
     "variation": st.fixed_dictionaries(VARIATION),
+    "webhook": st.fixed_dictionaries(WEBHOOK),
     "num_images": st.integers(1, 64),
     "clip_skip": st.integers(1, 64),
     "strength": st.floats(0, 1),
@@ -99,6 +103,7 @@ def test_the_strategies_know_every_field() -> None:
         (OUTPUT, OutputInput),
         (OPTIONS, SchedulerOptionsInput),
         (VARIATION, VariationInput),
+        (WEBHOOK, WebhookInput),
     ):
         assert told.keys() == schema.model_fields.keys()
 

@@ -135,7 +135,7 @@ def test_all_faults_are_told_at_once() -> None:
         "device": "device_not_found",
         "clip_skip": "invalid_value",
         "metadata": "invalid_value",
-        "webhook": "unsupported_field",
+        "webhook.url": "missing_field",
         "loras[1].scale": "invalid_value",
         "image": "missing_field",
     }

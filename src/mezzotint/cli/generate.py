@@ -46,6 +46,7 @@ def generate(
     expires_s: Annotated[float | None, typer.Option(help="not started by then: expired")] = None,
     device: Annotated[str | None, typer.Option(help="pin to a device id")] = None,
     deterministic: Annotated[bool, typer.Option(help="bit-equal anywhere")] = True,
+    webhook: Annotated[str | None, typer.Option(help="JSON object: url, events")] = None,
     metadata: Annotated[str | None, typer.Option(help="JSON object, returned as sent")] = None,
     models: Models = None,
     server: Server = None,
@@ -53,7 +54,13 @@ def generate(
 ) -> None:
     """Draw a picture. Runs by itself; with --server, on that server."""
     given = {name: value for name, value in locals().items() if name not in _NOT_FIELDS and value is not None}
-    for name, text in (("metadata", metadata), ("scheduler_options", scheduler_options), ("variation", variation)):
+    objects = {
+        "metadata": metadata,
+        "scheduler_options": scheduler_options,
+        "variation": variation,
+        "webhook": webhook,
+    }
+    for name, text in objects.items():
         if text is not None:
             given[name] = fields.json_object(name, text)
     for name, file in (("image", image), ("mask", mask)):

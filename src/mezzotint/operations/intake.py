@@ -83,6 +83,7 @@ def world(parts: Parts) -> World:
         default_model=parts.settings.default_model,
         devices=frozenset(parts.supervisor.seats),
         max_pixels=parts.settings.max_pixels,
+        webhooks=parts.webhooks,
     )
 
 

@@ -14,6 +14,7 @@ from mezzotint.quotas import Quotas
 from mezzotint.store.blobs import Blobs
 from mezzotint.store.sql import Store
 from mezzotint.tuning import Choices
+from mezzotint.webhook_rules import Policy
 from mezzotint.workers.base import Supervisor
 
 
@@ -32,6 +33,7 @@ class Parts:
     keyring: Keyring
     quotas: Quotas
     metrics: Metrics
+    webhooks: Policy
 
 
 class Verbs:

@@ -4,13 +4,17 @@ from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
 
+import msgspec
 from sqlalchemy import ColumnElement, Select, func, insert, not_, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
+from ulid import ULID
 
 from mezzotint.errors import ErrorInfo
 from mezzotint.session import FINAL, ImageRecord, Session, State
 from mezzotint.store import rows
-from mezzotint.store.tables import images, sessions, transitions
+from mezzotint.store.tables import images, outbox, sessions, transitions
+
+WEBHOOK_OFF = "webhook_off"  # a warning: the receiver wants no more
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +23,7 @@ class Work:
 
     connection: AsyncConnection
     told: list[tuple[str, str, Any]] = field(default_factory=list)  # session, kind, data
+    posted: list[str] = field(default_factory=list)  # ids in the outbox
 
     def tell(self, session_id: str, kind: str, data: Any) -> None:
         self.told.append((session_id, kind, data))
@@ -62,7 +67,32 @@ async def move(work: Work, change: Change, *guards: ColumnElement[bool], **value
     work.tell(change.session_id, "state", session)
     if change.after in FINAL:
         work.tell(change.session_id, "end", session)
+    if session is not None:
+        await _post(work, session, change.now)
     return session
+
+
+async def _post(work: Work, session: Session, now: float) -> None:
+    """What the session's webhook is to be told of this change, in the same transaction."""
+    webhook, kind = session.request.webhook, f"session.{session.state}"
+    if session.state is State.RUNNING and session.attempt == 1:
+        kind = "session.started"
+    if webhook is None or kind not in webhook.events:
+        return
+    if any(warning.get("code") == WEBHOOK_OFF for warning in session.warnings):
+        return
+    post_id = f"evt_{ULID()}"
+    row = {
+        "id": post_id,
+        "session_id": session.id,
+        "type": kind,
+        "url": webhook.url,
+        "session": msgspec.json.encode(session).decode(),
+        "at": now,
+        "next_at": now,
+    }
+    await work.connection.execute(insert(outbox).values(row))
+    work.posted.append(post_id)
 
 
 def plain(text: str | None) -> bool:

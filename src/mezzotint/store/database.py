@@ -28,6 +28,7 @@ class Database:
     def __init__(self, opened: engines.Engines, events: Events | None) -> None:
         self._engines = opened
         self._events = events
+        self.posted = asyncio.Event()  # set after a commit that put something into the outbox
         self.writing = asyncio.Lock()  # first come, first served, however long the line
         self._calls: set[asyncio.Future[Any]] = set()
         self._in_doubt = False
@@ -89,6 +90,8 @@ class Database:
                         lost = True
             if mark is not None and lost:
                 await self._settle(mark)
+            if work.posted:
+                self.posted.set()
             if self._events is not None:
                 for told in work.told:
                     self._events.tell(*told)

@@ -27,6 +27,7 @@ from mezzotint.store.changes import (
 )
 from mezzotint.store.database import Database
 from mezzotint.store.intake import Intake
+from mezzotint.store.outbox import Outbox
 from mezzotint.store.rows import Attempt, Once, Transition
 from mezzotint.store.tables import a1111_options, images, prompt_of, sessions, transitions
 
@@ -67,6 +68,7 @@ class Store:
         self._database = database
         self._intake = Intake(database, queue_size)
         self._events = events
+        self.outbox = Outbox(database)
 
     @classmethod
     async def open(

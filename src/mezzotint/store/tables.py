@@ -134,6 +134,19 @@ a1111_options = Table(
     Column("value", Json(dict[str, Any]), nullable=False),
 )
 
+outbox = Table(
+    "outbox",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("session_id", Text, nullable=False),
+    Column("type", Text, nullable=False),
+    Column("url", Text, nullable=False),
+    Column("session", Text, nullable=False),  # JSON, as it was then
+    Column("at", Double, nullable=False),
+    Column("tries", Integer, nullable=False, default=0),
+    Column("next_at", Double, nullable=False),
+)
+
 starts = Table(
     "starts",
     metadata,

@@ -1,0 +1,103 @@
+"""What is still to be told by webhooks: rows that were written with the change they tell of. Must not call anybody."""
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from sqlalchemy import delete, func, select, update
+
+from mezzotint.session import Session
+from mezzotint.store.changes import WEBHOOK_OFF
+from mezzotint.store.database import Database
+from mezzotint.store.tables import outbox, sessions
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Post:
+    """One event for one receiver, as it was when it happened."""
+
+    id: str  # equal however often it is sent
+    session_id: str
+    type: str
+    url: str
+    at: float
+    tries: int
+    session: Session
+
+
+class Outbox:
+    """Committed when a method returns. Any method raises TryLater; then nothing changed."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    @property
+    def posted(self) -> asyncio.Event:
+        """Set whenever something was added."""
+        return self._database.posted
+
+    async def due(self, now: float, limit: int) -> list[Post]:
+        """Those to be sent by then, the longest due first."""
+        columns = outbox.c
+        query = select(outbox).where(columns.next_at <= now).order_by(columns.next_at, columns.id).limit(limit)
+
+        async def run() -> list[Post]:
+            async with self._database.read() as connection:
+                return [_post(row) for row in await connection.execute(query)]
+
+        return await self._database.unbroken(run)
+
+    async def next_at(self) -> float | None:
+        """When the next one is due, None when there is none."""
+
+        async def run() -> float | None:
+            async with self._database.read() as connection:
+                found: float | None = await connection.scalar(select(func.min(outbox.c.next_at)))
+                return found
+
+        return await self._database.unbroken(run)
+
+    async def done(self, post_id: str) -> None:
+        """It has arrived."""
+        await self._write(delete(outbox).where(outbox.c.id == post_id))
+
+    async def put_off(self, post_id: str, until: float) -> None:
+        """It has not, once more."""
+        changed = update(outbox).where(outbox.c.id == post_id)
+        await self._write(changed.values(tries=outbox.c.tries + 1, next_at=until))
+
+    async def drop(self, post: Post, warning: dict[str, Any]) -> None:
+        """Given up: it is in the session's warnings instead, and so is whatever else was to be told of that session."""
+        row = sessions.c.id == post.session_id
+
+        async def run() -> None:
+            async with self._database.write() as work:
+                known = await work.connection.scalar(select(sessions.c.warnings).where(row).with_for_update())
+                if known is not None:
+                    await work.connection.execute(update(sessions).where(row).values(warnings=(*known, warning)))
+                gone = (
+                    outbox.c.session_id == post.session_id if warning["code"] == WEBHOOK_OFF else outbox.c.id == post.id
+                )
+                await work.connection.execute(delete(outbox).where(gone))
+
+        await self._database.unbroken(run)
+
+    async def _write(self, statement: Any) -> None:
+        async def run() -> None:
+            async with self._database.write() as work:
+                await work.connection.execute(statement)
+
+        await self._database.unbroken(run)
+
+
+def _post(row: Any) -> Post:
+    return Post(
+        id=row.id,
+        session_id=row.session_id,
+        type=row.type,
+        url=row.url,
+        at=row.at,
+        tries=row.tries,
+        session=msgspec.json.decode(row.session, type=Session),
+    )

@@ -1,0 +1,145 @@
+"""Calls those who asked to be told how a session ended. Must not decide who is told of what: the outbox says.
+
+Beside the sessions, never in their way: a call that hangs costs its 10 s and nothing else. At least once: what was
+posted stays in the outbox until a receiver said 2xx or 410, or twelve tries failed.
+"""
+
+import asyncio
+import random
+import socket
+import ssl
+import time
+from contextlib import suppress
+
+import httpx2
+import msgspec
+import structlog
+
+from mezzotint import __version__, bodies
+from mezzotint.errors import TryLater
+from mezzotint.store.changes import WEBHOOK_OFF
+from mezzotint.store.outbox import Outbox, Post
+from mezzotint.webhook_rules import Policy, Target, read
+
+log = structlog.get_logger(__name__)
+
+CONNECT_S, CALL_S = 5.0, 10.0
+TRIES = 12
+AT_ONCE = 8
+FIRST_WAIT_S, FACTOR, LONGEST_WAIT_S = 10.0, 3.0, 6 * 3600.0
+LOOK_S = 60.0  # however long nothing is due: clocks are set
+
+
+class _Refused(Exception):
+    """The call must not be made."""
+
+
+class Webhooks:
+    """Empties the outbox while it runs."""
+
+    def __init__(self, outbox: Outbox, policy: Policy) -> None:
+        self._outbox, self._policy = outbox, policy
+        self._loop: asyncio.Task[None] | None = None
+        # neither proxies nor certificates from the environment: nothing but the settings says who is called
+        self._client = httpx2.AsyncClient(
+            verify=ssl.create_default_context(),
+            trust_env=False,
+            follow_redirects=False,
+            timeout=httpx2.Timeout(CALL_S, connect=CONNECT_S),
+            headers={"User-Agent": f"mezzotint/{__version__}", "Content-Type": "application/json"},
+        )
+
+    def start(self) -> None:
+        self._loop = asyncio.create_task(self._run(), name="webhooks")
+
+    async def stop(self) -> None:
+        """Calls under way are cut; they are made again at the next start."""
+        if self._loop is not None:
+            self._loop.cancel()
+            await asyncio.gather(self._loop, return_exceptions=True)
+        await self._client.aclose()
+
+    async def deliver(self, now: float) -> int:
+        """Make the calls that are due. Returns how many. Raises TryLater; then what was done may be done again."""
+        due = await self._outbox.due(now, limit=AT_ONCE)
+        await asyncio.gather(*(self._deliver(post, now) for post in due))
+        return len(due)
+
+    async def _run(self) -> None:
+        while True:
+            self._outbox.posted.clear()
+            wait_s = LOOK_S
+            try:
+                while await self.deliver(time.time()):
+                    pass
+                due_at = await self._outbox.next_at()
+                wait_s = min(LOOK_S, max(0.0, due_at - time.time())) if due_at is not None else LOOK_S
+            except TryLater as error:
+                wait_s = float(error.retry_after_s)
+            except Exception:
+                log.exception("webhooks failed")  # the loop must outlive any single fault
+            with suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await self._outbox.posted.wait()
+
+    async def _deliver(self, post: Post, now: float) -> None:
+        try:
+            async with asyncio.timeout(CALL_S):
+                status = await self._call(post)
+            why = f"HTTP {status}"
+        except _Refused as error:
+            status, why = 0, str(error)
+        except TimeoutError:
+            status, why = 0, "no answer in time"
+        except (httpx2.HTTPError, OSError) as error:
+            status, why = 0, f"no connection ({type(error).__name__})"
+        if 200 <= status < 300:
+            await self._outbox.done(post.id)
+            return
+        if status == 410:
+            message = f"{post.type} was refused for good with HTTP 410; nothing more is sent for this session"
+            await self._outbox.drop(post, {"code": WEBHOOK_OFF, "message": message, "field": "webhook"})
+        elif post.tries + 1 >= TRIES:
+            message = f"{post.type} could not be delivered in {TRIES} tries; the last one: {why}"
+            await self._outbox.drop(post, {"code": "webhook_failed", "message": message, "field": "webhook"})
+        else:
+            await self._outbox.put_off(post.id, now + wait_after(post.tries + 1, random.random()))  # noqa: S311  jitter
+        log.warning("webhook not delivered", id=post.id, session=post.session_id, tries=post.tries + 1, why=why)
+
+    async def _call(self, post: Post) -> int:
+        """The status of the answer, of which nothing else is read."""
+        reason = self._policy.refusal(post.url)
+        target = read(post.url)
+        if reason is not None or target is None:
+            raise _Refused(reason or "the URL cannot be read")
+        address = await self._address(target)
+        now = time.time()
+        content = msgspec.json.encode(
+            {"type": post.type, "timestamp": bodies.time(post.at), "data": bodies.session(post.session)}
+        )
+        headers = {
+            "Host": target.authority,
+            "webhook-id": post.id,
+            "webhook-timestamp": str(int(now)),
+            "webhook-signature": self._policy.signature(post.id, int(now), content),
+        }
+        host = f"[{address}]" if ":" in address else address
+        url = f"{target.scheme}://{host}:{target.port}{target.path}"
+        extensions = {"sni_hostname": target.host}  # the certificate must be the name's, not the address's
+        async with self._client.stream("POST", url, content=content, headers=headers, extensions=extensions) as answer:
+            return answer.status_code
+
+    async def _address(self, target: Target) -> str:
+        """Resolved once, and that address is called: a name cannot mean another one between check and call."""
+        loop = asyncio.get_running_loop()
+        found = await loop.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
+        addresses = [str(one[4][0]) for one in found]
+        for address in addresses:
+            if not self._policy.may_connect(address, target.scheme):
+                raise _Refused("the host's address is one that this server does not call")
+        return addresses[0]
+
+
+def wait_after(tries: int, drawn: float) -> float:
+    """Seconds until the next call after so many: 10, 30, 90, ... at most 6 hours, up to a fifth less. `drawn` 0..1."""
+    return min(FIRST_WAIT_S * FACTOR ** (tries - 1), LONGEST_WAIT_S) * (1.0 - 0.2 * drawn)

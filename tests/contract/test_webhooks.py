@@ -1,0 +1,224 @@
+"""Who asked to be told is told, once it is committed and until it arrives. Must not test the rules of URLs."""
+
+import asyncio
+import base64
+import dataclasses
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from mezzotint.request import WebhookUse
+from mezzotint.schema import WEBHOOK_EVENTS
+from mezzotint.session import State
+from mezzotint.store.changes import WEBHOOK_OFF
+from mezzotint.store.sql import Store
+from mezzotint.webhook_rules import Policy, policy
+from mezzotint.webhooks import TRIES, Webhooks
+from tests.contract.backends import Backend
+from tests.contract.stores import CANCELLED, FAILED, ID, SUCCEEDED, add, claim, finish, known, requeue
+
+pytestmark = pytest.mark.anyio
+
+SECRET = "whsec_" + base64.b64encode(bytes(range(32))).decode()
+OPEN = policy(["127.0.0.1", "localhost"], ["127.0.0.0/8", "::1/128"], [SECRET])
+
+
+class Receiver:
+    """Answers POSTs with what it is told to, and remembers them."""
+
+    def __init__(self) -> None:
+        self.answer = b"HTTP/1.1 204 No Content\r\nConnection: close\r\n\r\n"
+        self.got: list[tuple[dict[str, str], bytes]] = []
+        self.connections = 0
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
+        headers = {"": head[0]}
+        for line in filter(None, head[1:]):
+            name, _, value = line.partition(": ")
+            headers[name.lower()] = value
+        self.got.append((headers, await reader.readexactly(int(headers["content-length"]))))
+        writer.write(self.answer)
+        writer.close()
+
+    @property
+    def types(self) -> list[str]:
+        return [json.loads(body)["type"] for _, body in self.got]
+
+
+@asynccontextmanager
+async def receiving() -> AsyncIterator[tuple[Receiver, int]]:
+    receiver = Receiver()
+    server = await asyncio.start_server(receiver.serve, "127.0.0.1", 0)
+    try:
+        yield receiver, server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+
+
+@asynccontextmanager
+async def sending(store: Store, rules: Policy = OPEN) -> AsyncIterator[Webhooks]:
+    webhooks = Webhooks(store.outbox, rules)
+    try:
+        yield webhooks
+    finally:
+        await webhooks.stop()
+
+
+def told(port: int, events: tuple[str, ...] = WEBHOOK_EVENTS, host: str = "127.0.0.1") -> dict[str, Any]:
+    return {"webhook": WebhookUse(url=f"http://{host}:{port}/told?by=us", events=events)}
+
+
+def count(backend: Backend) -> int:
+    return int(backend.raw("SELECT count(*) FROM outbox")[0][0])
+
+
+async def test_each_change_that_was_asked_for_is_told_once_with_the_session_as_it_was(store: Store) -> None:
+    async with receiving() as (receiver, port), sending(store) as webhooks:
+        await add(store, **told(port))
+        await claim(store, now=150.0)
+        await requeue(store)
+        await claim(store, now=350.0)
+        await finish(store, SUCCEEDED, attempt=2)
+        assert await webhooks.deliver(150.0) == 1, "what happened later is due later"
+        assert await webhooks.deliver(1000.0) == 1
+        assert await webhooks.deliver(2000.0) == 0
+        assert receiver.types == ["session.started", "session.succeeded"]
+        (headers, body), (last, end) = receiver.got
+        started, ended = json.loads(body), json.loads(end)
+        assert (started["data"]["id"], started["data"]["state"], started["data"]["attempt"]) == (ID, "running", 1)
+        assert (ended["data"]["state"], ended["timestamp"]) == ("succeeded", ended["data"]["timing"]["ended_at"])
+        assert headers[""] == "POST /told?by=us HTTP/1.1"
+        assert headers["host"] == f"127.0.0.1:{port}"
+        assert headers["webhook-id"] != last["webhook-id"]
+        signature = OPEN.signature(headers["webhook-id"], int(headers["webhook-timestamp"]), body)
+        assert headers["webhook-signature"] == signature
+
+
+@pytest.mark.parametrize("state", [SUCCEEDED, FAILED, CANCELLED])
+async def test_only_what_was_asked_for_is_told(store: Store, backend: Backend, state: State) -> None:
+    await add(store, "ses_none")
+    await add(store, "ses_other", **told(9, ("session.expired",)))
+    await add(store, **told(9, (f"session.{state}",)))
+    for session_id in ("ses_none", "ses_other", ID):
+        await claim(store, session_id)
+        await finish(store, state, session_id=session_id)
+    assert backend.raw("SELECT session_id, type FROM outbox") == [(ID, f"session.{state}")]
+
+
+async def test_what_cannot_be_committed_is_not_posted(store: Store, backend: Backend) -> None:
+    await add(store, **told(9))
+    await claim(store)
+    assert await finish(store, SUCCEEDED, attempt=7) is None
+    assert await finish(store, SUCCEEDED) is not None
+    assert await finish(store, FAILED) is None
+    assert count(backend) == 2
+
+
+async def test_sessions_cancelled_expired_and_recovered_are_told_too(store: Store, backend: Backend) -> None:
+    for name in ("ses_cancelled", "ses_expired", "ses_recovered"):
+        await add(store, name, **told(9), expires_s=10.0)
+    await store.request_cancel("ses_cancelled", now=1.0)
+    await claim(store, "ses_expired", now=500.0)
+    await claim(store, "ses_recovered", now=105.0)
+    await store.request_cancel("ses_recovered", now=106.0)
+    await store.recover(now=107.0)
+    assert sorted(backend.raw("SELECT session_id, type FROM outbox")) == [
+        ("ses_cancelled", "session.cancelled"),
+        ("ses_expired", "session.expired"),
+        ("ses_recovered", "session.cancelled"),
+        ("ses_recovered", "session.started"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"HTTP/1.1 500 No\r\nConnection: close\r\n\r\n",
+        b"HTTP/1.1 301 Moved\r\nLocation: http://127.0.0.1:PORT/elsewhere\r\nConnection: close\r\n\r\n",
+        b"not HTTP at all\r\n\r\n",
+        b"",
+    ],
+)
+async def test_any_other_answer_is_tried_again_under_the_same_id(backend: Backend, answer: bytes) -> None:
+    store = await Store.open(backend.url)
+    async with receiving() as (receiver, port), sending(store) as webhooks:
+        good, receiver.answer = receiver.answer, answer.replace(b"PORT", str(port).encode())
+        await add(store, **told(port))
+        await store.request_cancel(ID, now=100.0)
+        assert await webhooks.deliver(100.0) == 1
+        assert await webhooks.deliver(107.9) == 0
+        assert receiver.connections == 1, "a redirect is not followed"
+        receiver.answer = good
+        assert await webhooks.deliver(110.0) == 1
+        assert await webhooks.deliver(9999.0) == 0
+        (first, body), (second, again) = receiver.got
+        assert (first["webhook-id"], body) == (second["webhook-id"], again)
+    await store.close()
+
+
+async def test_after_twelve_tries_it_is_given_up_and_the_session_says_so(store: Store, backend: Backend) -> None:
+    async with receiving() as (receiver, port), sending(store) as webhooks:
+        receiver.answer = b"HTTP/1.1 503 Busy\r\nConnection: close\r\n\r\n"
+        await add(store, **told(port))
+        await store.request_cancel(ID, now=100.0)
+        now = 100.0
+        while await webhooks.deliver(now):
+            now += 6 * 3600
+        assert len(receiver.got) == TRIES
+        (warning,) = (await known(store)).warnings
+        assert (warning["code"], warning["field"]) == ("webhook_failed", "webhook")
+        assert "HTTP 503" in warning["message"]
+        assert count(backend) == 0
+
+
+async def test_a_receiver_that_has_gone_is_told_no_more(store: Store, backend: Backend) -> None:
+    async with receiving() as (receiver, port), sending(store) as webhooks:
+        receiver.answer = b"HTTP/1.1 410 Gone\r\nConnection: close\r\n\r\n"
+        await add(store, **told(port))
+        await claim(store, now=100.0)
+        await webhooks.deliver(100.0)
+        assert [warning["code"] for warning in (await known(store)).warnings] == [WEBHOOK_OFF]
+        await finish(store, SUCCEEDED)
+        assert await webhooks.deliver(9999.0) == 0
+        assert (receiver.types, count(backend)) == (["session.started"], 0)
+
+
+async def test_an_address_that_is_not_allowed_is_never_connected_to(store: Store) -> None:
+    closed = dataclasses.replace(OPEN, networks=policy(["x"], ["10.0.0.0/8"], [SECRET]).networks)
+    async with receiving() as (receiver, port), sending(store, closed) as webhooks:
+        for number, host in enumerate(("127.0.0.1", "localhost")):
+            await add(store, f"ses_at_{number}", **told(port, host=host))
+            await store.request_cancel(f"ses_at_{number}", now=100.0)
+        assert await webhooks.deliver(100.0) == 2
+        assert receiver.connections == 0
+    async with receiving() as (receiver, port), sending(store) as webhooks:
+        await add(store, **told(port, host="localhost"))
+        await store.request_cancel(ID, now=100.0)
+        assert await webhooks.deliver(101.0) == 1
+        assert receiver.types == ["session.cancelled"]
+        assert receiver.got[0][0]["host"] == f"localhost:{port}"
+
+
+async def test_whoever_deletes_the_session_is_told_of_its_end_all_the_same(store: Store) -> None:
+    async with receiving() as (receiver, port), sending(store) as webhooks:
+        await add(store, **told(port))
+        await store.request_cancel(ID, now=100.0)
+        assert await store.delete(ID)
+        await webhooks.deliver(100.0)
+        assert receiver.types == ["session.cancelled"]
+
+
+async def test_it_is_told_as_soon_as_it_is_committed(store: Store) -> None:
+    async with receiving() as (receiver, port), sending(store) as webhooks:
+        webhooks.start()
+        await asyncio.sleep(0.05)
+        await add(store, **told(port))
+        await store.request_cancel(ID, now=100.0)
+        async with asyncio.timeout(5):
+            while not receiver.got:
+                await asyncio.sleep(0.01)

@@ -1,0 +1,74 @@
+"""A receiver is told of the end of a session, also when the server was killed before it could be."""
+
+import base64
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mezzotint.errors import MezzotintError
+from tests.process.conftest import RunningServer, wait_for
+
+SECRET = "whsec_" + base64.b64encode(b"canary-secret-of-32-bytes-length").decode()
+
+
+class Receiver(ThreadingHTTPServer):
+    """Remembers what it got; answers once it may."""
+
+    def __init__(self) -> None:
+        self.got: list[tuple[str | None, Any]] = []
+        self.may_answer = threading.Event()
+        super().__init__(("127.0.0.1", 0), _Handler)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Receiver
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"]))
+        self.server.got.append((self.headers["webhook-id"], json.loads(body)))
+        self.server.may_answer.wait(30)
+        self.send_response(204)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  its word
+        pass
+
+
+@pytest.fixture
+def receiver() -> Iterator[Receiver]:
+    with Receiver() as serving:
+        threading.Thread(target=serving.serve_forever, daemon=True).start()
+        yield serving
+        serving.may_answer.set()
+        serving.shutdown()
+
+
+def test_a_server_killed_before_the_receiver_answered_tells_it_again(
+    tmp_path: Path, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEZZOTINT_WEBHOOK_HOSTS", "127.0.0.1")
+    monkeypatch.setenv("MEZZOTINT_WEBHOOK_NETWORKS", "127.0.0.0/8")
+    monkeypatch.setenv("MEZZOTINT_WEBHOOK_SECRETS", SECRET)
+    with RunningServer(tmp_path / "data") as server:
+        with pytest.raises(MezzotintError) as caught:
+            server.client.submit(prompt="x", webhook={"url": "http://localhost/"})
+        assert (caught.value.code, caught.value.field) == ("webhook_refused", "webhook.url")
+        url = f"http://127.0.0.1:{receiver.server_port}/"
+        session_id = server.client.submit(prompt="x", steps=2, webhook={"url": url})["id"]
+        wait_for(lambda: receiver.got, 60)
+        assert server.client.session(session_id)["state"] == "succeeded"
+        server.kill()
+        receiver.may_answer.set()
+        server.start()
+        wait_for(lambda: len(receiver.got) > 1, 30)
+        (first, told), (second, again) = receiver.got
+        assert (first, told) == (second, again)
+        assert (told["type"], told["data"]["id"]) == ("session.succeeded", session_id)
+        assert told["data"]["images"][0]["url"].endswith("/images/0")
+        assert "canary" not in server.log.read_text()
+        assert SECRET not in server.log.read_text()
