@@ -2,16 +2,25 @@
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
+PAGE := src/mezzotint/page/index.html
+NODE := $(shell command -v npm)
 
-.PHONY: setup clients demo test check lint format serve bench train evaluate-model clean
+.PHONY: setup page clients demo test check lint format serve bench train evaluate-model clean
 
-setup: $(READY)
+setup: $(READY) $(if $(NODE),$(PAGE))
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON=..."; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
+
+# The web page. Without Node everything else works, and `/` says how to build it.
+page: $(PAGE)
+
+$(PAGE): $(shell find web -path web/node_modules -prune -o -type f -print)
+	@cd web && npm ci --silent --no-audit --no-fund && npm run --silent build -- --logLevel error \
+		|| echo "the web page could not be built; everything else works, and / says how to build it"
 
 demo: setup
 	@mkdir -p out
@@ -31,6 +40,7 @@ lint: setup
 	$(BIN)/ruff format --check src tests training benchmarks
 	$(BIN)/ruff check src tests training benchmarks
 	$(BIN)/mypy
+	$(if $(NODE),cd web && npm run --silent check)
 
 format: setup
 	$(BIN)/ruff format src tests training benchmarks

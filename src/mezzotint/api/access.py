@@ -34,7 +34,7 @@ RULES: tuple[tuple[str, str, api_keys.Scope | None], ...] = (
     ("POST", r"/sdapi/v1/refresh-[a-z]+", "models"),
     ("POST", r"/(v1|sdapi|controlnet)/.*", "submit"),
     ("GET", r"/metrics", "read-all"),
-    ("GET", r"/|/docs|/openapi\.json|/[a-z_]+\.(html|svg|ico|json)|/assets/.*", "read-own"),
+    ("GET", r"/|/docs|/openapi\.json|/[a-z_]+\.(html|svg|ico|json)|/page/.*", "read-own"),
 )
 
 WRONG_PER_MINUTE = 30  # keys that one address may try and be told so

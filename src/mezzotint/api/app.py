@@ -20,6 +20,7 @@ from mezzotint.api import (
     models,
     openai,
     openai_errors,
+    page,
 )
 from mezzotint.api.a1111_tasks import Tasks
 from mezzotint.api.access import Access
@@ -41,6 +42,8 @@ def build(operations: Operations) -> ASGIApp:
     app.include_router(inference.router, max_body_size=operations.max_upload_bytes)  # requests may hold pictures
     app.include_router(inference.feed)
     app.include_router(capabilities.router, max_body_size=operations.max_upload_bytes)
+    app.include_router(page.router)
+    app.router.routes.append(page.files)
     app.include_router(models.router)
     app.include_router(analytics.router)
     app.include_router(assets.router, max_body_size=operations.max_upload_bytes)

@@ -1,0 +1,59 @@
+"""The web page in a real browser, against a real server and the bundled model."""
+
+import gzip
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+
+import mezzotint
+from tests.process.conftest import RunningServer
+
+PAGE = Path(mezzotint.__file__).parent / "page"
+WEB = Path(__file__).parents[2] / "web"
+SHOTS = Path(os.environ.get("MEZZOTINT_SHOTS", WEB.parent / "out" / "page"))
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+MOST_SCRIPT_BYTES = 150_000
+
+pytestmark = [
+    pytest.mark.skipif(not (PAGE / "index.html").exists(), reason="the page is not built: make page, with Node"),
+    pytest.mark.skipif(CHROMIUM is None, reason="no chromium"),
+]
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    with RunningServer(tmp_path_factory.mktemp("page") / "data") as running:
+        running.worker_pid()
+        yield running
+
+
+SCENARIOS = (
+    "make", "validation", "paint", "restore", "watch", "gallery", "machine", "hostile", "accessibleLight",
+    "accessibleDark",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("scenario", SCENARIOS)
+def test_a_visitor_can(scenario: str, server: RunningServer) -> None:
+    assert CHROMIUM is not None
+    done = subprocess.run(
+        ["node", WEB / "tests" / "run.mjs", server.url, scenario, SHOTS],
+        env=os.environ | {"CHROMIUM": CHROMIUM}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_page_is_small_and_may_run_nothing_but_its_own_script(server: RunningServer) -> None:
+    answer = httpx2.get(server.url)
+    policy = answer.headers["content-security-policy"]
+    assert "script-src 'self'" in policy
+    assert "unsafe" not in policy
+    assert "<script>" not in answer.text
+    scripts = list(PAGE.glob("assets/*.js"))
+    assert scripts
+    assert sum(len(gzip.compress(script.read_bytes())) for script in scripts) < MOST_SCRIPT_BYTES

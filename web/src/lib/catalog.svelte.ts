@@ -1,0 +1,46 @@
+// What this server can do now, as its capabilities say.
+
+import { get } from "./api";
+import type { Model } from "./types";
+
+export interface Capabilities {
+  models: Model[];
+  schedulers: (string | { name: string })[];
+  preprocessors: (string | { name: string })[];
+  limits: Record<string, number | null>;
+  version: string;
+}
+
+const name = (one: string | { name: string }) => (typeof one === "string" ? one : one.name);
+
+class Catalog {
+  models = $state<Model[]>([]);
+  schedulers = $state<string[]>([]);
+  preprocessors = $state<string[]>(["none"]);
+  version = $state("");
+  error = $state("");
+
+  async refresh() {
+    try {
+      const [{ models }, capabilities] = await Promise.all([
+        get<{ models: Model[] }>("/api/models"),
+        get<Capabilities>("/api/inference/capabilities"),
+      ]);
+      this.models = models;
+      this.schedulers = capabilities.schedulers.map(name);
+      this.preprocessors = capabilities.preprocessors.map(name);
+      this.version = capabilities.version;
+      this.error = "";
+    } catch (error) {
+      this.error = error instanceof Error ? error.message : String(error);
+    }
+  }
+
+  of(kind: string, checkpoint?: string): Model[] {
+    return this.models.filter(
+      (one) => one.kind === kind && one.state !== "invalid" && (!checkpoint || !one.fits || one.fits.includes(checkpoint)),
+    );
+  }
+}
+
+export const catalog = new Catalog();
