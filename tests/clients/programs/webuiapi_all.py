@@ -49,7 +49,8 @@ assert len(api.extra_batch_images([image, image], upscaler_1=webuiapi.Upscaler.N
 assert api.png_info(drawn.images[0]).info.startswith("a (red) apple")
 
 before = api.util_get_current_model()
-api.util_set_model("tiny")
+(title,) = [one for one in api.util_get_model_names() if one.startswith("tiny")]
+api.util_set_model(title)
 assert api.util_get_current_model().startswith("tiny")
 api.set_options({"sd_model_checkpoint": before})
 api.util_wait_for_ready(check_interval=0.1)
