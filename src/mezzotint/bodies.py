@@ -72,6 +72,7 @@ def trace(value: Session, attempts: list[Attempt]) -> dict[str, Any]:
             {
                 "number": one.number,
                 "device": one.device,
+                "steps_resumed": one.steps_resumed,
                 "started_at": time(one.started_at),
                 "ended_at": time(one.ended_at),
                 "ended_as": one.ended_as,

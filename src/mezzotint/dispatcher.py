@@ -13,6 +13,7 @@ from pathlib import Path
 
 import structlog
 
+from mezzotint.checkpoints import Checkpoints, fingerprint
 from mezzotint.errors import Conflict, ErrorInfo, NotFound, TryLater
 from mezzotint.estimates import Busy
 from mezzotint.events import Events
@@ -44,6 +45,7 @@ class Dispatcher:
         self,
         store: Store,
         blobs: Blobs,
+        checkpoints: Checkpoints,
         refs: Refs,
         supervisor: Supervisor,
         events: Events,
@@ -53,11 +55,11 @@ class Dispatcher:
         """`most_running`: how many sessions of an owner may be in workers at one time."""
         self._most_running = most_running
         self._store, self._blobs, self._refs, self._events = store, blobs, refs, events
-        self._choices = choices
+        self._checkpoints, self._choices = checkpoints, choices
         self._supervisor = supervisor
         self._line, self._lives = Line(), Lives()
         self._wake = asyncio.Event()
-        self._reports = Reports(store, blobs, events, choices, self._line, self._lives, self._wake.set)
+        self._reports = Reports(store, blobs, checkpoints, events, choices, self._line, self._lives, self._wake.set)
         supervisor.on_ready, supervisor.on_message, supervisor.on_lost = (
             self._ready,
             self._reports.heard,
@@ -75,6 +77,10 @@ class Dispatcher:
         counts = await self._store.recover(now=time.time())
         if counts:
             log.info("recovered sessions", **{str(state): count for state, count in counts.items()})
+        for session_id in await self._checkpoints.sessions():
+            left = await self._store.get(session_id)
+            if left is None or left.ended:
+                self._checkpoints.forget(session_id)
         for session in sorted(await self._store.queued(), key=lambda session: session.id):
             elapsed = max(0.0, time.time() - session.created_at - sum(session.spans.values()))
             spans = session.spans | {"queued": session.spans.get("queued", 0.0) + elapsed}
@@ -104,6 +110,7 @@ class Dispatcher:
                         cause="stop",
                         losses=session.losses,
                         spans=spans,
+                        usage=live.usage_so_far,
                         now=time.time(),
                     )
 
@@ -246,49 +253,63 @@ class Dispatcher:
         return None
 
     async def _claim(self, waiting: Waiting, worker: LocalWorker) -> None:
-        session_id = waiting.session.id
-        request = waiting.session.request
+        session_id, request = waiting.session.id, waiting.session.request
         names = [request.model, *(one.model for one in request.controlnets), *(one.name for one in request.loras)]
         refs = [await self._refs.of(name) for name in names]
+        stored = {image.index for image in waiting.session.images}
+        kept = await self._checkpoints.of(session_id, [i for i in range(request.num_images) if i not in stored])
         if session_id not in self._line:
-            return  # cancelled while a digest was read
+            return  # cancelled meanwhile
         found = [ref for ref in refs if ref is not None]
         if len(found) < len(names):
             message = f"model {names[refs.index(None)]!r} is gone or cannot be used any more"
             await self._end_queued(waiting, State.FAILED, ErrorInfo(code="model_invalid", message=message))
             return
-        model, *adapters = found
-        session = await self._store.claim(session_id, worker=worker.id, device=worker.device, now=time.time())
+        dtype = waiting.dtype or (kept[0].dtype if kept else None)
+        found[0] = self._choices.ref(found[0], worker.device, dtype)
+        print_ = fingerprint(request, found)
+        states = [one for one in kept if one.print == print_]
+        steps = len(stored) * request.steps + sum(one.step for one in states)
+        session = await self._store.claim(
+            session_id, worker=worker.id, device=worker.device, steps_resumed=steps, now=time.time()
+        )
         spans = waiting.spans_now()
         if self._line.leave(session_id) is None or session is None:
             return  # cancelled meanwhile
-        model = self._choices.ref(model, worker.device, waiting.dtype)
         live = self._lives[session_id] = Live(
             session=session,
             worker=worker,
             spans=spans,
             phase="loading",
             since=time.monotonic(),
-            progress=Progress(steps=request.steps),
-            model=model,
+            progress=Progress(steps=request.steps, fraction=min(0.999, steps / (request.steps * request.num_images))),
+            model=found[0],
+            print=print_,
+            resumed=dict.fromkeys(stored, request.steps) | {one.index: one.step for one in states},
+            images={image.index: image for image in session.images},
         )
         submit = wire.Submit(
             session_id=session_id,
             attempt=session.attempt,
             request=request,
-            model=model,
-            controlnets=tuple(adapters[: len(request.controlnets)]),
-            loras=tuple(adapters[len(request.controlnets) :]),
+            model=found[0],
+            controlnets=tuple(found[1 : 1 + len(request.controlnets)]),
+            loras=tuple(found[1 + len(request.controlnets) :]),
             inputs=inputs(request, self._blobs.folder(session_id)),
+            done=tuple(sorted(stored)),
+            states=tuple((one.index, len(one.state)) for one in states),
         )
+        is_cancelled = session_id in self._cancelled_early
+        self._cancelled_early.discard(session_id)
         if not worker.alive:  # lost while the row was written: it never had the session
-            self._cancelled_early.discard(session_id)
             await self._reports.requeue(live, session.losses)
             return
-        worker.send(submit)
-        if session_id in self._cancelled_early:
-            self._cancelled_early.discard(session_id)
+        worker.send(submit, b"".join(one.state for one in states))
+        if is_cancelled:
             worker.send(wire.Cancel(session_id=session_id, attempt=session.attempt))
+        if len(states) < len(kept):
+            message = "what was kept of it is of another version or model; those images begin at their first step"
+            await self._reports.warn(live, {"code": "checkpoint_foreign", "message": message, "field": None})
 
     async def _end_queued(self, waiting: Waiting, state: State, error: ErrorInfo) -> None:
         ended = await self._store.end_queued(

@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass, field, replace
 
 from mezzotint.errors import ErrorInfo
-from mezzotint.session import ImageRecord, Progress, Session
+from mezzotint.session import ImageRecord, Progress, Session, Usage
 from mezzotint.workers import wire
 from mezzotint.workers.local import LocalWorker
 
@@ -18,6 +18,10 @@ class Live:
     since: float  # monotonic, when the phase began
     progress: Progress
     model: wire.ModelRef
+    print: str  # of what its checkpoints are of
+    resumed: dict[int, int]  # image -> steps that it went on from
+    usage: Usage = field(default_factory=Usage)  # of this attempt, as last told
+    has_moved: bool = False  # past what was kept when it was claimed: who moves does not kill workers
     loads: bool = False  # its worker says that it is loading the model
     denoising_since: float | None = None
     images: dict[int, ImageRecord] = field(default_factory=dict)
@@ -27,6 +31,10 @@ class Live:
     @property
     def images_left(self) -> int:
         return self.session.request.num_images - len(self.images)
+
+    @property
+    def usage_so_far(self) -> Usage:
+        return self.session.usage.plus(self.usage)
 
     def enter(self, phase: str, at_s: float) -> None:
         at_s = min(max(at_s, self.since), time.monotonic())  # the worker's clock is this machine's
@@ -41,8 +49,9 @@ class Live:
     def advance(self, message: wire.Progress) -> None:
         """A share of all steps; the time left from the steps of this attempt so far."""
         eta = None
-        if self.denoising_since is not None and message.done:
-            eta = (time.monotonic() - self.denoising_since) * (message.total - message.done) / message.done
+        done = message.done - sum(self.resumed.values())
+        if self.denoising_since is not None and done > 0:
+            eta = (time.monotonic() - self.denoising_since) * (message.total - message.done) / done
         self.progress = replace(
             self.progress,
             step=message.step,

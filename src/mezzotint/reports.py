@@ -9,11 +9,12 @@ from typing import Any
 
 import structlog
 
+from mezzotint.checkpoints import Checkpoint, Checkpoints
 from mezzotint.errors import ErrorInfo, TryLater
 from mezzotint.events import Events
 from mezzotint.line import Line
 from mezzotint.live import Live, Lives
-from mezzotint.session import ImageRecord, Phase, Session, State, Usage
+from mezzotint.session import ImageRecord, Phase, Session, State
 from mezzotint.store.blobs import Blobs
 from mezzotint.store.sql import Store
 from mezzotint.tuning import Choices
@@ -33,6 +34,7 @@ class Reports:
         self,
         store: Store,
         blobs: Blobs,
+        checkpoints: Checkpoints,
         events: Events,
         choices: Choices,
         line: Line,
@@ -41,6 +43,7 @@ class Reports:
     ) -> None:
         """`changed` is called when there may be something to claim, or room for it."""
         self._store, self._blobs, self._events, self._choices = store, blobs, events, choices
+        self._checkpoints = checkpoints
         self._line, self._lives, self._changed = line, lives, changed
         self._retries: set[asyncio.Task[None]] = set()
         self.stale_messages = 0
@@ -68,13 +71,21 @@ class Reports:
                 self._events.tell(session_id, "progress", live.progress)
             case wire.Warned():
                 warning = {"code": message.code, "message": message.message, "field": message.field}
-                await self._warn(live, warning)
+                await self.warn(live, warning)
+            case wire.Checkpoint():
+                self._keep_state(live, message, blob)
             case wire.ImageDone():
                 await self._keep_image(live, message, blob)
             case wire.Ended():
                 await self._end(live, message)
 
-    async def _warn(self, live: Live, warning: dict[str, Any]) -> None:
+    def _keep_state(self, live: Live, message: wire.Checkpoint, state: bytes) -> None:
+        live.usage = message.usage
+        live.has_moved |= message.step > live.resumed.get(message.index, 0)
+        one = Checkpoint(index=message.index, step=message.step, print=live.print, dtype=live.model.dtype, state=state)
+        self._checkpoints.keep(live.session.id, one)
+
+    async def warn(self, live: Live, warning: dict[str, Any]) -> None:
         if warning in live.session.warnings:
             return
         live.session = live.session.having(warnings=(*live.session.warnings, warning))
@@ -101,6 +112,7 @@ class Reports:
             )
             if await self._store.add_image(live.session.id, attempt=live.session.attempt, image=image):
                 live.images[image.index] = image
+                live.usage, live.has_moved = message.usage, True
         except TryLater as error:
             live.store_error = ErrorInfo(code=error.code, message=error.message, phase="storing", retryable=True)
 
@@ -111,11 +123,13 @@ class Reports:
             state, error = State.FAILED, ErrorInfo(code="timeout", message=f"ran longer than {limit:g} s")
         if state is State.SUCCEEDED and live.store_error is not None:
             state, error = State.FAILED, live.store_error
-        await self._finish(live, state, message.usage, error)
+        live.usage = message.usage
+        await self._finish(live, state, error)
         self._changed()
 
-    async def _finish(self, live: Live, state: State, usage: Usage, error: ErrorInfo | None) -> None:
+    async def _finish(self, live: Live, state: State, error: ErrorInfo | None) -> None:
         session_id, attempt, spans = live.session.id, live.session.attempt, live.spans_now()
+        usage = live.usage_so_far
         now = time.time()
 
         async def write() -> None:
@@ -167,11 +181,11 @@ class Reports:
         if live.loads and live.model.executor != "torch":
             why = "a worker was lost while it loaded the faster form"
             self._choices.distrust(live.model.id, live.worker.device, why)
-        losses = live.session.losses + 1
+        losses = 1 if live.has_moved else live.session.losses + 1
         if (losses >= 2 and alone) or losses >= MAX_LOSSES:
             message = f"{losses} workers were lost while they ran it"
             error = ErrorInfo(code="worker_lost", message=message, phase=live.phase)
-            await self._finish(live, State.FAILED, Usage(), error)
+            await self._finish(live, State.FAILED, error)
             return
         await self.requeue(live, losses)
 
@@ -180,7 +194,13 @@ class Reports:
 
         async def write() -> None:
             after = await self._store.requeue(
-                session.id, attempt=session.attempt, cause="worker_lost", losses=losses, spans=spans, now=time.time()
+                session.id,
+                attempt=session.attempt,
+                cause="worker_lost",
+                losses=losses,
+                spans=spans,
+                usage=live.usage_so_far,
+                now=time.time(),
             )
             self._lives.pop(session.id, None)
             if after is not None and after.state is State.QUEUED:
@@ -192,5 +212,6 @@ class Reports:
         await self._insist(write)
 
     def ended(self, session: Session) -> None:
+        self._checkpoints.forget(session.id)
         code = session.error.code if session.error else None
         log.info("session ended", session=session.id, state=str(session.state), code=code, attempt=session.attempt)

@@ -20,6 +20,7 @@ import uvicorn
 from mezzotint import devices
 from mezzotint.assets import Assets
 from mezzotint.catalog import Catalog
+from mezzotint.checkpoints import Checkpoints
 from mezzotint.config import Settings, load_settings
 from mezzotint.dispatcher import Dispatcher
 from mezzotint.errors import BadSetting, ErrorInfo, RunFailure, SetupError
@@ -88,9 +89,14 @@ class Mezzotint:
             choices = Choices(settings.cache, threads, executor=settings.executor, dtype=settings.dtype)
             refs = Refs(catalog)
             estimates = Estimates(measurements, catalog, refs, choices, self.supervisor)
-            self._dispatcher = Dispatcher(store, blobs, refs, self.supervisor, events, choices, keyring.most_running)
+            checkpoints = Checkpoints(settings.data / "checkpoints")
+            self._dispatcher = Dispatcher(
+                store, blobs, checkpoints, refs, self.supervisor, events, choices, keyring.most_running
+            )
             metrics.watch(self.supervisor.seats, self._dispatcher)
             await self._dispatcher.start()
+            checkpoints.start()
+            opened.push_async_callback(checkpoints.stop)
             retention = Retention(store, blobs, events, settings.retention_days)
             retention.start()
             opened.push_async_callback(retention.stop)

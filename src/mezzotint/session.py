@@ -62,14 +62,35 @@ class Progress:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Usage:
+    """What a session has taken, over all its attempts; of one whose worker was lost, up to its last checkpoint."""
+
     peak_memory_bytes: int | None = None
     device_s: float | None = None  # time of the model calls, each shared by rows
     steps_run: int = 0
-    steps_resumed: int = 0
+    steps_resumed: int = 0  # that an attempt found done and did not run again
     batch_rows: dict[str, int] = field(default_factory=dict)  # rows that shared a call, its own too -> calls
     executor: str | None = None  # what ran the model, and in which dtype; None until it has
     dtype: str | None = None
     unknown: dict[str, str] = field(default_factory=dict)
+
+    def plus(self, later: "Usage") -> "Usage":
+        """With a later attempt's; what ran the model is the later one's, if it got so far."""
+        peaks = [one.peak_memory_bytes for one in (self, later) if one.peak_memory_bytes is not None]
+        times = [one.device_s for one in (self, later) if one.device_s is not None]
+        rows = {
+            name: self.batch_rows.get(name, 0) + later.batch_rows.get(name, 0)
+            for name in sorted({*self.batch_rows, *later.batch_rows}, key=int)
+        }
+        return Usage(
+            peak_memory_bytes=max(peaks, default=None),
+            device_s=sum(times) if times else None,
+            steps_run=self.steps_run + later.steps_run,
+            steps_resumed=self.steps_resumed + later.steps_resumed,
+            batch_rows=rows,
+            executor=later.executor or self.executor,
+            dtype=later.dtype or self.dtype,
+            unknown={} if peaks else later.unknown or self.unknown,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

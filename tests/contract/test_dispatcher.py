@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from mezzotint.catalog import Catalog
+from mezzotint.checkpoints import Checkpoints
 from mezzotint.dispatcher import Dispatcher
 from mezzotint.events import Events
 from mezzotint.refs import Refs
@@ -35,7 +36,7 @@ class Worker:
         self._looks -= 1
         return self._looks >= 0
 
-    def send(self, message: wire.ToWorker) -> None:
+    def send(self, message: wire.ToWorker, blob: bytes = b"") -> None:
         self.sent.append(message)
 
 
@@ -46,7 +47,9 @@ async def test_a_session_that_comes_as_its_worker_dies_goes_to_the_next(tmp_path
     supervisor: Any = SimpleNamespace(ready=lambda: [dying] if dying._looks > 0 else [dying, next_one])
     store = await Store.open(f"sqlite+aiosqlite:///{tmp_path / 'db'}")
     blobs, choices = Blobs(tmp_path / "sessions"), Choices(tmp_path, 1)
-    dispatcher = Dispatcher(store, blobs, Refs(catalog), supervisor, Events(), choices)
+    dispatcher = Dispatcher(
+        store, blobs, Checkpoints(tmp_path / "checkpoints"), Refs(catalog), supervisor, Events(), choices
+    )
     await dispatcher.start()
     try:
         await dispatcher.accept("ses_1", Resolved(request=request(), warnings=()))

@@ -57,6 +57,7 @@ async def test_keys_need_a_schema_which_is_made_where_no_server_has(backend: Bac
         backend.raw(f"DROP TABLE {table}")
     backend.raw("DROP INDEX sessions_by_owner")
     backend.raw("ALTER TABLE sessions DROP COLUMN owner")
+    backend.raw("ALTER TABLE transitions DROP COLUMN steps_resumed")
     backend.raw("UPDATE alembic_version SET version_num = '0004'")
     await beside.bring_up(backend.url)
     key, _ = await make(backend)

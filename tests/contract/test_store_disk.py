@@ -161,7 +161,8 @@ def make_first_schema(backend: Backend) -> None:
     for index in ("sessions_by_end", "sessions_by_owner"):
         backend.raw(f"DROP INDEX {index}")
     backend.raw("ALTER TABLE sessions DROP COLUMN owner")
-    backend.raw("ALTER TABLE transitions DROP COLUMN device")
+    for column in ("device", "steps_resumed"):
+        backend.raw(f"ALTER TABLE transitions DROP COLUMN {column}")
     backend.raw("UPDATE alembic_version SET version_num = '0001'")
     for state in State:
         names = "id, state, type, model, priority, created_at, request, spans, usage, warnings"

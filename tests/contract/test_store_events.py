@@ -169,9 +169,17 @@ async def test_attempts_tell_where_and_how_long_each_was(store: Store) -> None:
     assert await store.attempts(ID) == await store.attempts("\0") == []
     await store.claim(ID, worker="w0", device="cpu:0", now=10.0)
     await requeue(store)
-    await store.claim(ID, worker="w1", device="cuda:0", now=400.0)
-    running_one = Attempt(number=2, device="cuda:0", started_at=400.0)
-    lost = Attempt(number=1, device="cpu:0", started_at=10.0, ended_at=300.0, ended_as=QUEUED, cause="worker_lost")
+    await store.claim(ID, worker="w1", device="cuda:0", now=400.0, steps_resumed=7)
+    running_one = Attempt(number=2, device="cuda:0", started_at=400.0, steps_resumed=7)
+    lost = Attempt(
+        number=1,
+        device="cpu:0",
+        started_at=10.0,
+        ended_at=300.0,
+        ended_as=QUEUED,
+        cause="worker_lost",
+        steps_resumed=0,
+    )
     assert await store.attempts(ID) == [lost, running_one]
     await finish(store, SUCCEEDED, attempt=2)
     ended = dataclasses.replace(running_one, ended_at=300.0, ended_as=SUCCEEDED, cause="succeeded")

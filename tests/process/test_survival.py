@@ -48,14 +48,14 @@ def test_a_session_that_keeps_losing_its_worker_is_blamed_and_others_are_not(own
     poison = server.client.submit(prompt="poison", steps=1000, seed=1, priority=9)["id"]
     mate = server.client.submit(prompt="mate", steps=40, seed=2)["id"]
 
-    def denoising() -> bool:
-        session = server.client.session(poison)
-        return bool(session["state"] == "running" and session["progress"]["step"] > 0)
+    def runs(session_id: str, attempt: int) -> bool:
+        session = server.client.session(session_id)
+        return bool(session["state"] == "running" and session["attempt"] == attempt)
 
-    for _ in range(2):  # together, then alone
-        wait_for(denoising, 60)
-        os.kill(server.worker_pid(), signal.SIGKILL)
-        wait_for(lambda: not denoising(), 10)
+    wait_for(lambda: runs(poison, 1) and runs(mate, 1), 60)
+    os.kill(server.worker_pid(), signal.SIGKILL)
+    wait_for(lambda: runs(poison, 2), 60)  # alone, and lost again before a step of it is kept
+    os.kill(server.worker_pid(), signal.SIGKILL)
     ended = server.client.wait(poison)
     assert (ended["state"], ended["error"]["code"]) == ("failed", "worker_lost")
     assert server.client.wait(mate)["state"] == "succeeded"

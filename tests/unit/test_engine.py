@@ -2,7 +2,7 @@
 
 import gc
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,15 +123,31 @@ class Rig:
         self.told: list[Event] = []
 
     def submit(
-        self, session_id: str, asked: Request | None = None, *, model: str = "tiny", loras: tuple[str, ...] = ()
+        self,
+        session_id: str,
+        asked: Request | None = None,
+        *,
+        model: str = "tiny",
+        loras: tuple[str, ...] = (),
+        done: tuple[int, ...] = (),
+        states: Mapping[int, bytes] | None = None,
     ) -> None:
         asked = asked or request(loras=tuple(LoraUse(name=name, scale=1.0) for name in loras))
         refs = tuple(ref(name, "lora") for name in loras)
-        self.engine.submit(wire.Submit(session_id=session_id, attempt=1, request=asked, model=ref(model), loras=refs))
+        submit = wire.Submit(session_id=session_id, attempt=1, request=asked, model=ref(model), loras=refs, done=done)
+        self.engine.submit(submit, states or {})
 
     def step(self, times: int = 1) -> None:
         for _ in range(times):
             self.told += self.engine.step()
+
+    def states(self, session_id: str) -> dict[int, bytes]:
+        """The newest of each image."""
+        return {
+            one.index: blob
+            for one, blob in self.told
+            if isinstance(one, wire.Checkpoint) and one.session_id == session_id
+        }
 
     def run(self) -> None:
         for _ in range(10_000):
@@ -475,3 +491,77 @@ def test_two_models_take_turns(rig: Rig) -> None:
     both = order[order.index("m1") :]
     runs = [len(part) for part in "".join(name[1] for name in both).replace("01", "0 1").replace("10", "1 0").split()]
     assert max(runs[:20]) <= 2
+
+
+def test_checkpoints_are_told_now_and_then_and_only_of_what_moved(rig: Rig) -> None:
+    rig.submit("a", request(num_inference_steps=20, num_images=6, guidance_scale=5.0))  # twelve rows, eight a call
+    rig.step(3)
+    assert sorted(rig.states("a")) == [0, 1, 2, 3], "after the first call, of those that were in it"
+    rig.told.clear()
+    rig.step()
+    assert rig.states("a") == {}
+    rig.now += 0.25
+    rig.step()
+    found = rig.of("a", wire.Checkpoint)
+    assert {one.index for one in found} <= set(range(6))
+    assert all(one.step > 0 for one in found)
+
+
+def test_a_session_goes_on_from_its_checkpoint_and_says_how_much_that_saved(rig: Rig) -> None:
+    asked = request(num_inference_steps=10, scheduler="euler_ancestral", num_images=2)
+    rig.submit("a", asked)
+    rig.step(6)
+    rig.now += 1
+    rig.step()
+    step = rig.of("a", wire.Checkpoint)[-1].step
+    kept = {0: rig.states("a")[0]}
+    rig.run()
+    told = rig.of("a", wire.Ended)[0].usage
+    assert (told.steps_run, told.steps_resumed) == (20, 0)
+
+    again = Rig()
+    again.submit("a", asked, states=kept)
+    again.run()
+    assert again.outcome("a") == "succeeded"
+    usage = again.of("a", wire.Ended)[0].usage
+    assert 0 < usage.steps_resumed == step < 10
+    assert usage.steps_run == 20 - step
+    assert [one.index for one in again.of("a", wire.ImageDone)] == [0, 1]
+
+
+def test_images_that_are_stored_are_not_drawn_again(rig: Rig) -> None:
+    rig.submit("a", request(num_inference_steps=4, num_images=3), done=(0, 2))
+    rig.run()
+    assert [one.index for one in rig.of("a", wire.ImageDone)] == [1]
+    usage = rig.of("a", wire.Ended)[0].usage
+    assert (usage.steps_run, usage.steps_resumed) == (4, 8)
+    assert [(one.done, one.total) for one in rig.of("a", wire.Progress)][-1] == (12, 12)
+
+
+def test_a_session_whose_images_are_all_stored_only_ends(rig: Rig) -> None:
+    rig.submit("a", request(num_images=2), done=(0, 1))
+    rig.run()
+    assert (rig.outcome("a"), rig.loads, rig.toy.calls) == ("succeeded", [], [])
+
+
+def test_an_image_that_is_denoised_is_only_decoded(rig: Rig) -> None:
+    asked = request(num_inference_steps=3)
+    rig.submit("a", asked)
+    rig.now -= 1
+    for _ in range(5):
+        rig.now += 1
+        rig.step()
+    states = rig.states("a")
+    again = Rig()
+    again.submit("a", asked, states=states)
+    again.run()
+    assert (again.outcome("a"), again.toy.calls) == ("succeeded", [])
+    assert "decoding" in [one.phase for one in again.of("a", wire.Phase)]
+
+
+def test_a_checkpoint_that_cannot_be_read_costs_steps_and_a_warning(rig: Rig) -> None:
+    rig.submit("a", request(num_inference_steps=4), states={0: b"torn"})
+    rig.run()
+    assert rig.outcome("a") == "succeeded"
+    assert [one.code for one in rig.of("a", wire.Warned)] == ["checkpoint_unreadable"]
+    assert rig.of("a", wire.Ended)[0].usage.steps_run == 4

@@ -65,6 +65,7 @@ ALLOWED: dict[str, set[str]] = {
     "estimates": {
         "catalog", "costs", "errors", "families.table", "measurements", "refs", "request", "tuning", "workers",
     },
+    "checkpoints": {"errors", "frames", "profiles", "request", "store.blobs", "workers.wire"},
     "tuning": {"catalog", "children", "profiles", "refs", "workers"},
     "workers.limits": set(),
     "workers.local": {"children", "workers"},
@@ -78,10 +79,10 @@ ALLOWED: dict[str, set[str]] = {
     "devices": {"workers.base"},
     "line": {"session"},
     "live": {"errors", "session", "workers"},
-    "reports": {"errors", "events", "line", "live", "session", "store", "tuning", "workers"},
+    "reports": {"checkpoints", "errors", "events", "line", "live", "session", "store", "tuning", "workers"},
     "dispatcher": {
-        "errors", "estimates", "events", "line", "live", "refs", "reports", "request", "session", "store", "tuning",
-        "workers",
+        "checkpoints", "errors", "estimates", "events", "line", "live", "refs", "reports", "request", "session",
+        "store", "tuning", "workers",
     },
     "operations": {
         "", "advice", "assets", "bodies", "callers", "capabilities", "catalog", "config", "devices", "dispatcher",
@@ -92,8 +93,8 @@ ALLOWED: dict[str, set[str]] = {
     "retention": {"errors", "events", "store"},
     "doctor": {"", "catalog", "config", "devices"},
     "server": {
-        "", "api.app", "assets", "catalog", "config", "devices", "dispatcher", "errors", "estimates", "events",
-        "keyring", "measurements", "metrics", "operations", "quotas", "refs", "retention", "session", "store",
+        "", "api.app", "assets", "catalog", "config", "checkpoints", "devices", "dispatcher", "errors", "estimates",
+        "events", "keyring", "measurements", "metrics", "operations", "quotas", "refs", "retention", "session", "store",
         "tuning", "workers.base", "workers.limits",
         "webhooks",
     },

@@ -6,14 +6,15 @@ is bounded: at most one load or encoding, one decoding and one model call.
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 
 import msgspec
 import torch
 from torch import Tensor
 
-from mezzotint.engine import inputs, prepare
+from mezzotint.engine import inputs, prepare, snapshot
 from mezzotint.engine.batching import Batch, pick_batch
 from mezzotint.engine.inputs import Pictures
 from mezzotint.engine.limits import MAX_ROWS, Limits
@@ -24,7 +25,6 @@ from mezzotint.engine.trajectory import BatchKey, Running, Trajectory
 from mezzotint.errors import ErrorInfo
 from mezzotint.families.base import Conditioning, Family, Prompt, Rows
 from mezzotint.families.lora import LoraSet
-from mezzotint.session import Usage
 from mezzotint.workers import wire
 
 log = logging.getLogger(__name__)
@@ -32,6 +32,7 @@ log = logging.getLogger(__name__)
 Event = tuple[wire.FromWorker, bytes]
 
 MAX_CONDITIONINGS = 128
+CHECK_S = 0.25  # between two checkpoints of a session
 
 
 class Engine:
@@ -82,9 +83,11 @@ class Engine:
         self._watch.know(known.things)
         self.limits.know(known.things)
 
-    def submit(self, submit: wire.Submit) -> None:
-        """Take a session. It joins the batch at a later step boundary."""
-        self._sessions[submit.session_id] = Running(submit=submit, stage="loading")
+    def submit(self, submit: wire.Submit, states: Mapping[int, bytes] = MappingProxyType({})) -> None:
+        """Take a session. It joins the batch at a later step boundary; images with a state go on from there."""
+        steps_done = len(submit.done) * submit.request.steps
+        running = Running(submit=submit, stage="loading", states=states, steps_done=steps_done)
+        self._sessions[submit.session_id] = running
 
     def load(self, model: wire.ModelRef) -> None:
         """Load ahead of need. What cannot be loaded is told to the session that asks for it."""
@@ -136,6 +139,8 @@ class Engine:
 
     def _admit_one(self, running: Running) -> list[Event]:
         """Announce a load, bring one part of it each time, or encode and start."""
+        if len(running.submit.done) == running.submit.request.num_images:
+            return self._end(running, "succeeded")  # its worker was lost between its last picture and its end
         missing = self._residents.missing(running.submit)
         if missing and running.phase != "loading":
             return self._announce(running, "loading")
@@ -149,7 +154,8 @@ class Engine:
             announced = self._announce(running, "encoding")
             warnings = self._prepare(running)
             running.stage = "denoising"
-            return announced + warnings + self._announce(running, "denoising")
+            is_drawn = all(one.sampler.done for one in running.trajectories)
+            return announced + warnings + self._announce(running, "decoding" if is_drawn else "denoising")
         except Exception as error:
             if is_memory(error):
                 return self._give_way(running, f"not enough memory for {running.stage}")
@@ -181,23 +187,38 @@ class Engine:
             pictures=running.pictures,
             nets=[self._residents.controlnet(submit.model, ref) for ref in submit.controlnets],
             loras=loras,
+            done=submit.done,
         )
         if submit.inputs:
             with self._watch.time(_work("pictures", prepare.key(parts, 0))):
                 running.trajectories = prepare.trajectories(parts)
         else:
             running.trajectories = prepare.trajectories(parts)
-        if not (text.cut or (negative is not None and negative.cut)):
-            return []
-        message = "the prompt is longer than the encoder's windows; the rest was left out"
-        warned = wire.Warned(
-            session_id=running.id,
-            attempt=submit.attempt,
-            code="prompt_cut",
-            message=message,
-            field="prompt",
-        )
-        return [(warned, b"")]
+        warnings = self._put_back(running)
+        if text.cut or (negative is not None and negative.cut):
+            message = "the prompt is longer than the encoder's windows; the rest was left out"
+            warnings += self._warn(running, "prompt_cut", message, field="prompt")
+        return warnings
+
+    def _put_back(self, running: Running) -> list[Event]:
+        """Bring images to where an earlier attempt left them."""
+        warnings: list[Event] = []
+        for trajectory in running.trajectories:
+            if (state := running.states.get(trajectory.index)) is None:
+                continue
+            try:
+                snapshot.put_back(trajectory, state)
+            except snapshot.Unreadable as error:
+                log.warning("session %s, image %d begins anew: %s", running.id, trajectory.index, error)
+                message = f"what was kept of image {trajectory.index} cannot be read; it begins at its first step"
+                warnings += self._warn(running, "checkpoint_unreadable", message)
+        running.states = MappingProxyType({})
+        running.steps_resumed = running.steps_so_far
+        return warnings
+
+    def _warn(self, running: Running, code: str, message: str, field: str | None = None) -> list[Event]:
+        attempt = running.submit.attempt
+        return [(wire.Warned(session_id=running.id, attempt=attempt, code=code, message=message, field=field), b"")]
 
     def _texts(self, running: Running, family: Family, loras: LoraSet) -> tuple[Conditioning, Conditioning | None]:
         """The prompt and, with guidance, the negative one, both as long as the longer."""
@@ -312,13 +333,35 @@ class Engine:
                 image_index=lowest.index,
                 step=lowest.sampler.step,
                 steps=request.steps,
-                done=running.steps_run,
+                done=running.steps_so_far,
                 total=request.steps * request.num_images,
                 call=self._calls,
             )
             events.append((progress, b""))
+            events += self._check(running)
             if all(one.sampler.done for one in running.trajectories):
                 events += self._announce(running, "decoding")
+        return events
+
+    def _check(self, running: Running) -> list[Event]:
+        """The state of each image that has moved, now and then."""
+        now = self._clock()
+        if running.checked_at is not None and now - running.checked_at < CHECK_S:
+            return []
+        running.checked_at = now
+        events: list[Event] = []
+        for trajectory in running.trajectories:
+            if trajectory.sampler.calls == trajectory.checked_calls:
+                continue
+            trajectory.checked_calls = trajectory.sampler.calls
+            told = wire.Checkpoint(
+                session_id=running.id,
+                attempt=running.submit.attempt,
+                index=trajectory.index,
+                step=trajectory.sampler.step,
+                usage=running.usage(),
+            )
+            events.append((told, snapshot.take(trajectory)))
         return events
 
     # ---- pictures out
@@ -365,6 +408,7 @@ class Engine:
             height=pixels.shape[0],
             format=submit.request.output.format,
             thumbnail_bytes=len(thumbnail),
+            usage=running.usage(),
         )
         events: list[Event] = [(image, file + thumbnail)]
         if not running.trajectories:
@@ -378,17 +422,7 @@ class Engine:
     def _end(self, running: Running, outcome: str, error: ErrorInfo | None = None) -> list[Event]:
         del self._sessions[running.id]
         self._ends += 1
-        unknown = {} if running.peak_bytes else {"peak_memory_bytes": "no step of it ran, or the system does not tell"}
-        ran = running.executor
-        usage = Usage(
-            peak_memory_bytes=running.peak_bytes,
-            device_s=running.device_s,
-            steps_run=running.steps_run,
-            batch_rows={str(rows): calls for rows, calls in sorted(running.batch_rows.items())},
-            executor=ran.name if ran else None,
-            dtype=ran.dtype if ran else None,
-            unknown=unknown,
-        )
+        usage = running.usage()
         attempt = running.submit.attempt
         ended = wire.Ended(session_id=running.id, attempt=attempt, outcome=outcome, usage=usage, error=error)
         return [(ended, b"")]

@@ -32,12 +32,13 @@ class Parts:
     pictures: Pictures
     nets: Sequence[ControlNet]
     loras: LoraSet
+    done: Sequence[int] = ()  # images that need not be drawn any more
 
 
 def trajectories(parts: Parts) -> list[Trajectory]:
-    """One for each image of the request, at its first step."""
+    """One for each image that is to be drawn, at its first step."""
     encoded = _Encoded(parts.family, parts.pictures)
-    return [_trajectory(parts, encoded, index) for index in range(parts.request.num_images)]
+    return [_trajectory(parts, encoded, index) for index in range(parts.request.num_images) if index not in parts.done]
 
 
 class _Encoded:

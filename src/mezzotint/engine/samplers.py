@@ -32,6 +32,7 @@ class Sampler:
         self.steps = request.steps
         self.calls = 0
         self.total = len(self._timesteps)
+        self._first = {name: _copy(value) for name, value in vars(self._scheduler).items()}
 
     def draw(self, shape: tuple[int, ...]) -> Tensor:
         """Seeded normal noise. The order of draws decides the picture: it is the pipelines' own."""
@@ -72,6 +73,49 @@ class Sampler:
         moved: Tensor = self._scheduler.step(output, self.timestep, latents, **options)[0]
         self.calls += 1
         return moved
+
+    def state(self) -> dict[str, Any]:
+        """All that has changed since it was made, as numbers, lists and tensors; `restore` of one made alike."""
+        now = vars(self._scheduler)
+        changed = {
+            name: _copy(value) for name, value in now.items() if not _same(value, self._first.get(name, _ABSENT))
+        }
+        for name in _REBUILT:
+            changed.pop(name, None)
+        return {
+            "kind": type(self._scheduler).__name__,
+            "calls": self.calls,
+            "generator": self._generator.get_state(),
+            "scheduler": changed,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Raises KeyError, TypeError or ValueError for what is no state of such a sampler; then nothing has changed."""
+        calls, generator, changed = state["calls"], state["generator"], state["scheduler"]
+        if state["kind"] != type(self._scheduler).__name__ or not 0 <= calls <= self.total:
+            raise ValueError("it is of another sampler")
+        try:
+            self._generator.set_state(generator)
+        except RuntimeError as error:
+            raise ValueError("it is no state of a generator") from error
+        vars(self._scheduler).update(changed)
+        self.calls = calls
+
+
+# A tree of noise, grown from its seed: it gives the same noise wherever it is asked first.
+_REBUILT = ("noise_sampler",)
+_ABSENT = object()
+
+
+def _copy(value: Any) -> Any:
+    """As it is now: schedulers write into their lists, never into their tensors."""
+    return list(value) if isinstance(value, list) else value
+
+
+def _same(value: Any, first: Any) -> bool:
+    if isinstance(value, list) and isinstance(first, list):
+        return len(value) == len(first) and all(map(_same, value, first))
+    return value is first or (isinstance(value, int | float | str) and type(value) is type(first) and value == first)
 
 
 def _options(request: Request, config: dict[str, Any], seed: int) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The tensors of one image while it denoises, and the session it belongs to. Must not run a model."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -8,6 +9,7 @@ from mezzotint.engine.inputs import Pictures
 from mezzotint.engine.samplers import Sampler
 from mezzotint.families.base import Conditioning, Control, ControlNet, Executor, Family
 from mezzotint.families.lora import LoraSet
+from mezzotint.session import Usage
 from mezzotint.workers.wire import Submit
 
 
@@ -68,6 +70,7 @@ class Trajectory:
     loras: LoraSet = ()
     controls: tuple[ControlPlan, ...] = ()
     waited: int = 0  # batches of its key that ran without it
+    checked_calls: int = 0  # of its sampler, when its state was last taken
 
     @property
     def rows(self) -> int:
@@ -113,7 +116,10 @@ class Running:
     stage: str  # "loading", "encoding", "denoising": what to do for it next, or is being done
     pictures: Pictures | None = None
     trajectories: list[Trajectory] = field(default_factory=list)  # those not decoded yet, lowest index first
+    states: Mapping[int, bytes] = field(default_factory=dict)  # by image: where it goes on, until it is prepared
     steps_done: int = 0  # of images that are decoded
+    steps_resumed: int = 0  # done in earlier attempts
+    checked_at: float | None = None  # when states were last taken
     device_s: float = 0.0
     peak_bytes: int | None = None  # of the worker while its calls ran
     batch_rows: dict[int, int] = field(default_factory=dict)  # rows of a call -> how many of its calls had so many
@@ -136,5 +142,20 @@ class Running:
             self.peak_bytes = max(peak_bytes, self.peak_bytes or 0)
 
     @property
-    def steps_run(self) -> int:
+    def steps_so_far(self) -> int:
+        """Requested steps of all its images that are done, in this attempt or before it."""
         return self.steps_done + sum(trajectory.sampler.step for trajectory in self.trajectories)
+
+    def usage(self) -> Usage:
+        """What this attempt has taken so far."""
+        unknown = {} if self.peak_bytes else {"peak_memory_bytes": "no step of it ran, or the system does not tell"}
+        return Usage(
+            peak_memory_bytes=self.peak_bytes,
+            device_s=self.device_s,
+            steps_run=self.steps_so_far - self.steps_resumed,
+            steps_resumed=self.steps_resumed,
+            batch_rows={str(rows): calls for rows, calls in sorted(self.batch_rows.items())},
+            executor=self.executor.name if self.executor else None,
+            dtype=self.executor.dtype if self.executor else None,
+            unknown=unknown,
+        )

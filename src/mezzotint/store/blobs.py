@@ -16,7 +16,7 @@ from mezzotint.errors import TryLater
 _ID = re.compile(r"[A-Za-z0-9_]{1,64}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _THUMBNAIL = ".webp"
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class Blobs:
@@ -80,13 +80,13 @@ class Blobs:
         temporary = folder / f".{secrets.token_hex(8)}.tmp"
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _sync_folder(self._root)
+            sync_folder(self._root)
             _write(temporary, data)
             temporary.rename(folder / sha256)
-            _sync_folder(folder)
+            sync_folder(folder)
         except OSError as error:
             temporary.unlink(missing_ok=True)
-            if error.errno not in _FULL:
+            if error.errno not in FULL:
                 raise
             message = "the disk that holds the pictures is full; free some space"
             raise TryLater(message, code="storage_full", retry_after_s=10) from error
@@ -110,7 +110,7 @@ def _replace(path: Path, data: bytes) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make the folder's own entries survive a power cut; fsync of a file does not promise its name."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

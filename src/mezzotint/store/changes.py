@@ -36,6 +36,7 @@ class Change:
     after: State
     cause: str
     now: float
+    steps_resumed: int | None = None  # of a claim
 
 
 async def move(work: Work, change: Change, *guards: ColumnElement[bool], **values: Any) -> Session | None:
@@ -60,6 +61,7 @@ async def move(work: Work, change: Change, *guards: ColumnElement[bool], **value
         "attempt": attempt,
         "cause": change.cause,
         "device": values.get("device"),
+        "steps_resumed": change.steps_resumed,
         "at": change.now,
     }
     await work.connection.execute(insert(transitions).values(note))

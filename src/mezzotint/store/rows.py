@@ -24,6 +24,7 @@ class Transition:
     cause: str
     at: float
     device: str | None  # of a claim
+    steps_resumed: int | None  # of a claim
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,6 +34,7 @@ class Attempt:
     number: int  # from 1
     device: str | None  # None: from before it was recorded
     started_at: float
+    steps_resumed: int | None = None  # done before it; None: from before it was recorded
     ended_at: float | None = None  # None: it runs
     ended_as: State | None = None
     cause: str | None = None
@@ -146,6 +148,7 @@ def transition(row: Row[Any]) -> Transition:
         cause=row.cause,
         at=row.at,
         device=row.device,
+        steps_resumed=row.steps_resumed,
     )
 
 
@@ -154,7 +157,14 @@ def attempts(history: Iterable[Transition]) -> list[Attempt]:
     found: list[Attempt] = []
     for change in history:
         if change.to_state is State.RUNNING:
-            found.append(Attempt(number=change.attempt, device=change.device, started_at=change.at))
+            found.append(
+                Attempt(
+                    number=change.attempt,
+                    device=change.device,
+                    started_at=change.at,
+                    steps_resumed=change.steps_resumed,
+                )
+            )
         elif change.from_state is State.RUNNING:
             found[-1] = replace(found[-1], ended_at=change.at, ended_as=change.to_state, cause=change.cause)
     return found

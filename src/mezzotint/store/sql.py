@@ -208,9 +208,12 @@ class Store:
             self._events.begin(above)
 
     @_unbroken
-    async def claim(self, session_id: str, *, worker: str, device: str, now: float) -> Session | None:
-        """Queued to running, as a new attempt. What has never started and is past its time expires instead: None."""
-        change = Change(session_id, State.QUEUED, State.RUNNING, "claimed", now)
+    async def claim(
+        self, session_id: str, *, worker: str, device: str, now: float, steps_resumed: int = 0
+    ) -> Session | None:
+        """Queued to running, as a new attempt that goes on from so many steps. What has never started and is past its
+        time expires instead: None."""
+        change = Change(session_id, State.QUEUED, State.RUNNING, "claimed", now, steps_resumed)
         started_at = func.coalesce(sessions.c.started_at, now)
         values = {"attempt": sessions.c.attempt + 1, "worker": worker, "device": device, "started_at": started_at}
         async with self._database.write() as work:
@@ -223,13 +226,25 @@ class Store:
 
     @_unbroken
     async def requeue(
-        self, session_id: str, *, attempt: int, cause: str, losses: int, spans: Mapping[str, float], now: float
+        self,
+        session_id: str,
+        *,
+        attempt: int,
+        cause: str,
+        losses: int,
+        spans: Mapping[str, float],
+        now: float,
+        usage: Usage | None = None,
     ) -> Session | None:
-        """Running back to queued, in its old place; or to where a pending cancel or pause wants it."""
+        """Running back to queued, in its old place; or to where a pending cancel or pause wants it. `usage` of None
+        leaves it as it is."""
+        values: dict[str, Any] = {"losses": losses, "spans": dict(spans)}
+        if usage is not None:
+            values["usage"] = usage
         async with self._database.write() as work:
             after = await after_running(work.connection, session_id)
             change = Change(session_id, State.RUNNING, after, cause, now)
-            return await move(work, change, owned(attempt), losses=losses, spans=dict(spans))
+            return await move(work, change, owned(attempt), **values)
 
     @_unbroken
     async def finish(

@@ -101,6 +101,7 @@ transitions = Table(
     Column("attempt", Integer, nullable=False),
     Column("cause", Text, nullable=False),
     Column("device", Text),  # of a claim
+    Column("steps_resumed", Integer),  # of a claim: done in earlier attempts and not to be run again
     Column("at", Double, nullable=False),
 )
 

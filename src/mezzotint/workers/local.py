@@ -81,10 +81,10 @@ class LocalWorker:
         worker._listening = asyncio.create_task(worker._listen(on_message, on_end), name=f"{worker_id} listen")
         return worker
 
-    def send(self, message: wire.ToWorker) -> None:
+    def send(self, message: wire.ToWorker, blob: bytes = b"") -> None:
         """Queue a message. Lost without an error when the worker is dying: `on_end` follows."""
         if not self._writer.is_closing():
-            self._writer.write(wire.frame(message))
+            self._writer.write(wire.frame(message, blob))
 
     def kill(self) -> None:
         """SIGKILL. `on_end` follows."""

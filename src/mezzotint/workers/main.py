@@ -53,7 +53,7 @@ class Worker:
         self._device_id = device
         self._threads, self._memory_bytes = threads, memory_bytes
         self._sending = threading.Lock()
-        self._inbox: queue.SimpleQueue[wire.ToWorker | None] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[tuple[wire.ToWorker, bytes] | None] = queue.SimpleQueue()
         self._engine: Engine | None = None
         self._refused: dict[str, str] = {}  # model -> why torch float32 runs it though another was wanted
         self._moved = time.monotonic()
@@ -66,7 +66,9 @@ class Worker:
             while engine.idle or not self._inbox.empty():
                 taken = self._inbox.get()
                 self._moved = time.monotonic()
-                self._take(engine, taken)
+                if taken is None:
+                    os._exit(0)
+                self._take(engine, *taken)
             for message, blob in engine.step():
                 self.send(message, blob)
             self._moved = time.monotonic()
@@ -78,30 +80,30 @@ class Worker:
             except OSError:
                 os._exit(0)  # the API process is gone; nobody is left to tell
 
-    def _take(self, engine: "Engine", message: wire.ToWorker | None) -> None:
+    def _take(self, engine: "Engine", message: wire.ToWorker, blob: bytes) -> None:
         match message:
             case wire.Submit():
-                engine.submit(message)
+                engine.submit(message, wire.states(message, blob))
             case wire.Cancel():
                 engine.cancel(message.session_id, message.attempt)
             case wire.Load():
                 engine.load(message.model)
             case wire.Known():
                 engine.know(message)
-            case wire.Stop() | None:
+            case wire.Stop():
                 os._exit(0)  # interpreter teardown with torch takes a second and frees nothing that exit does not
 
     def _read(self) -> None:
         while True:
             try:
-                message = wire.receive_to_worker(self._connection)
+                received = wire.receive_to_worker(self._connection)
             except (OSError, wire.WireError):
                 log.exception("the API process cannot be understood")
-                message = None
-            if message is None and self._engine is None:
+                received = None
+            if received is None and self._engine is None:
                 os._exit(0)
-            self._inbox.put(message)
-            if message is None:
+            self._inbox.put(received)
+            if received is None:
                 # A model call can take long, and nobody waits for its result any more.
                 time.sleep(0.2)
                 os._exit(0)

@@ -1,6 +1,7 @@
 """Every message between the API process and a worker, both ways. Must not import torch or pickle.
 
-Each side knows the other's exact version: `Hello` carries it first. A frame's blob is a finished picture.
+Each side knows the other's exact version: `Hello` carries it first. A frame's blob is a finished picture, or the state
+of unfinished ones, which nobody but a worker reads.
 """
 
 import socket
@@ -14,7 +15,7 @@ from mezzotint.frames import WireError as WireError
 from mezzotint.request import Request
 from mezzotint.session import Usage
 
-VERSION = 3
+VERSION = 4
 MAX_MESSAGE_BYTES = 8 << 20
 
 
@@ -57,6 +58,8 @@ class ModelRef(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Submit(_Message, frozen=True, kw_only=True, tag="submit"):
+    """Run a session. The blob holds the states of `states`, one behind the other."""
+
     session_id: str
     attempt: int
     request: Request
@@ -64,6 +67,8 @@ class Submit(_Message, frozen=True, kw_only=True, tag="submit"):
     controlnets: tuple[ModelRef, ...] = ()  # in the order of the request's
     loras: tuple[ModelRef, ...] = ()
     inputs: dict[str, str] = {}  # a picture's field, such as "controlnets[0].image" -> its normalised PNG
+    done: tuple[int, ...] = ()  # images that are stored already
+    states: tuple[tuple[int, int], ...] = ()  # image and length of its state: it goes on from there
 
 
 class Cancel(_Message, frozen=True, kw_only=True, tag="cancel"):
@@ -155,8 +160,19 @@ class Progress(_Message, frozen=True, kw_only=True, tag="progress"):
     call: int  # which of the worker's model calls it was, from 1; sessions of one call shared it
 
 
+class Checkpoint(_Message, frozen=True, kw_only=True, tag="checkpoint"):
+    """The state of one image, in the blob. `usage` is that of the attempt so far."""
+
+    session_id: str
+    attempt: int
+    index: int
+    step: int  # requested steps of this image that are done
+    usage: Usage
+
+
 class ImageDone(_Message, frozen=True, kw_only=True, tag="image"):
-    """One finished picture; the frame's blob is its file and then its thumbnail, a WebP, of so many bytes."""
+    """One finished picture; the frame's blob is its file and then its thumbnail, a WebP, of so many bytes. `usage` is
+    that of the attempt so far."""
 
     session_id: str
     attempt: int
@@ -166,6 +182,7 @@ class ImageDone(_Message, frozen=True, kw_only=True, tag="image"):
     height: int
     format: str
     thumbnail_bytes: int
+    usage: Usage
 
 
 class Warned(_Message, frozen=True, kw_only=True, tag="warned"):
@@ -203,7 +220,7 @@ class DeviceFailed(_Message, frozen=True, kw_only=True, tag="device_failed"):
 
 
 ToWorker = Submit | Cancel | Load | Known | Stop
-FromWorker = Hello | Heartbeat | Phase | Progress | ImageDone | Warned | Ended | Measured | DeviceFailed
+FromWorker = Hello | Heartbeat | Phase | Progress | Checkpoint | ImageDone | Warned | Ended | Measured | DeviceFailed
 
 _encoder = msgspec.msgpack.Encoder()
 _to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
@@ -224,7 +241,16 @@ def decode_from_worker(body: bytes) -> FromWorker:
     return message
 
 
-def receive_to_worker(connection: socket.socket) -> ToWorker | None:
+def receive_to_worker(connection: socket.socket) -> tuple[ToWorker, bytes] | None:
     """Block for the next message in a worker. None: the API process is gone."""
     received = frames.receive(connection, MAX_MESSAGE_BYTES)
-    return None if received is None else frames.decode(_to_worker, received[0])
+    return None if received is None else (frames.decode(_to_worker, received[0]), received[1])
+
+
+def states(submit: Submit, blob: bytes) -> dict[int, bytes]:
+    """The states that came with a Submit, by image."""
+    found, start = {}, 0
+    for index, length in submit.states:
+        found[index] = blob[start : start + length]
+        start += length
+    return found
