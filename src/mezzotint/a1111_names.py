@@ -6,6 +6,8 @@ from typing import Any
 
 from mezzotint.families.table import SCHEDULER_OPTIONS
 
+PREVIEW_EVERY_STEPS = 5  # how often a session of this dialect shows its image on its way
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SamplerName:

@@ -22,7 +22,7 @@ from mezzotint.live import Live, Lives
 from mezzotint.refs import Refs
 from mezzotint.reports import Reports
 from mezzotint.request import Request, Resolved
-from mezzotint.session import Progress, Session, State
+from mezzotint.session import Preview, Progress, Session, State
 from mezzotint.store.blobs import Blobs
 from mezzotint.store.rows import Once
 from mezzotint.store.sql import Store
@@ -166,6 +166,11 @@ class Dispatcher:
         if (waiting := self._line.get(session.id)) is not None and session.state is State.QUEUED:
             return session.having(queue_position=self._line.position(session), spans=waiting.spans_now())
         return session
+
+    def preview(self, session_id: str) -> Preview | None:
+        """How a running session's image looks on its way, if it was asked to be shown and has been."""
+        live = self._lives.get(session_id)
+        return None if live is None else live.preview
 
     def sessions_on(self, device: str) -> list[str]:
         return [live.session.id for live in self._lives.values() if live.worker.device == device]

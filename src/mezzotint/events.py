@@ -12,6 +12,7 @@ _T = TypeVar("_T")
 KEPT = 1000  # events of a session that can be replayed
 KEPT_ENDED = 2000  # ended sessions whose events are still in memory
 BACKLOG = 256  # events that a listener may be behind
+BACKLOG_OF_PREVIEWS = 16  # events that a listener may be behind to be shown a preview
 BACKLOG_OF_ALL = 4096  # the same for one of all sessions
 
 # Replayed to who comes later. Progress and previews are not: the next one says more.
@@ -20,7 +21,7 @@ STORED = frozenset({"state", "image", "warning", "end"})
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Event:
-    """`kind` is state, progress, image, warning or end; `id` rises by one within a session."""
+    """`kind` is state, progress, preview, image, warning or end; `id` rises by one within a session."""
 
     id: int
     kind: str
@@ -134,6 +135,8 @@ class Events:
 
 
 def _hand(listener: asyncio.Queue[_T | None], among: set[asyncio.Queue[_T | None]], told: _T, kind: str) -> None:
+    if kind == "preview" and listener.qsize() >= BACKLOG_OF_PREVIEWS:
+        return  # too slow for pictures, which are large; the next may find room
     if not listener.full():
         listener.put_nowait(told)
     elif kind in STORED:

@@ -13,7 +13,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from mezzotint import infotext
-from mezzotint.request import Request
+from mezzotint.request import Output, Request
 
 MAX_METADATA_BYTES = 64 * 1024
 THUMBNAIL_PX = 256
@@ -33,6 +33,7 @@ _NOT_THE_PICTURE = frozenset(
         "image",
         "mask",
         "webhook",
+        "preview",
     }
 )
 
@@ -65,6 +66,15 @@ def thumbnail(pixels: "np.ndarray[Any, np.dtype[np.uint8]]") -> bytes:
     image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
     image.save(file, "WEBP", quality=80)
     return file.getvalue()
+
+
+def preview(pixels: "np.ndarray[Any, np.dtype[np.uint8]]", output: Output, max_px: int) -> tuple[bytes, int, int]:
+    """(H, W, 3) uint8 to a small file of the output's format, without parameters, with its width and height."""
+    image, file = Image.fromarray(pixels, "RGB"), io.BytesIO()
+    image.thumbnail((max_px, max_px))
+    options = {"compress_level": 1} if output.format == "png" else {"quality": output.quality}
+    image.save(file, output.format.upper(), **options)
+    return file.getvalue(), image.width, image.height
 
 
 def metadata(request: Request, seed: int, made_with: dict[str, Any]) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass, field, replace
 
 from mezzotint.errors import ErrorInfo
-from mezzotint.session import ImageRecord, Progress, Session, Usage
+from mezzotint.session import ImageRecord, Preview, Progress, Session, Usage
 from mezzotint.workers import wire
 from mezzotint.workers.local import LocalWorker
 
@@ -25,6 +25,7 @@ class Live:
     loads: bool = False  # its worker says that it is loading the model
     denoising_since: float | None = None
     images: dict[int, ImageRecord] = field(default_factory=dict)
+    preview: Preview | None = None  # the last one
     timed_out: bool = False
     store_error: ErrorInfo | None = None
 

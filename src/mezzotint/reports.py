@@ -14,7 +14,7 @@ from mezzotint.errors import ErrorInfo, TryLater
 from mezzotint.events import Events
 from mezzotint.line import Line
 from mezzotint.live import Live, Lives
-from mezzotint.session import ImageRecord, Phase, Session, State
+from mezzotint.session import ImageRecord, Phase, Preview, Session, State
 from mezzotint.store.blobs import Blobs
 from mezzotint.store.sql import Store
 from mezzotint.tuning import Choices
@@ -72,12 +72,26 @@ class Reports:
             case wire.Warned():
                 warning = {"code": message.code, "message": message.message, "field": message.field}
                 await self.warn(live, warning)
+            case wire.Preview():
+                self._show(live, message, blob)
             case wire.Checkpoint():
                 self._keep_state(live, message, blob)
             case wire.ImageDone():
                 await self._keep_image(live, message, blob)
             case wire.Ended():
                 await self._end(live, message)
+
+    def _show(self, live: Live, message: wire.Preview, file: bytes) -> None:
+        live.preview = Preview(
+            image_index=message.image_index,
+            step=message.step,
+            steps=message.steps,
+            width=message.width,
+            height=message.height,
+            format=live.session.request.output.format,
+            b64_json=file,
+        )
+        self._events.tell(live.session.id, "preview", live.preview)
 
     def _keep_state(self, live: Live, message: wire.Checkpoint, state: bytes) -> None:
         live.usage = message.usage

@@ -13,13 +13,21 @@ from mezzotint import advice, preprocessors
 from mezzotint.catalog import Model
 from mezzotint.errors import Fault, InvalidRequest
 from mezzotint.families.table import SCHEDULER_OPTIONS, SCHEDULER_STEPS
-from mezzotint.schema import MAX_SEED, MAX_STEPS, ControlNetInput, RequestInput, WebhookInput, nearest
+from mezzotint.schema import (
+    DEFAULT_STRENGTH,
+    MAX_SEED,
+    MAX_STEPS,
+    ControlNetInput,
+    PreviewInput,
+    RequestInput,
+    WebhookInput,
+    nearest,
+)
 from mezzotint.webhook_rules import Policy
 
 T = TypeVar("T")
 
 MAX_METADATA_BYTES = 16 * 1024
-DEFAULT_STRENGTH = 0.8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -52,6 +60,17 @@ class LoraUse:
 class Variation:
     seed: int  # of image 0
     strength: float  # above 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PreviewUse:
+    every_steps: int  # 0: none but those of at_steps
+    at_steps: tuple[int, ...]
+    max_px: int
+
+    def at(self, step: int) -> bool:
+        """Whether the picture after so many steps is wanted."""
+        return step in self.at_steps or (self.every_steps > 0 and step % self.every_steps == 0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -97,6 +116,7 @@ class Request:
     metadata: dict[str, Any]
     variation: Variation | None = None
     webhook: WebhookUse | None = None  # with a default: rows of before it have none
+    preview: PreviewUse | None = None
 
     def seed_of(self, index: int) -> int:
         """The seed of one image. Variations of one picture share it."""
@@ -266,6 +286,7 @@ def resolve(
         metadata=sent.metadata,
         variation=_variation(sent),
         webhook=None if sent.webhook is None else _webhook(sent.webhook),
+        preview=_preview(sent.preview),
     )
     return Resolved(request=request, warnings=tuple(advice.warnings(sent, request, model)))
 
@@ -274,6 +295,13 @@ def _variation(sent: RequestInput) -> Variation | None:
     """None also for one of no strength: it is the picture itself."""
     asked = sent.variation
     return None if asked is None or not asked.strength else Variation(seed=asked.seed, strength=asked.strength)
+
+
+def _preview(sent: PreviewInput | None) -> PreviewUse | None:
+    """None when no step shows one."""
+    if sent is None or not (sent.every_steps or sent.at_steps):
+        return None
+    return PreviewUse(every_steps=sent.every_steps, at_steps=tuple(sent.at_steps), max_px=sent.max_px)
 
 
 def _check_metadata(metadata: dict[str, Any], faults: list[Fault]) -> None:

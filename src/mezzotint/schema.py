@@ -32,10 +32,12 @@ Scheduler = Literal[
 assert get_args(Scheduler) == tuple(SCHEDULERS)  # noqa: S101  invariant: one list, spelt twice for the type checker
 
 WebhookEvent = Literal["session.succeeded", "session.failed", "session.cancelled", "session.expired", "session.started"]
+MAX_PREVIEW_PX = 8192
+DEFAULT_STRENGTH = 0.8
 WEBHOOK_EVENTS: tuple[WebhookEvent, ...] = get_args(WebhookEvent)  # the ends, told unless others are named; the start
 
 # Names of the contract that this version does not run yet. A request that uses one is refused by name, never ignored.
-NOT_YET = frozenset({"cancel_on_disconnect", "hires", "preview"})
+NOT_YET = frozenset({"cancel_on_disconnect", "hires"})
 
 ALIASES: dict[str, str] = {
     "steps": "num_inference_steps",
@@ -113,6 +115,16 @@ class VariationInput(BaseModel):
     strength: Annotated[float, Field(ge=0, le=1)]
 
 
+class PreviewInput(BaseModel):
+    """Pictures of an image on its way: which steps show one, and how large at most."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    every_steps: Annotated[int, Field(ge=0, le=MAX_STEPS, description="0: none but those of at_steps")] = 0
+    at_steps: Annotated[list[Annotated[int, Field(ge=1, le=MAX_STEPS)]], Field(max_length=64)] = []
+    max_px: Annotated[int, Field(ge=16, le=MAX_PREVIEW_PX, description="of the longer side")] = 256
+
+
 class RequestInput(BaseModel):
     """A request as a caller sends it. Every field may be left out."""
 
@@ -171,6 +183,9 @@ class RequestInput(BaseModel):
     ] = []
     loras: Annotated[list[LoraInput], Field(max_length=8, description="name, scale (alias: weight)")] = []
     output: OutputInput = OutputInput()
+    preview: Annotated[
+        PreviewInput | None, Field(description="every_steps, at_steps[], max_px; pictures on the way, in the events")
+    ] = None
     priority: Annotated[int, Field(ge=0, le=9, description="higher first")] = 5
     timeout_s: Annotated[float | None, Field(gt=0, le=604_800, description="running longer fails")] = None
     expires_s: Annotated[float | None, Field(gt=0, le=31_536_000, description="not started by then: expired")] = None
@@ -235,6 +250,7 @@ _ALIASES: dict[type[BaseModel], dict[str, str]] = {
 }
 _NESTED: dict[str, type[BaseModel]] = {
     "output": OutputInput,
+    "preview": PreviewInput,
     "scheduler_options": SchedulerOptionsInput,
     "variation": VariationInput,
     "webhook": WebhookInput,

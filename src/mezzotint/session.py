@@ -94,6 +94,19 @@ class Usage:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Preview:
+    """An image on its way. Kept in memory only, until the next one."""
+
+    image_index: int
+    step: int
+    steps: int
+    width: int
+    height: int
+    format: str
+    b64_json: bytes  # base64 once it is JSON
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ImageRecord:
     """A stored picture of a session. It exists on disk, fsynced, before this record does."""
 

@@ -234,7 +234,12 @@ def test_progress_shows_the_callers_session_and_interrupt_brings_what_is_done(se
     assert 0.01 <= told["progress"] < 1
     assert (told["state"]["job_count"], told["state"]["job"]) == (1, "task(txt2img-AB12CD3)")
     assert isinstance(told["eta_relative"], float)
+    assert told["current_image"] is None
+    shown = wait_for(lambda: get(served, "/sdapi/v1/progress")["current_image"], 60)
+    assert pixels(shown).shape == (16, 16, 3)
     named = post(served, "/internal/progress", {"id_task": "task(txt2img-AB12CD3)", "id_live_preview": -1})
+    assert named["live_preview"].startswith("data:image/png;base64,")
+    assert named["id_live_preview"] > 0
     assert (named["active"], named["queued"], named["completed"]) == (True, False, False)
     assert get(served, "/internal/pending-tasks")["tasks"] == ["task(txt2img-AB12CD3)"]
     get(served, "/sdapi/v1/progress?id_task=nope", 404)

@@ -149,6 +149,25 @@ def test_a_stream_brings_each_picture_as_it_is_done(client: openai.OpenAI) -> No
     assert [event.type for event in edited] == ["image_edit.completed"]
 
 
+def test_a_stream_shows_the_picture_on_its_way(client: openai.OpenAI) -> None:
+    extra = {"num_inference_steps": 12}
+    events = list(
+        client.images.generate(
+            prompt="x", n=2, output_format="webp", size="64x64", stream=True, partial_images=3, extra_body=extra
+        )
+    )
+    partial, done = events[:3], events[3:]
+    assert [one.type for one in partial] == ["image_generation.partial_image"] * 3
+    assert [one.to_dict()["partial_image_index"] for one in partial] == [0, 1, 2]
+    assert [one.type for one in done] == ["image_generation.completed"] * 2
+    assert {(one.output_format, one.size) for one in events} == {("webp", "64x64")}
+    shown = [pixels(one.b64_json) for one in events]
+    assert {picture.shape for picture in shown} == {(64, 64, 3)}
+    assert len({picture.tobytes() for picture in shown}) == 5
+    far = [np.abs(picture - shown[3]).mean() for picture in shown[:3]]
+    assert far == sorted(far, reverse=True), "nearer to the picture each time"
+
+
 def test_a_session_that_cannot_end_well_raises_in_the_stream(client: openai.OpenAI) -> None:
     extra = {"num_inference_steps": 1000, "timeout_s": 0.2}
     with pytest.raises(openai.APIError) as caught:
@@ -171,7 +190,7 @@ def test_a_session_that_cannot_end_well_raises_in_the_stream(client: openai.Open
         ({"background": "transparent"}, "unsupported_parameter", "background"),
         ({"extra_body": {"svg": {"model": "x"}}}, "unsupported_parameter", "svg"),
         ({"extra_body": {"guidance_scale": 99}}, "invalid_value", "guidance_scale"),
-        ({"stream": True, "partial_images": 1}, "unsupported_parameter", "partial_images"),
+        ({"stream": True, "partial_images": 4}, "invalid_value", "partial_images"),
     ],
 )
 def test_a_wrong_value_is_a_400_that_names_it(

@@ -14,7 +14,7 @@ from torch import Tensor
 from mezzotint.engine.engine import Engine, Event
 from mezzotint.families.base import PLAIN, Conditioning, ControlNet, Executor, Family, Prompt, Rows
 from mezzotint.families.lora import Lora
-from mezzotint.request import LoraUse, Request
+from mezzotint.request import LoraUse, PreviewUse, Request
 from mezzotint.workers import wire
 from tests.requests import request
 
@@ -182,6 +182,20 @@ def test_a_session_is_told_from_loading_to_its_picture(rig: Rig) -> None:
     (ended,) = rig.of("a", wire.Ended)
     assert (ended.outcome, ended.usage.steps_run) == ("succeeded", 3)
     assert ended.usage.device_s > 0
+
+
+def test_an_image_is_shown_at_the_steps_asked_for_and_after_its_last_by_itself(rig: Rig) -> None:
+    rig.submit("a", request(num_inference_steps=6, preview=PreviewUse(every_steps=0, at_steps=(2, 3, 6), max_px=8)))
+    rig.submit("b", request(num_inference_steps=6))
+    rig.run()
+    shown = rig.of("a", wire.Preview)
+    assert [(one.image_index, one.step, one.steps, one.width, one.height) for one in shown] == [
+        (0, 2, 6, 8, 8),
+        (0, 3, 6, 8, 8),
+    ]
+    assert rig.of("b", wire.Preview) == []
+    (first, *_) = [blob for one, blob in rig.told if isinstance(one, wire.Preview)]
+    assert first.startswith(b"\x89PNG")
 
 
 def test_each_piece_of_work_is_measured_and_its_memory_once(rig: Rig) -> None:

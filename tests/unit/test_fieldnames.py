@@ -15,6 +15,7 @@ from mezzotint.schema import (
     ControlNetInput,
     LoraInput,
     OutputInput,
+    PreviewInput,
     RequestInput,
     ResizeMode,
     Scheduler,
@@ -59,6 +60,11 @@ CONTROLNET = {
 LORA = {"name": TEXT, "scale": st.floats(-4, 4)}
 WEBHOOK = {"url": TEXT, "events": st.lists(st.sampled_from(get_args(WebhookEvent)), max_size=5)}
 VARIATION = {"seed": st.integers(0, 2**63 - 1), "strength": st.floats(0, 1)}
+PREVIEW = {
+    "every_steps": st.integers(0, 1000),
+    "at_steps": st.lists(st.integers(1, 1000), max_size=8),
+    "max_px": st.integers(16, 8192),
+}
 FIELDS = {
     **dict.fromkeys(("model", "prompt", "negative_prompt", "image", "mask", "device"), TEXT),
     "type": st.sampled_from(["text2img", "img2img", "inpainting", "controlnet", "lora"]),
@@ -72,6 +78,7 @@ FIELDS = {
     "seed": st.integers(0, 2**63 - 1),
     "variation": st.fixed_dictionaries(VARIATION),
     "webhook": st.fixed_dictionaries(WEBHOOK),
+    "preview": st.fixed_dictionaries(PREVIEW),
     "num_images": st.integers(1, 64),
     "clip_skip": st.integers(1, 64),
     "strength": st.floats(0, 1),
@@ -104,6 +111,7 @@ def test_the_strategies_know_every_field() -> None:
         (OPTIONS, SchedulerOptionsInput),
         (VARIATION, VariationInput),
         (WEBHOOK, WebhookInput),
+        (PREVIEW, PreviewInput),
     ):
         assert told.keys() == schema.model_fields.keys()
 

@@ -72,7 +72,7 @@ ALLOWED: dict[str, set[str]] = {
     "workers.base": {"errors", "measurements", "workers"},
     "workers.imports": set(),
     "workers.main": {"", "engine", "families", "images", "profiles", "workers"},
-    "engine": {"engine", "errors", "families", "request", "session", "workers.wire"},
+    "engine": {"engine", "errors", "families", "images", "request", "session", "workers.wire"},
     "engine.convert": {"engine", "families", "profiles", "workers.imports", "workers.limits"},
     "engine.tune": {"engine", "families", "profiles", "request", "workers"},
     "families": {"", "families", "headers", "single_file"},

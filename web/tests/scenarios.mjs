@@ -115,12 +115,13 @@ export async function restore({ page, url }) {
 
 export async function watch({ page, url, shot }) {
   await open(page, url, "watch");
-  const body = { steps: 400 };
+  const body = { steps: 400, preview: { every_steps: 5 } };
   const first = await api(page, "POST", url + SESSIONS, { ...body, prompt: "a slow boat" });
   const second = await api(page, "POST", url + SESSIONS, { ...body, prompt: "another boat" });
   const card = page.getByRole("article", { name: "Session: a slow boat" });
   await card.getByText(/step \d+ of 400/).waitFor();
   await page.getByText("2 in the newest call").waitFor();
+  await card.getByAltText("On its way: a slow boat").waitFor();
   await shot("watch");
   await card.getByRole("button", { name: "Cancel" }).click();
   await card.waitFor({ state: "detached" });

@@ -60,9 +60,10 @@ async def progress(
     id_task: Annotated[str | None, Query(max_length=128)] = None,
     skip_current_image: bool = False,
 ) -> dict[str, Any]:
-    """Of the session named, else of the caller's own that runs. Pictures on their way are not shown yet."""
+    """Of the session named, else of the caller's own that runs, with its image on its way."""
     task, session = await _chosen(request, ops, known, id_task)
-    return a1111_progress.progress(session, task.name if task else "")
+    preview = None if session is None or skip_current_image else await ops.preview(session.id)
+    return a1111_progress.progress(session, task.name if task else "", preview)
 
 
 @router.post("/sdapi/v1/interrupt")
@@ -89,7 +90,11 @@ async def skip(request: Request) -> dict[str, Any]:
 async def internal_progress(request: Request, ops: Ops, sent: Body, known: Known) -> dict[str, Any]:
     named = sent.get("id_task")
     task = known.named(named, caller(request)) if isinstance(named, str) else None
-    return a1111_progress.internal(await _session(ops, known, task.session_id) if task else None)
+    session = await _session(ops, known, task.session_id) if task else None
+    shows = session is not None and sent.get("live_preview", True) is not False
+    preview = await ops.preview(session.id) if session is not None and shows else None
+    shown = sent.get("id_live_preview")
+    return a1111_progress.internal(session, preview, shown if isinstance(shown, int) else -1)
 
 
 @router.get("/internal/pending-tasks")

@@ -57,6 +57,7 @@ def read(sent: dict[str, Any], models: Mapping[str, Model], *, has_image: bool) 
     warnings: list[dict[str, Any]] = []
     body: dict[str, Any] = {
         "prompt_syntax": "weighted",
+        "preview": {"every_steps": a1111_names.PREVIEW_EVERY_STEPS},
         "num_images": fields.whole("batch_size", 1, 1, 64) * fields.whole("n_iter", 1, 1, 64),
         "num_inference_steps": fields.whole("steps", 50, 1, 1000),
         "guidance_scale": fields.number("cfg_scale", 7.0, 0, 50),

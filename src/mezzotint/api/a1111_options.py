@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mezzotint.a1111_names import PREVIEW_EVERY_STEPS
 from mezzotint.api import a1111_models
 from mezzotint.api.a1111_models import Digests
 from mezzotint.api.a1111_reading import Fields
@@ -71,7 +72,7 @@ def shown(kept: Mapping[str, Any], default: Model, models: Mapping[str, Model], 
         "sd_vae": "Automatic",
         "forge_additional_modules": [],
         "eta_noise_seed_delta": 0,
-        "live_previews_enable": False,
-        "show_progress_every_n_steps": 1,
+        "live_previews_enable": True,
+        "show_progress_every_n_steps": PREVIEW_EVERY_STEPS,
         "randn_source": "CPU",
     }

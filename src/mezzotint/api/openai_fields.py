@@ -7,7 +7,7 @@ from typing import Any
 
 from mezzotint.catalog import Model
 from mezzotint.errors import Fault, InvalidRequest
-from mezzotint.schema import field_of
+from mezzotint.schema import DEFAULT_STRENGTH, MAX_PREVIEW_PX, MAX_STEPS, field_of
 
 # quality -> steps as a multiple of the model's own
 QUALITIES = {"low": 0.5, "medium": 1.0, "high": 1.5, "xhigh": 2.0, "max": 3.0}
@@ -81,11 +81,22 @@ def translate(fields: Mapping[str, Any], model: Model, *, is_edit: bool = False,
         partial_images=_whole(fields, "partial_images", 0, 3, faults) or 0,
         safety_identifier=_text(fields.get("safety_identifier")) or _text(fields.get("user")),
     )
-    if asked.stream and asked.partial_images:
-        faults.append(_unsupported("partial_images", "pictures on their way are not streamed yet; send 0"))
     if faults:
         raise InvalidRequest(faults)
+    if asked.stream and asked.partial_images:
+        body["preview"] = _partials(asked.partial_images, body, model, is_edit=is_edit)
     return asked
+
+
+def _partials(count: int, body: Mapping[str, Any], model: Model, *, is_edit: bool) -> dict[str, Any]:
+    """Previews of the final size, evenly over the steps that will run; fewer when those are few."""
+    steps = next((body[name] for name in body if field_of(name) == "num_inference_steps"), model.num_inference_steps)
+    strength = next((body[name] for name in body if field_of(name) == "strength"), DEFAULT_STRENGTH if is_edit else 1)
+    if not all(isinstance(one, int | float) and 0 <= one <= MAX_STEPS for one in (steps, strength)):
+        return {}  # our own reading names what is wrong
+    run = max(1, int(steps * strength))
+    at = {round((number + 1) * run / (count + 1)) for number in range(count)}
+    return {"at_steps": sorted(step for step in at if 0 < step < run), "max_px": MAX_PREVIEW_PX}
 
 
 def _size(fields: Mapping[str, Any], faults: list[Fault]) -> dict[str, int]:

@@ -12,7 +12,7 @@ from mezzotint.api import events, foreign
 from mezzotint.api.openai_fields import Asked
 from mezzotint.errors import STATUS, MezzotintError
 from mezzotint.operations import Operations
-from mezzotint.session import ImageRecord, Session, State
+from mezzotint.session import ImageRecord, Preview, Session, State
 
 # demanded by the schema of the clients; there are no tokens here
 _NO_TOKENS = {
@@ -29,7 +29,13 @@ def stream(ops: Operations, session: Session, asked: Asked, kind: str) -> Stream
 
 
 async def _frames(ops: Operations, session: Session, asked: Asked, kind: str) -> AsyncIterator[bytes]:
+    partials = 0
     async for event in await ops.events(session.id):
+        if event.kind == "preview" and event.data.image_index == 0:
+            name = f"{kind}.partial_image"
+            told = _partial(session, event.data, asked) | {"partial_image_index": partials}
+            partials += 1
+            yield events.frame(name, {"type": name, **told})
         if event.kind == "image":
             name = f"{kind}.completed"
             told = await _picture(ops, session, event.data, asked)
@@ -54,6 +60,19 @@ async def _picture(ops: Operations, session: Session, data: Any, asked: Asked) -
         "output_format": record.format,
         "image_index": record.index,
         "seed": record.seed,
+    }
+
+
+def _partial(session: Session, preview: Preview, asked: Asked) -> dict[str, Any]:
+    return {
+        "b64_json": base64.b64encode(preview.b64_json).decode(),
+        "created_at": int(session.created_at),
+        "size": f"{preview.width}x{preview.height}",
+        "quality": asked.quality,
+        "background": "opaque",
+        "output_format": preview.format,
+        "image_index": 0,
+        "seed": session.request.seed,
     }
 
 

@@ -46,6 +46,7 @@ def generate(
     expires_s: Annotated[float | None, typer.Option(help="not started by then: expired")] = None,
     device: Annotated[str | None, typer.Option(help="pin to a device id")] = None,
     deterministic: Annotated[bool, typer.Option(help="bit-equal anywhere")] = True,
+    preview: Annotated[str | None, typer.Option(help="JSON object: every_steps, at_steps, max_px")] = None,
     webhook: Annotated[str | None, typer.Option(help="JSON object: url, events")] = None,
     metadata: Annotated[str | None, typer.Option(help="JSON object, returned as sent")] = None,
     models: Models = None,
@@ -58,6 +59,7 @@ def generate(
         "metadata": metadata,
         "scheduler_options": scheduler_options,
         "variation": variation,
+        "preview": preview,
         "webhook": webhook,
     }
     for name, text in objects.items():

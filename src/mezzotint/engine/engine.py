@@ -14,12 +14,14 @@ import msgspec
 import torch
 from torch import Tensor
 
+from mezzotint import images
 from mezzotint.engine import inputs, prepare, snapshot
 from mezzotint.engine.batching import Batch, pick_batch
 from mezzotint.engine.inputs import Pictures
 from mezzotint.engine.limits import MAX_ROWS, Limits
 from mezzotint.engine.memory import Key, Residents
 from mezzotint.engine.meter import Meter
+from mezzotint.engine.preview import Previews
 from mezzotint.engine.stopwatch import Stopwatch, is_memory
 from mezzotint.engine.trajectory import BatchKey, Running, Trajectory
 from mezzotint.errors import ErrorInfo
@@ -53,7 +55,7 @@ class Engine:
         loaded; more only while sessions use them.
         """
         self._encode_image, self._clock = encode_image, clock
-        self._watch = Stopwatch(clock, meter)
+        self._watch, self._previews = Stopwatch(clock, meter), Previews(clock)
         self.limits = Limits(max_rows)
         self._sessions: dict[str, Running] = {}
         self._residents = Residents(load, budget_bytes)
@@ -338,10 +340,35 @@ class Engine:
                 call=self._calls,
             )
             events.append((progress, b""))
+            events += self._show(running, lowest)
             events += self._check(running)
             if all(one.sampler.done for one in running.trajectories):
                 events += self._announce(running, "decoding")
         return events
+
+    def _show(self, running: Running, trajectory: Trajectory) -> list[Event]:
+        """The image that progress is told of, as it looks by now, if this step is one to show it at."""
+        request, step = running.submit.request, trajectory.sampler.step
+        asked, shown = request.preview, (trajectory.index, step)
+        if asked is None or trajectory.sampler.done or running.shown == shown or not asked.at(step):
+            return []
+        running.shown = shown
+        pixels = self._previews.draw(trajectory, within_s=self._call_s, must=step in asked.at_steps)
+        if pixels is None:
+            return []
+        if running.pictures is not None:
+            pixels = running.pictures.paste(pixels)
+        file, width, height = images.preview(pixels.numpy(), request.output, asked.max_px)
+        told = wire.Preview(
+            session_id=running.id,
+            attempt=running.submit.attempt,
+            image_index=trajectory.index,
+            step=step,
+            steps=request.steps,
+            width=width,
+            height=height,
+        )
+        return [(told, file)]
 
     def _check(self, running: Running) -> list[Event]:
         """The state of each image that has moved, now and then."""

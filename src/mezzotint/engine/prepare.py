@@ -92,6 +92,7 @@ def _trajectory(parts: Parts, encoded: _Encoded, index: int) -> Trajectory:
         priority=request.priority,
         extra=extra,
         kept=kept,
+        shows=request.preview is not None,
         loras=parts.loras,
         controls=tuple(
             ControlPlan(

@@ -67,6 +67,20 @@ class Sampler:
         scaled: Tensor = self._scheduler.scale_model_input(latents, self.timestep)
         return scaled
 
+    def clean(self, output: Tensor, latents: Tensor) -> Tensor:
+        """What the latents would be without their noise, as far as the model's output for them tells."""
+        config, seen = self._scheduler.config, self.scaled(latents)
+        alphas = self._scheduler.alphas_cumprod
+        share = alphas[
+            min(max(int(self.timestep.round()), 0), len(alphas) - 1)
+        ]  # of the picture in what the model sees
+        picture, noise = share.sqrt(), (1 - share).sqrt()
+        if config.prediction_type == "sample":
+            return output
+        if config.prediction_type == "v_prediction":
+            return picture * seen - noise * output
+        return (seen - noise * output) / picture
+
     def advance(self, output: Tensor, latents: Tensor) -> Tensor:
         """Take one model output; returns the next latents."""
         options = dict(self._step_options, return_dict=False)

@@ -69,6 +69,8 @@ class Trajectory:
     kept: Kept | None = None
     loras: LoraSet = ()
     controls: tuple[ControlPlan, ...] = ()
+    shows: bool = False  # pictures of it are wanted on its way
+    estimate: Tensor | None = None  # of its final latents after the last call, when it shows any
     waited: int = 0  # batches of its key that ran without it
     checked_calls: int = 0  # of its sampler, when its state was last taken
 
@@ -98,6 +100,10 @@ class Trajectory:
         if self.negative is not None:
             negative, positive = output.chunk(2)
             output = negative + self.guidance_scale * (positive - negative)
+        if self.shows:
+            self.estimate = self.sampler.clean(output, self.latents)
+            if self.kept is not None:
+                self.estimate = (1 - self.kept.mask) * self.kept.latents + self.kept.mask * self.estimate
         self.latents = self.sampler.advance(output, self.latents)
         if self.kept is not None:
             outside = self.sampler.noised(self.kept.latents, self.kept.noise)
@@ -126,6 +132,7 @@ class Running:
     cancelled: bool = False
     waits_since: int | None = None  # sessions that had ended when memory did not hold it beside the others
     executor: Executor | None = None  # what its images run with, once they are prepared
+    shown: tuple[int, int] | None = None  # image and step that were last shown on their way
     phase: str = ""  # what was last announced
 
     @property

@@ -14,7 +14,7 @@ from mezzotint.events import Event
 from mezzotint.operations import intake
 from mezzotint.operations.parts import Verbs
 from mezzotint.schema import nearest
-from mezzotint.session import FINAL, ImageRecord, Session, State
+from mezzotint.session import FINAL, ImageRecord, Preview, Session, State
 from mezzotint.store.rows import Attempt, Once
 
 ACTIVE = frozenset(State) - FINAL
@@ -61,6 +61,10 @@ class SessionVerbs(Verbs):
             message = f"session {session_id!r} is another API key's; only one with the scope admin may change it"
             raise CallerError(message, code="forbidden")
         return session
+
+    async def preview(self, session_id: str) -> Preview | None:
+        """How its image looks on its way, if it runs and was asked to be shown. Raises NotFound."""
+        return self._parts.dispatcher.preview((await self.get(session_id)).id)
 
     async def trace(self, session_id: str) -> tuple[Session, Attempts]:
         """The session and every attempt at it, oldest first. Raises NotFound."""

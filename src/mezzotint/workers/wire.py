@@ -15,7 +15,7 @@ from mezzotint.frames import WireError as WireError
 from mezzotint.request import Request
 from mezzotint.session import Usage
 
-VERSION = 4
+VERSION = 5
 MAX_MESSAGE_BYTES = 8 << 20
 
 
@@ -170,6 +170,18 @@ class Checkpoint(_Message, frozen=True, kw_only=True, tag="checkpoint"):
     usage: Usage
 
 
+class Preview(_Message, frozen=True, kw_only=True, tag="preview"):
+    """An image on its way, as it looks after `step`; the frame's blob is its file, in the format of the output."""
+
+    session_id: str
+    attempt: int
+    image_index: int
+    step: int
+    steps: int
+    width: int
+    height: int
+
+
 class ImageDone(_Message, frozen=True, kw_only=True, tag="image"):
     """One finished picture; the frame's blob is its file and then its thumbnail, a WebP, of so many bytes. `usage` is
     that of the attempt so far."""
@@ -220,7 +232,9 @@ class DeviceFailed(_Message, frozen=True, kw_only=True, tag="device_failed"):
 
 
 ToWorker = Submit | Cancel | Load | Known | Stop
-FromWorker = Hello | Heartbeat | Phase | Progress | Checkpoint | ImageDone | Warned | Ended | Measured | DeviceFailed
+FromWorker = (
+    Hello | Heartbeat | Phase | Progress | Preview | Checkpoint | ImageDone | Warned | Ended | Measured | DeviceFailed
+)
 
 _encoder = msgspec.msgpack.Encoder()
 _to_worker: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)

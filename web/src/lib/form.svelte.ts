@@ -66,7 +66,7 @@ export class Form {
   loras = $state<Lora[]>([]);
 
   body(): Record<string, unknown> {
-    const set: Record<string, unknown> = { prompt: this.prompt };
+    const set: Record<string, unknown> = { prompt: this.prompt, preview: { every_steps: 1 } };
     const put = (name: string, value: unknown, unless: unknown = null) => {
       if (value !== unless && value !== null && value !== "" && !Number.isNaN(value)) set[name] = value;
     };

@@ -1,7 +1,7 @@
 // Sessions that have not ended, kept current for every view by one stream of all events and, now and then, the list.
 
 import { get, readJson, SESSIONS } from "./api";
-import type { Picture, Progress, Session } from "./types";
+import type { Picture, Preview, Progress, Session } from "./types";
 
 const LIST_MS = 5000; // places in the queue are told by the list only
 const AGAIN_MS = 1500;
@@ -9,6 +9,8 @@ const AGAIN_MS = 1500;
 class Live {
   active = $state<Session[]>([]);
   reachable = $state(true);
+  /** The last picture on its way of each active session, as a data URL. */
+  previews = $state<Record<string, string>>({});
   #stream: EventSource | undefined;
   #timer: ReturnType<typeof setTimeout> | undefined;
   #ended = new Set<() => void>();
@@ -57,6 +59,9 @@ class Live {
       stream.addEventListener(kind, (event) => take(readJson((event as MessageEvent<string>).data)));
     on<Session>("state", (session) => this.#state(session));
     on<Progress>("progress", ({ session_id, ...progress }) => this.#progress(session_id, progress));
+    on<Preview>("preview", (preview) => {
+      if (this.#find(preview.session_id)) this.previews[preview.session_id] = `data:image/${preview.format};base64,${preview.b64_json}`;
+    });
     on<Picture>("image", ({ session_id, ...picture }) => {
       const session = this.#find(session_id);
       if (session && !session.images.some((one) => one.index === picture.index)) session.images.push(picture);
@@ -77,6 +82,7 @@ class Live {
     const at = this.active.findIndex((one) => one.id === session.id);
     if (["succeeded", "failed", "cancelled", "expired"].includes(session.state)) {
       if (at >= 0) this.active.splice(at, 1);
+      delete this.previews[session.id];
       this.#ended.forEach((callback) => callback());
     } else if (at >= 0) this.active[at] = session;
     else this.active.unshift(session);

@@ -29,6 +29,13 @@ export interface Progress {
   call?: number | null;
 }
 
+export interface Preview {
+  image_index: number;
+  step: number;
+  format: string;
+  b64_json: string;
+}
+
 export interface Session {
   id: string;
   state: State;
