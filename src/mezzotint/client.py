@@ -63,6 +63,12 @@ class Client:
     def cancel(self, session_id: str) -> dict[str, Any]:
         return self._json("POST", f"{SESSIONS}/{session_id}/cancel")
 
+    def pause(self, session_id: str) -> dict[str, Any]:
+        return self._json("POST", f"{SESSIONS}/{session_id}/pause")
+
+    def resume(self, session_id: str) -> dict[str, Any]:
+        return self._json("POST", f"{SESSIONS}/{session_id}/resume")
+
     def delete(self, session_id: str) -> None:
         self._send("DELETE", f"{SESSIONS}/{session_id}")
 

@@ -66,6 +66,7 @@ class Dispatcher:
             self._reports.lost,
         )
         self._cancelled_early: set[str] = set()  # cancelled between the claim's commit and its Submit
+        self._paused_early: set[tuple[str, int]] = set()  # the same of a pause, with the attempt it is of
         self._loop: asyncio.Task[None] | None = None
         self._closing = self._hurry = False
 
@@ -140,8 +141,11 @@ class Dispatcher:
 
     async def cancel(self, session_id: str) -> Session:
         """Raises NotFound, or Conflict when it had ended. What this returns, ends cancelled."""
-        waiting = self._line.get(session_id)
-        spans, now = waiting.spans_now() if waiting else None, time.time()
+        now, spans = time.time(), None
+        if (waiting := self._line.get(session_id)) is not None:
+            spans = waiting.spans_now()
+        elif session_id not in self._lives and (found := await self._store.get(session_id)) is not None:
+            spans = found.spans_now(now)
         session = await self._store.request_cancel(session_id, now=now, spans=spans)
         if session is None:
             raise NotFound(f"session {session_id[:64]!r} is not here", code="session_not_found")
@@ -159,13 +163,42 @@ class Dispatcher:
             self._cancelled_early.add(session_id)
         return self.view(session)
 
+    async def pause(self, session_id: str) -> Session:
+        """Let go of it at the next boundary; its state is kept. Raises NotFound, or Conflict when it does not run."""
+        session = await self._store.request_pause(session_id)
+        if session is None:
+            raise NotFound(f"session {session_id[:64]!r} is not here", code="session_not_found")
+        if session.state is not State.PAUSED and not session.pause_requested:
+            what = "is being cancelled" if session.state is State.RUNNING else f"is {session.state}"
+            raise Conflict(f"session {session_id!r} {what}; only a running one can be paused", code="illegal_state")
+        if (live := self._lives.get(session_id)) is not None:
+            live.session = live.session.having(pause_requested=True)
+            live.worker.send(wire.Pause(session_id=session_id, attempt=live.session.attempt))
+        elif session.state is State.RUNNING:
+            self._paused_early.add((session_id, session.attempt))
+        return self.view(session)
+
+    async def resume(self, session_id: str) -> Session:
+        """Back to its old place in the queue. Raises NotFound, or Conflict when it is not paused."""
+        session, now = await self._store.get(session_id), time.time()
+        if session is None:
+            raise NotFound(f"session {session_id[:64]!r} is not here", code="session_not_found")
+        spans = session.spans_now(now)
+        resumed = await self._store.resume(session_id, now=now, spans=spans)
+        if resumed is None:
+            message = f"session {session_id!r} is {session.state}; only a paused one can be resumed"
+            raise Conflict(message, code="illegal_state")
+        self._line.join(resumed, spans)
+        self._wake.set()
+        return self.view(resumed)
+
     def view(self, session: Session) -> Session:
         """A stored session with what only memory knows: progress, timing up to now, its place in the queue."""
         if (live := self._lives.get(session.id)) is not None and session.state is State.RUNNING:
             return session.having(progress=live.progress, spans=live.spans_now(), warnings=live.session.warnings)
         if (waiting := self._line.get(session.id)) is not None and session.state is State.QUEUED:
             return session.having(queue_position=self._line.position(session), spans=waiting.spans_now())
-        return session
+        return session.having(spans=session.spans_now(time.time()))
 
     def preview(self, session_id: str) -> Preview | None:
         """How a running session's image looks on its way, if it was asked to be shown and has been."""
@@ -304,14 +337,21 @@ class Dispatcher:
             done=tuple(sorted(stored)),
             states=tuple((one.index, len(one.state)) for one in states),
         )
-        is_cancelled = session_id in self._cancelled_early
+        is_cancelled, is_pausing = (
+            session_id in self._cancelled_early,
+            (session_id, session.attempt) in self._paused_early,
+        )
         self._cancelled_early.discard(session_id)
+        self._paused_early.discard((session_id, session.attempt))
         if not worker.alive:  # lost while the row was written: it never had the session
             await self._reports.requeue(live, session.losses)
             return
         worker.send(submit, b"".join(one.state for one in states))
         if is_cancelled:
             worker.send(wire.Cancel(session_id=session_id, attempt=session.attempt))
+        if is_pausing:
+            live.session = live.session.having(pause_requested=True)
+            worker.send(wire.Pause(session_id=session_id, attempt=session.attempt))
         if len(states) < len(kept):
             message = "what was kept of it is of another version or model; those images begin at their first step"
             await self._reports.warn(live, {"code": "checkpoint_foreign", "message": message, "field": None})

@@ -78,6 +78,8 @@ class Reports:
                 self._keep_state(live, message, blob)
             case wire.ImageDone():
                 await self._keep_image(live, message, blob)
+            case wire.Paused():
+                await self._pause(live, message)
             case wire.Ended():
                 await self._end(live, message)
 
@@ -129,6 +131,23 @@ class Reports:
                 live.usage, live.has_moved = message.usage, True
         except TryLater as error:
             live.store_error = ErrorInfo(code=error.code, message=error.message, phase="storing", retryable=True)
+
+    async def _pause(self, live: Live, message: wire.Paused) -> None:
+        """Its state is on disk before it is paused, and stays until it is resumed."""
+        session_id, attempt, spans = live.session.id, live.session.attempt, live.spans_now()
+        live.usage = message.usage
+        del self._lives[session_id]
+
+        async def write() -> None:
+            await self._checkpoints.settle(session_id)
+            paused = await self._store.paused(
+                session_id, attempt=attempt, spans=spans, usage=live.usage_so_far, now=time.time()
+            )
+            if paused is None:  # a cancel came first
+                await self._finish(live, State.CANCELLED, None)
+
+        await self._insist(write)
+        self._changed()
 
     async def _end(self, live: Live, message: wire.Ended) -> None:
         state, error = State(message.outcome), message.error
@@ -207,6 +226,8 @@ class Reports:
         session, spans = live.session, live.spans_now()
 
         async def write() -> None:
+            if live.session.pause_requested:
+                await self._checkpoints.settle(session.id)
             after = await self._store.requeue(
                 session.id,
                 attempt=session.attempt,

@@ -148,5 +148,12 @@ class Session:
     def ended(self) -> bool:
         return self.state in FINAL
 
+    def spans_now(self, now: float) -> dict[str, float]:
+        """With the time since it was paused; `now` as `created_at`."""
+        if self.state is not State.PAUSED:
+            return self.spans
+        told = sum(seconds for name, seconds in self.spans.items() if name != "paused")
+        return self.spans | {"paused": max(0.0, now - self.created_at - told)}
+
     def having(self, **changes: Any) -> "Session":
         return replace(self, **changes)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from mezzotint.errors import CallerError
 from tests.models import build_controlnet, build_lora, build_sd
 from tests.process.conftest import RunningServer, is_alive, wait_for
 from tests.process.test_types import bodies
@@ -87,6 +88,47 @@ def test_a_server_killed_goes_on_from_the_disk(server: RunningServer) -> None:
     ended = server.client.wait(session_id)
     assert attempts(server, session_id)[1]["steps_resumed"] > 0
     assert digests(ended) == undisturbed(server, **asked)
+
+
+def test_a_paused_session_frees_its_worker_survives_the_server_and_goes_on_where_it_was(server: RunningServer) -> None:
+    asked = {"steps": 400, "scheduler": "euler_ancestral"}
+    session_id = begin(server, **asked)
+    assert server.client.pause(session_id)["pause_requested"] is True
+    wait_for(lambda: server.client.session(session_id)["state"] == "paused", 10)
+    held = server.client.session(session_id)
+    assert (held["pause_requested"], 0 < held["progress"]["fraction"] < 1) == (False, True)
+    assert server.client.pause(session_id)["state"] == "paused"
+    assert server.client.wait(server.client.submit(**BASE, steps=2)["id"])["state"] == "succeeded"
+    server.kill()
+    server.start()
+    assert server.client.session(session_id)["state"] == "paused"
+    assert server.client.resume(session_id)["state"] == "queued"
+    ended = server.client.wait(session_id)
+    assert digests(ended) == undisturbed(server, **asked)
+    first, second = attempts(server, session_id)
+    assert (first["cause"], second["steps_resumed"]) == ("pause", ended["usage"]["steps_resumed"])
+    assert second["steps_resumed"] >= held["progress"]["fraction"] * 400 - 1 > 0
+    assert ended["usage"]["steps_run"] == 400
+    timing = ended["timing"]
+    spans = [seconds for name, seconds in timing.items() if name.endswith("_s") and name != "total_s"]
+    assert sum(spans) == pytest.approx(timing["total_s"], rel=0.05, abs=0.1)
+    assert timing["paused_s"] > 1
+
+
+def test_what_cannot_be_paused_or_resumed_says_why(server: RunningServer) -> None:
+    session_id = begin(server, steps=1000)
+    second = server.client.submit(**BASE, steps=5, device="cpu:0", expires_s=100)["id"]
+    for verb, wrong in (("resume", session_id), ("pause", server.client.wait(second)["id"])):
+        with pytest.raises(CallerError) as told:
+            getattr(server.client, verb)(wrong)
+        assert told.value.code == "illegal_state"
+    server.client.pause(session_id)
+    wait_for(lambda: server.client.session(session_id)["state"] == "paused", 10)
+    assert server.client.cancel(session_id)["state"] == "cancelled"
+    with pytest.raises(CallerError):
+        server.client.resume(session_id)
+    with pytest.raises(CallerError):
+        server.client.pause("ses_none")
 
 
 def test_images_that_are_done_are_not_drawn_again(server: RunningServer) -> None:

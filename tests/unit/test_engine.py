@@ -198,6 +198,28 @@ def test_an_image_is_shown_at_the_steps_asked_for_and_after_its_last_by_itself(r
     assert first.startswith(b"\x89PNG")
 
 
+def test_a_paused_session_tells_its_state_and_is_gone_and_goes_on_from_it(rig: Rig) -> None:
+    rig.submit("a", request(num_inference_steps=6, num_images=2))
+    rig.submit("b", request(num_inference_steps=6))
+    while not any(one.step == 3 for one in rig.of("a", wire.Progress)):
+        rig.step()
+    rig.engine.pause("a", 2)  # another attempt's
+    rig.engine.pause("nobody", 1)
+    rig.engine.pause("a", 1)
+    rig.step()
+    (paused,) = rig.of("a", wire.Paused)
+    assert paused.usage.steps_run == 6
+    states = rig.states("a")
+    assert states.keys() == {0, 1}
+    rig.run()
+    assert (rig.outcome("b"), rig.of("a", wire.Ended)) == ("succeeded", [])
+    again = Rig()
+    again.submit("a", request(num_inference_steps=6, num_images=2), states=states)
+    again.run()
+    assert again.of("a", wire.Progress)[0].step == 4
+    assert again.of("a", wire.Ended)[0].usage.steps_run == 6
+
+
 def test_each_piece_of_work_is_measured_and_its_memory_once(rig: Rig) -> None:
     for name in ("a", "b"):
         rig.submit(name, request(num_inference_steps=2, guidance_scale=1.0))

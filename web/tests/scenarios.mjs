@@ -123,6 +123,10 @@ export async function watch({ page, url, shot }) {
   await page.getByText("2 in the newest call").waitFor();
   await card.getByAltText("On its way: a slow boat").waitFor();
   await shot("watch");
+  await card.getByRole("button", { name: "Pause" }).click();
+  await card.getByText("paused").waitFor();
+  await card.getByRole("button", { name: "Resume" }).click();
+  await card.getByText(/step \d+ of 400/).waitFor();
   await card.getByRole("button", { name: "Cancel" }).click();
   await card.waitFor({ state: "detached" });
   assert.equal((await api(page, "GET", `${url}${SESSIONS}/${first.id}`)).state, "cancelled");

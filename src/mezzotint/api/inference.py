@@ -87,6 +87,18 @@ async def cancel(session_id: str, ops: Ops) -> dict[str, Any]:
     return bodies.session(await ops.cancel(session_id))
 
 
+@router.post("/{session_id}/pause")
+async def pause(session_id: str, ops: Ops) -> dict[str, Any]:
+    """Stop it at the next step, its state kept and its memory freed. Answers at once."""
+    return bodies.session(await ops.pause(session_id))
+
+
+@router.post("/{session_id}/resume")
+async def resume(session_id: str, ops: Ops) -> dict[str, Any]:
+    """Back into the queue, at its old place; it goes on from the step where it stopped."""
+    return bodies.session(await ops.resume(session_id))
+
+
 @router.delete("/{session_id}", status_code=204)
 async def delete(session_id: str, ops: Ops) -> None:
     """Remove an ended session and its pictures."""

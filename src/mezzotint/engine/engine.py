@@ -113,9 +113,15 @@ class Engine:
         if running is not None and running.submit.attempt == attempt:
             running.cancelled = True
 
+    def pause(self, session_id: str, attempt: int) -> None:
+        """Let go of a session at the next boundary, its state told. Ignores what `cancel` ignores."""
+        running = self._sessions.get(session_id)
+        if running is not None and running.submit.attempt == attempt:
+            running.pausing = True
+
     def step(self) -> list[Event]:
         """Advance one batch by one denoising step. Returns what happened; never blocks on a caller."""
-        events = self._drop_cancelled() + self._admit() + self._decode_one()
+        events = self._drop_cancelled() + self._drop_pausing() + self._admit() + self._decode_one()
         batch = pick_batch(self._denoising(), self._served, self.limits.rows)
         if batch is not None:
             failed = self._denoise(batch)
@@ -127,6 +133,16 @@ class Engine:
     def _drop_cancelled(self) -> list[Event]:
         dropped = [running for running in self._sessions.values() if running.cancelled]
         return [event for running in dropped for event in self._end(running, "cancelled")]
+
+    def _drop_pausing(self) -> list[Event]:
+        events: list[Event] = []
+        for running in [one for one in self._sessions.values() if one.pausing]:
+            events += self._states(running)
+            del self._sessions[running.id]
+            self._ends += 1
+            paused = wire.Paused(session_id=running.id, attempt=running.submit.attempt, usage=running.usage())
+            events.append((paused, b""))
+        return events
 
     def _admit(self) -> list[Event]:
         """Bring newcomers in, one at least, and more while that takes no longer than a model call does."""
@@ -376,6 +392,10 @@ class Engine:
         if running.checked_at is not None and now - running.checked_at < CHECK_S:
             return []
         running.checked_at = now
+        return self._states(running)
+
+    def _states(self, running: Running) -> list[Event]:
+        """Of each image that has moved since it was told last."""
         events: list[Event] = []
         for trajectory in running.trajectories:
             if trajectory.sampler.calls == trajectory.checked_calls:

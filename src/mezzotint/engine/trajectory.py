@@ -130,6 +130,7 @@ class Running:
     peak_bytes: int | None = None  # of the worker while its calls ran
     batch_rows: dict[int, int] = field(default_factory=dict)  # rows of a call -> how many of its calls had so many
     cancelled: bool = False
+    pausing: bool = False
     waits_since: int | None = None  # sessions that had ended when memory did not hold it beside the others
     executor: Executor | None = None  # what its images run with, once they are prepared
     shown: tuple[int, int] | None = None  # image and step that were last shown on their way

@@ -115,6 +115,16 @@ class SessionVerbs(Verbs):
         await self.own(session_id)
         return await asyncio.shield(self._parts.dispatcher.cancel(session_id))
 
+    async def pause(self, session_id: str) -> Session:
+        """Stop it at the next step, to go on from there. Raises NotFound, or Conflict when it does not run."""
+        await self.own(session_id)
+        return await asyncio.shield(self._parts.dispatcher.pause(session_id))
+
+    async def resume(self, session_id: str) -> Session:
+        """Raises NotFound, or Conflict when it is not paused."""
+        await self.own(session_id)
+        return await asyncio.shield(self._parts.dispatcher.resume(session_id))
+
     async def delete(self, session_id: str) -> None:
         """Remove an ended session and its pictures. Raises NotFound, or Conflict while it is active."""
         session = await self.own(session_id)

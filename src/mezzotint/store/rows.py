@@ -106,15 +106,17 @@ def session(row: Row[Any], pictures: tuple[ImageRecord, ...]) -> Session:
         warnings=row.warnings,
         cancel_requested=row.cancel_requested,
         pause_requested=row.pause_requested,
-        progress=_progress(state, row.request),
+        progress=_progress(state, row.request, row.usage),
         batch_id=row.batch_id,
         owner=row.owner,
     )
 
 
-def _progress(state: State, request: Request) -> Progress:
-    """What a row alone can tell: all of it when succeeded, else nothing yet."""
+def _progress(state: State, request: Request, usage: Usage) -> Progress:
+    """What a row alone can tell: all of it when succeeded, what it had when paused, else nothing yet."""
     steps = request.steps
+    if state is State.PAUSED:
+        return Progress(steps=steps, fraction=min(0.999, usage.steps_run / (steps * request.num_images)))
     if state is State.SUCCEEDED:
         return Progress(step=steps, steps=steps, fraction=1.0, image_index=request.num_images - 1)
     return Progress(steps=steps)

@@ -4,6 +4,8 @@ Must not open a network connection, write a file (but for its executor's own cac
 """
 
 import argparse
+import contextlib
+import ctypes
 import logging
 import os
 import queue
@@ -71,6 +73,8 @@ class Worker:
                 self._take(engine, *taken)
             for message, blob in engine.step():
                 self.send(message, blob)
+                if isinstance(message, wire.Paused):
+                    _trim()
             self._moved = time.monotonic()
 
     def send(self, message: wire.FromWorker, blob: bytes = b"") -> None:
@@ -86,6 +90,8 @@ class Worker:
                 engine.submit(message, wire.states(message, blob))
             case wire.Cancel():
                 engine.cancel(message.session_id, message.attempt)
+            case wire.Pause():
+                engine.pause(message.session_id, message.attempt)
             case wire.Load():
                 engine.load(message.model)
             case wire.Known():
@@ -205,6 +211,12 @@ def _load(model: wire.ModelRef, device: "torch.device", dtype: "torch.dtype") ->
     )
     family.pack()
     return family
+
+
+def _trim() -> None:
+    """Hand memory that is free inside this process back to the system, where the C library can."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def _versions() -> dict[str, str]:

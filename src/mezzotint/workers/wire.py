@@ -15,7 +15,7 @@ from mezzotint.frames import WireError as WireError
 from mezzotint.request import Request
 from mezzotint.session import Usage
 
-VERSION = 5
+VERSION = 6
 MAX_MESSAGE_BYTES = 8 << 20
 
 
@@ -72,6 +72,13 @@ class Submit(_Message, frozen=True, kw_only=True, tag="submit"):
 
 
 class Cancel(_Message, frozen=True, kw_only=True, tag="cancel"):
+    session_id: str
+    attempt: int
+
+
+class Pause(_Message, frozen=True, kw_only=True, tag="pause"):
+    """Let go of a session at the next boundary, with the state of each of its images told before."""
+
     session_id: str
     attempt: int
 
@@ -215,6 +222,14 @@ class Ended(_Message, frozen=True, kw_only=True, tag="ended"):
     error: ErrorInfo | None
 
 
+class Paused(_Message, frozen=True, kw_only=True, tag="paused"):
+    """The last message of an attempt that was to pause."""
+
+    session_id: str
+    attempt: int
+    usage: Usage
+
+
 class Measured(_Message, frozen=True, kw_only=True, tag="measured"):
     """One piece of work as it went just now."""
 
@@ -231,9 +246,20 @@ class DeviceFailed(_Message, frozen=True, kw_only=True, tag="device_failed"):
     message: str
 
 
-ToWorker = Submit | Cancel | Load | Known | Stop
+ToWorker = Submit | Cancel | Pause | Load | Known | Stop
 FromWorker = (
-    Hello | Heartbeat | Phase | Progress | Preview | Checkpoint | ImageDone | Warned | Ended | Measured | DeviceFailed
+    Hello
+    | Heartbeat
+    | Phase
+    | Progress
+    | Preview
+    | Checkpoint
+    | ImageDone
+    | Warned
+    | Paused
+    | Ended
+    | Measured
+    | DeviceFailed
 )
 
 _encoder = msgspec.msgpack.Encoder()
