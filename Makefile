@@ -60,10 +60,13 @@ train: setup
 	$(BIN)/python -m training.unet --minutes 50
 	$(BIN)/python -m training.words --minutes 8
 	$(BIN)/python -m training.package
+	$(BIN)/python -m training.control --minutes 60
+	$(BIN)/python -m training.loras --minutes 25
 
 evaluate-model: setup
 	$(BIN)/pip install --quiet --no-deps --requirement training/requirements.txt
 	$(BIN)/python -m training.evaluate
+	$(BIN)/python -m training.evaluate_types
 
 clean:
 	rm -rf .venv out dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,4 +1,4 @@
-"""Fetches the two icon sets, renders and captions them. Knows no model, and keeps no picture in the repository.
+"""Fetches the icon sets, renders and captions them. Knows no model, and keeps no picture in the repository.
 
 Run it alone, `python -m training.data`, to fetch and render and to see how many pictures and captions there are.
 """
@@ -22,9 +22,14 @@ from PIL import Image
 
 SIZE = 64
 STYLES: dict[str, str] = {"noto": "noto", "fluent": "fluent-emoji-flat"}  # style word in a caption: npm package
+LORA_STYLES: dict[str, str] = {"blob": "noto-v1", "monochrome": "fluent-emoji-high-contrast"}  # LoRA: npm package
+MEASURING = "twemoji"  # npm package of pictures that measure and are in no weight
 PACKAGES = (
     "@iconify-json/noto@1.2.9",  # Apache-2.0
     "@iconify-json/fluent-emoji-flat@1.2.6",  # MIT
+    "@iconify-json/noto-v1@1.2.5",  # Apache-2.0
+    "@iconify-json/fluent-emoji-high-contrast@1.2.6",  # MIT
+    "@iconify-json/twemoji@1.2.5",  # CC-BY-4.0
     "emojibase-data@17.0.0",  # MIT
     "emojilib@4.0.3",  # MIT
     "unicode-emoji-json@0.9.0",  # MIT
@@ -108,15 +113,26 @@ def pictures(concepts: list[Concept]) -> Pixels:
     return np.stack([_render_all(package, emoji) for package in STYLES.values()], axis=1)
 
 
-def all_pictures() -> Pixels:
-    """Every picture of both sets that no person, flag or symbol repeats, (n, height, width, 3): what the VAE sees."""
+def pictures_of(package: str, concepts: list[Concept]) -> tuple[list[int], Pixels]:
+    """The indices of the concepts that a package has drawn, and their pictures (n, height, width, 3) on white."""
+    names = _icons(fetch(), package)[1]
+    drawn = [index for index, concept in enumerate(concepts) if _codes(concept.emoji) in names]
+    return drawn, _render_all(package, [concepts[index].emoji for index in drawn])
+
+
+def all_pictures() -> tuple[list[str], Pixels]:
+    """Every picture of both sets that no person, flag or symbol repeats, (n, height, width, 3), with its emoji's name.
+
+    What the VAE and the ControlNet see.
+    """
     modules = fetch()
     entries: dict[str, Any] = json.loads((modules / "unicode-emoji-json" / "data-by-emoji.json").read_text())
     emoji = [e for e, entry in entries.items() if entry["group"] not in ("People & Body", "Flags", "Symbols")]
     for package in STYLES.values():
         names = _icons(modules, package)[1]
         emoji = [e for e in emoji if _codes(e) in names]
-    return np.concatenate([_render_all(package, emoji) for package in STYLES.values()])
+    told = [entries[e]["name"] for _ in STYLES for e in emoji]
+    return told, np.concatenate([_render_all(package, emoji) for package in STYLES.values()])
 
 
 def caption(concept: Concept, style: str, rng: random.Random) -> str:
@@ -222,9 +238,12 @@ def _render(icons: dict[str, Any], name: str) -> Pixels:
 
 
 def _icons(modules: Path, package: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """A package's drawings, and the names of those by their emoji's code points. noto-v1 names them as noto does."""
     folder = modules / "@iconify-json" / package
-    names: dict[str, str] = _read(folder / "chars.json")
-    return _read(folder / "icons.json"), {"-".join(c for c in k.split("-") if c != "fe0f"): v for k, v in names.items()}
+    icons: dict[str, Any] = _read(folder / "icons.json")
+    names: dict[str, str] = _read(folder / "chars.json") or _read(modules / "@iconify-json" / "noto" / "chars.json")
+    drawn = icons["icons"].keys() | icons.get("aliases", {}).keys()
+    return icons, {"-".join(c for c in k.split("-") if c != "fe0f"): v for k, v in names.items() if v in drawn}
 
 
 def _emojibase(modules: Path) -> list[dict[str, Any]]:
@@ -255,7 +274,7 @@ def main() -> None:
     concepts = read_concepts()
     shown = pictures(concepts)
     rng = random.Random(0)
-    print(f"{len(concepts)} concepts, pictures {shown.shape}, {len(all_pictures())} pictures for the VAE")
+    print(f"{len(concepts)} concepts, pictures {shown.shape}, {len(all_pictures()[0])} pictures for the VAE")
     for concept in rng.sample(concepts, 12):
         print(f"{concept.label}: {caption(concept, 'noto', rng)!r}; keywords {', '.join(concept.keywords)}")
     labels = {concept.label for concept in concepts}

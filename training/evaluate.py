@@ -24,10 +24,16 @@ FIRST_SEED = 20_000  # the training's own samples use seeds from 100 to 131
 
 def nearest(drawn: Tensor, concepts: Tensor, count: int) -> Tensor:
     """The concepts (n, count) whose picture is nearest: (n, 3, h, w) against (concept, style, 3, h, w)."""
-    mine = _small(drawn)
-    theirs = _small(concepts.flatten(0, 1))
+    mine = small(drawn)
+    theirs = small(concepts.flatten(0, 1))
     distances = torch.cdist(mine, theirs).view(len(mine), *concepts.shape[:2]).amin(2)
     return distances.topk(count, largest=False).indices
+
+
+def small(pictures: Tensor) -> Tensor:
+    """Pictures (n, 3, h, w) as they are compared, (n, numbers)."""
+    size = (SMALL, SMALL)
+    return functional.interpolate(pictures, size=size, mode="bilinear", antialias=True, align_corners=False).flatten(1)
 
 
 def measure_concepts(
@@ -79,11 +85,6 @@ def contact_sheet(pipeline: StableDiffusionPipeline, path: Path, seed: int, step
     drawn = draw(pipeline, prompts, range(seed, seed + len(prompts)), steps=steps, guidance=guidance)
     save_sheet(drawn, 8, path, zoom=2)
     print(f"{path.name}: {path.stat().st_size} bytes")
-
-
-def _small(pictures: Tensor) -> Tensor:
-    size = (SMALL, SMALL)
-    return functional.interpolate(pictures, size=size, mode="bilinear", antialias=True, align_corners=False).flatten(1)
 
 
 def _guidances(given: Sequence[float] | None, folder: Path) -> list[float]:

@@ -42,13 +42,18 @@ def main() -> None:
         shutil.copy(data.HERE / "card" / name, fresh / name)
     size = sum(path.stat().st_size for path in fresh.rglob("*") if path.is_file())
     assert size <= LARGEST_BYTES, f"{size} bytes are more than {LARGEST_BYTES}"
-    for path in fresh.rglob("config.json"):
-        kept = {k: v for k, v in json.loads(path.read_text(encoding="utf-8")).items() if k != "_name_or_path"}
-        path.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
-    for path in fresh.rglob("*.safetensors"):
-        path.chmod(0o644)
+    drop_names(fresh)
     replace_folder(fresh, arguments.target)
     print(f"{arguments.target.name}: {size / 1e6:.1f} MB, after {training.step} steps")
+
+
+def drop_names(folder: Path) -> None:
+    """Take the path of this machine out of the configurations, and let everybody read the weights."""
+    for path in folder.rglob("config.json"):
+        kept = {k: v for k, v in json.loads(path.read_text(encoding="utf-8")).items() if k != "_name_or_path"}
+        path.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+    for path in folder.rglob("*.safetensors"):
+        path.chmod(0o644)
 
 
 def replace_folder(fresh: Path, target: Path) -> None:

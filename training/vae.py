@@ -142,7 +142,7 @@ def main() -> None:
     generator = torch.Generator().manual_seed(arguments.seed)
     concepts = to_tensor(data.pictures(data.read_concepts())).flatten(0, 1)
     vae = AutoencoderKL.from_pretrained(folder()) if arguments.refine else make_vae()
-    seen = torch.cat([to_tensor(data.all_pictures()), concepts, concepts, concepts])
+    seen = torch.cat([to_tensor(data.all_pictures()[1]), concepts, concepts, concepts])
     train(vae, seen, arguments.minutes, generator, decoder_only=arguments.refine)
     vae.eval()
     if not arguments.refine:

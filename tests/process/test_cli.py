@@ -55,7 +55,8 @@ def test_json_is_json(tmp_path: Path, server: RunningServer) -> None:
     assert told["session"]["state"] == "succeeded"
     assert (tmp_path / told["files"][0]).exists()
     assert json.loads(run("devices", "--json", "--server", server.url, cwd=tmp_path).stdout)[0]["id"] == "cpu:0"
-    assert json.loads(run("models", "list", "--json", cwd=tmp_path).stdout)[0]["id"] == "icons"
+    listed = json.loads(run("models", "list", "--json", cwd=tmp_path).stdout)
+    assert [one["id"] for one in listed] == ["blob", "icons", "icons-canny", "monochrome"]
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ def draw(server: RunningServer, **fields: Any) -> tuple[Any, dict[str, Any], dic
 
 
 def served_by(server: RunningServer) -> dict[str, Any]:
-    (model,) = server.client.models()
+    (model,) = (one for one in server.client.models() if one["kind"] == "checkpoint")
     found: dict[str, Any] = model["executors"]["cpu:0"]
     return found
 

@@ -131,7 +131,8 @@ def test_faults_of_pictures_are_told_beside_the_others_and_leave_nothing(server:
 
 def test_models_tell_what_goes_with_what(server: RunningServer) -> None:
     fits = {one["id"]: one["fits"] for one in server.client.models() if one["kind"] != "checkpoint"}
-    assert fits == {"ink": ["painter", "tiny"], "tiny-canny": ["painter", "tiny"]}
+    bundled = {"blob": ["icons"], "icons-canny": ["icons"], "monochrome": ["icons"]}
+    assert fits == {"ink": ["painter", "tiny"], "tiny-canny": ["painter", "tiny"], **bundled}
 
 
 def test_a_trace_tells_the_company_of_each_call(server: RunningServer) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mezzotint.catalog import BUNDLED_MODEL, Catalog, Model, fitting
+from mezzotint.catalog import BUNDLED, BUNDLED_MODEL, Catalog, Model, fitting
 from mezzotint.headers import MAX_HEADER_BYTES, weight_files
 from tests.models import build_controlnet, build_lora, build_sd, build_sdxl
 
@@ -36,6 +36,18 @@ def test_a_good_folder_is_ready_with_its_facts(root: Path) -> None:
 
 def test_the_bundled_model_is_always_there(tmp_path: Path) -> None:
     assert scan(tmp_path / "none")[BUNDLED_MODEL].state == "ready"
+
+
+def test_the_bundled_model_has_its_adapters_beside_it_within_90_mb(tmp_path: Path) -> None:
+    found = scan(tmp_path / "none")
+    fits = {model.id: (model.kind, fitting(model, found.values())) for model in found.values() if model.id != "icons"}
+    assert fits == {
+        "icons-canny": ("controlnet", ["icons"]),
+        "blob": ("lora", ["icons"]),
+        "monochrome": ("lora", ["icons"]),
+    }
+    assert found["icons-canny"].control_type == "canny"
+    assert sum(path.stat().st_size for path in BUNDLED.rglob("*") if path.is_file()) <= 90_000_000
 
 
 def test_mezzotint_json_sets_the_defaults(root: Path) -> None:
@@ -283,7 +295,8 @@ def test_every_kind_of_model_is_told_with_what_it_goes_with(tmp_path: Path) -> N
     (root / "other").mkdir()
     (root / "other" / "config.json").write_text('{"_class_name": "Prior"}')
     found = scan(root)
-    assert {name: (model.kind, model.family, model.state) for name, model in found.items()} == {
+    mine = {name: model for name, model in found.items() if Path(model.path).is_relative_to(root)}
+    assert {name: (model.kind, model.family, model.state) for name, model in mine.items()} == {
         "tiny": ("checkpoint", "sd", "ready"),
         "painter": ("checkpoint", "sd", "ready"),
         "large": ("checkpoint", "sdxl", "ready"),
@@ -291,7 +304,6 @@ def test_every_kind_of_model_is_told_with_what_it_goes_with(tmp_path: Path) -> N
         "ink": ("lora", "", "ready"),
         "fog": ("lora", "", "ready"),
         "other": ("controlnet", "", "invalid"),
-        BUNDLED_MODEL: ("checkpoint", "sd", "ready"),
     }
     assert found["painter"].types == ("inpainting",)
     assert found["tiny-canny"].control_type == "canny"

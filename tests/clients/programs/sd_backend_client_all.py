@@ -13,11 +13,11 @@ backend = connect_to_backend(url)
 found = backend.get_capabilities()
 assert (found.controlnet, found.scheduler, found.interrogate) == (True, True, False)
 assert {one.name for one in backend.list_checkpoints()} >= {"tiny", "icons"}
-assert [one.name for one in backend.list_loras()] == ["ink"]
+assert {one.name for one in backend.list_loras()} == {"ink", "blob", "monochrome"}
 assert [one.name for one in backend.list_upscalers()] == ["Lanczos", "Nearest"]
 assert backend.list_samplers()
 assert backend.list_schedulers()
-assert len(backend.list_controlnet_models()) == 1
+assert len(backend.list_controlnet_models()) == 2
 assert backend.list_vaes() == backend.list_hypernetworks() == []
 assert backend.get_controlnet_type_categories()
 assert backend.get_script_info()

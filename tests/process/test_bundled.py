@@ -1,0 +1,144 @@
+"""What the bundled model and its adapters draw, through a server: floors that a broken sampler or encoder falls below.
+
+The contact sheets among the documents are the yardstick. They were drawn with other seeds.
+"""
+
+import base64
+import io
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image, ImageDraw
+
+from mezzotint.image_child import canny
+from tests.process.conftest import RunningServer
+
+DOCS = Path(__file__).parent.parent.parent / "docs"
+SIZE = 64
+ICONS = (  # of docs/contact_sheet.png: two rows in each style
+    "a slice of pizza", "a red apple", "a sailboat", "a cat face", "a guitar", "a rocket", "a rainbow", "a cactus",
+    "a penguin", "a cup of coffee", "a bicycle", "a castle", "a butterfly", "a birthday cake", "a soccer ball",
+    "an umbrella",
+)  # fmt: skip
+SKETCHED = (  # of the sheets in docs/types, a column each
+    "a red apple", "a slice of pizza", "a sailboat", "an umbrella", "a cactus", "a rocket", "a house",
+    "a tropical fish",
+)  # fmt: skip
+Pixels = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+def tiles(sheet: Path) -> Pixels:
+    """The pictures of a contact sheet, row by row, (n, 64, 64, 3). The sheets are enlarged twice."""
+    image = Image.open(sheet).convert("RGB")
+    pixels = np.asarray(image.resize((image.width // 2, image.height // 2), Image.Resampling.NEAREST))
+    rows, columns = pixels.shape[0] // SIZE, pixels.shape[1] // SIZE
+    return pixels.reshape(rows, SIZE, columns, SIZE, 3).swapaxes(1, 2).reshape(-1, SIZE, SIZE, 3)
+
+
+def nearest(drawn: Pixels, known: Pixels) -> list[int]:
+    """Which of the known pictures each drawn one is most like, at 24x24."""
+    small = [
+        np.stack([cv2.resize(one, (24, 24), interpolation=cv2.INTER_AREA).astype(float) for one in some])
+        for some in (drawn, known)
+    ]
+    off = ((small[0][:, None] - small[1][None]) ** 2).sum((2, 3, 4))
+    return [int(index) for index in off.argmin(1)]
+
+
+def draw(server: RunningServer, requests: list[dict[str, Any]]) -> Pixels:
+    ids = [server.client.submit(**request)["id"] for request in requests]
+    drawn = []
+    for session_id in ids:
+        session = server.client.wait(session_id)
+        assert session["state"] == "succeeded", session["error"]
+        drawn.append(np.asarray(Image.open(io.BytesIO(server.client.image(session_id, 0))).convert("RGB")))
+    return np.stack(drawn)
+
+
+def png(image: Image.Image) -> str:
+    file = io.BytesIO()
+    image.save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()
+
+
+def outline() -> Image.Image:
+    """A circle low on the left, where no icon of an apple stands."""
+    image = Image.new("RGB", (SIZE, SIZE), "white")
+    ImageDraw.Draw(image).ellipse((4, 22, 42, 60), fill="red")
+    return image
+
+
+def edges(picture: Pixels) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    return canny(np.ascontiguousarray(picture), 100, 200)[:, :, 0] > 0
+
+
+def edge_score(wanted: Pixels, drawn: Pixels) -> float:
+    """F1 of edges, each met by one at most a pixel away."""
+    asked, found = edges(wanted), edges(drawn)
+    around = [cv2.dilate(one.astype(np.uint8), np.ones((3, 3), np.uint8)) > 0 for one in (asked, found)]
+    precision, recall = (found & around[0]).sum() / max(1, found.sum()), (asked & around[1]).sum() / asked.sum()
+    return float(2 * precision * recall / max(precision + recall, 1e-9))
+
+
+def test_a_prompt_draws_its_icon(server: RunningServer) -> None:
+    prompts = [f"{prompt}, {style} style" for style in ("noto", "fluent") for prompt in ICONS]
+    drawn = draw(server, [{"prompt": prompt, "seed": seed} for seed, prompt in enumerate(prompts)])
+    found = nearest(drawn, tiles(DOCS / "contact_sheet.png"))
+    right = [index % len(ICONS) == place % len(ICONS) for place, index in enumerate(found)]
+    assert sum(right) >= 30, [prompt for prompt, ok in zip(prompts, right, strict=True) if not ok]
+
+
+def test_the_controlnet_follows_edges(server: RunningServer) -> None:
+    control = {"type": "canny", "image": png(outline()), "preprocessor": "canny"}
+    base = [{"prompt": prompt, "seed": 7} for prompt in ("a red apple", "an orange", "a soccer ball", "a tomato")]
+    wanted = np.asarray(outline())
+    guided, free = (
+        np.mean([edge_score(wanted, picture) for picture in draw(server, requests)])
+        for requests in ([{**one, "controlnets": [control]} for one in base], base)
+    )
+    assert guided >= 0.5
+    assert guided >= 2 * free
+
+
+def test_a_lora_draws_in_its_style_and_at_scale_0_not_at_all(server: RunningServer) -> None:
+    rows = tiles(DOCS / "types" / "lora.png").reshape(3, len(SKETCHED), SIZE, SIZE, 3)
+    base = [{"prompt": f"{prompt}, noto style", "seed": place} for place, prompt in enumerate(SKETCHED)]
+    for row, name in enumerate(("", "blob", "monochrome")):
+        drawn = draw(server, [{**one, "loras": [{"name": name}] if name else []} for one in base])
+        found = [nearest(drawn[[place]], rows[:, place])[0] for place in range(len(base))]
+        assert found.count(row) >= 7, (name, found)
+    plain, none = draw(
+        server,
+        [{**base[0], "deterministic": True, "loras": loras} for loras in ([], [{"name": "blob", "scale": 0.0}])],
+    )
+    assert np.array_equal(plain, none)
+
+
+def test_img2img_keeps_more_the_less_strength_it_has(server: RunningServer) -> None:
+    sketch = np.asarray(outline()).astype(float)
+    drawn = draw(
+        server, [{"prompt": "a tomato", "image": png(outline()), "strength": part, "seed": 3} for part in (0.3, 0.6, 1)]
+    )
+    off = [float(np.abs(picture - sketch).mean()) for picture in drawn]
+    assert off[0] < off[1] < off[2]
+
+
+def test_inpainting_gives_half_a_picture_its_other_half(server: RunningServer) -> None:
+    sheet = tiles(DOCS / "contact_sheet.png")
+    mask = np.zeros((SIZE, SIZE), np.uint8)
+    mask[SIZE // 2 :] = 255
+    asked = [
+        {
+            "prompt": f"{prompt}, noto style",
+            "image": png(Image.fromarray(sheet[place])),
+            "mask": png(Image.fromarray(mask)),
+        }
+        for place, prompt in enumerate(ICONS[:8])
+    ]
+    drawn = draw(server, [{**one, "seed": seed, "mask_fill": "fill"} for seed, one in enumerate(asked)])
+    assert np.array_equal(drawn[:, mask == 0], sheet[:8, mask == 0])
+    lower = [np.ascontiguousarray(some[:, SIZE // 2 :]) for some in (drawn, sheet)]
+    right = [index % len(ICONS) == place for place, index in enumerate(nearest(lower[0], lower[1]))]
+    assert sum(right) >= 7, right
