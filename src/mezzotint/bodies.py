@@ -1,5 +1,6 @@
 """Our values as the JSON bodies of the public contract. Must not fetch anything: it shapes what it is handed."""
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -95,8 +96,14 @@ def event(session_id: str, value: Event) -> dict[str, Any]:
     return body
 
 
-def model(value: Model, resident_on: list[str], fits: list[str], executors: dict[str, Any]) -> dict[str, Any]:
-    """`fits`: for adapters, the ids of the checkpoints that they can go with."""
+def model(
+    value: Model,
+    resident_on: list[str],
+    fits: list[str],
+    executors: dict[str, Any],
+    settings: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """`fits`: for adapters, the ids of the checkpoints that they can go with. `settings`: what was set for it here."""
     if value.state == "invalid":
         return {"id": value.id, "kind": value.kind, "state": value.state, "reason": value.reason}
     common = {
@@ -127,6 +134,7 @@ def model(value: Model, resident_on: list[str], fits: list[str], executors: dict
             "scheduler": value.scheduler,
             "vae": value.vae or None,
         },
+        "settings": dict(settings or {}),
     }
 
 

@@ -10,14 +10,16 @@ import re
 import threading
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from mezzotint import facts
 from mezzotint.facts import TYPES as TYPES
 from mezzotint.facts import Model as Model
 from mezzotint.facts import fitting as fitting
 from mezzotint.headers import COMPONENT_SUFFIXES, PICKLES, beside_file, walk
+from mezzotint.preferences import Preferences
 
 BUNDLED = Path(__file__).parent / "bundled"
 BUNDLED_MODEL = "icons"
@@ -25,10 +27,25 @@ BUNDLED_MODEL = "icons"
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]{0,127}")
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Checked:
+    """One file of a model, hashed now."""
+
+    file: str
+    sha256: str
+    before: str | None  # what the same name, size and time stood for; None: not hashed before
+
+    @property
+    def ok(self) -> bool:
+        return self.before in (None, self.sha256)
+
+
 class Catalog:
     """What the model folders hold. `scan` may be called again at any time; readers see the old facts or the new."""
 
-    def __init__(self, roots: Iterable[Path], cache: Path) -> None:
+    def __init__(self, roots: Iterable[Path], cache: Path, preferences: Preferences | None = None) -> None:
+        """`preferences`: what was set for single models; it wins over what they say of themselves."""
+        self._preferences = preferences or Preferences(None)
         self._roots = (*roots, BUNDLED)
         self._cache = cache / "catalog"
         self._scanning = threading.Lock()
@@ -47,10 +64,23 @@ class Catalog:
             for model in self._read.values():
                 named = replace(model, id=f"{model.id}~{self._apart(model)}") if model.id in found else model
                 found[named.id] = named
-            found = {model.id: _with_vae(model, found) for model in found.values()}
+            set_ones = {name: _as_set(model, self._preferences.of(name)) for name, model in found.items()}
+            found = {name: _with_vae(model, found) for name, model in set_ones.items()}
             changed = found != self.models
             self.models = found
             return changed
+
+    def prefer(self, model_id: str, changes: Mapping[str, Any]) -> None:
+        """Set what a model is to use by default, on disk when it returns; None takes a setting back."""
+        self._preferences.set(model_id, changes)
+        self.scan()
+
+    def preferred(self, model_id: str) -> Mapping[str, Any]:
+        return self._preferences.of(model_id)
+
+    def verify(self, model: Model) -> list[Checked]:
+        """Hash every file anew. Raises OSError."""
+        return self._hashing.submit(self._check_all, Path(model.path)).result()
 
     def digest(self, model: Model) -> str:
         """SHA-256 over the model's files, 64 hex digits; cached by path, size and time. Blocks: hashes once.
@@ -84,12 +114,24 @@ class Catalog:
             total.update(f"{relative}\0{self._file_digest(file)}\n".encode())
         return total.hexdigest()
 
-    def _file_digest(self, path: Path) -> str:
+    def _check_all(self, path: Path) -> list[Checked]:
+        found = []
+        for file in model_files(path):
+            before, now = self._noted(file), _hash(file)
+            name = file.relative_to(path).as_posix() if path.is_dir() else file.name
+            found.append(Checked(file=name, sha256=now, before=before))
+            if before is None:
+                self._file_digest(file)
+        return found
+
+    def _noted(self, path: Path) -> str | None:
         note = self._note(path)
-        if note.exists() and len(known := note.read_text()) == 64:
+        return known if note.exists() and len(known := note.read_text()) == 64 else None
+
+    def _file_digest(self, path: Path) -> str:
+        if (known := self._noted(path)) is not None:
             return known
-        with path.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        note, found = self._note(path), _hash(path)
         self._cache.mkdir(parents=True, exist_ok=True)
         draft = note.with_suffix(f".{os.getpid()}.tmp")
         draft.write_text(found)
@@ -101,6 +143,11 @@ class Catalog:
         stat = path.stat()
         key = hashlib.sha256(f"{path.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}".encode()).hexdigest()
         return self._cache / key
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def model_files(path: Path) -> list[Path]:
@@ -133,6 +180,12 @@ def _unchanged(known: Model | None, path: Path) -> Model | None:
         return known if known is not None and known.stamp and known.stamp == facts.stamp_of(path) else None
     except OSError:
         return None
+
+
+def _as_set(model: Model, preferred: Mapping[str, Any]) -> Model:
+    if model.kind != "checkpoint" or model.state == "invalid":
+        return model
+    return replace(model, **dict(preferred))
 
 
 def _with_vae(model: Model, found: Mapping[str, Model]) -> Model:

@@ -110,6 +110,9 @@ class Client:
         found: list[dict[str, Any]] = self._json("GET", "/api/models")["models"]
         return found
 
+    def model(self, model_id: str) -> dict[str, Any]:
+        return self._json("GET", f"/api/models/{model_id}")
+
     def workers(self) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = self._json("GET", "/api/workers")["workers"]
         return found

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import structlog
 
@@ -19,6 +20,8 @@ from mezzotint.estimates import Busy
 from mezzotint.events import Events
 from mezzotint.line import Line, Waiting
 from mezzotint.live import Live, Lives
+from mezzotint.measurements import Measurements
+from mezzotint.placing import Place, best
 from mezzotint.refs import Refs
 from mezzotint.reports import Reports
 from mezzotint.request import Request, Resolved
@@ -50,12 +53,13 @@ class Dispatcher:
         supervisor: Supervisor,
         events: Events,
         choices: Choices,
+        measurements: Measurements,
         most_running: Callable[[str | None], float] = lambda owner: math.inf,
     ) -> None:
         """`most_running`: how many sessions of an owner may be in workers at one time."""
         self._most_running = most_running
         self._store, self._blobs, self._refs, self._events = store, blobs, refs, events
-        self._checkpoints, self._choices = checkpoints, choices
+        self._checkpoints, self._choices, self._measurements = checkpoints, choices, measurements
         self._supervisor = supervisor
         self._line, self._lives = Line(), Lives()
         self._wake = asyncio.Event()
@@ -197,13 +201,24 @@ class Dispatcher:
         if (live := self._lives.get(session.id)) is not None and session.state is State.RUNNING:
             return session.having(progress=live.progress, spans=live.spans_now(), warnings=live.session.warnings)
         if (waiting := self._line.get(session.id)) is not None and session.state is State.QUEUED:
-            return session.having(queue_position=self._line.position(session), spans=waiting.spans_now())
+            told = session.having(queue_position=self._line.position(session), spans=waiting.spans_now())
+            return told if (why := self._cannot_start(session)) is None else told.having(warnings=(*told.warnings, why))
         return session.having(spans=session.spans_now(time.time()))
 
     def preview(self, session_id: str) -> Preview | None:
         """How a running session's image looks on its way, if it was asked to be shown and has been."""
         live = self._lives.get(session_id)
         return None if live is None else live.preview
+
+    def _cannot_start(self, session: Session) -> dict[str, Any] | None:
+        """A warning to who waits for a device that is out; it starts when the device comes back, or expires."""
+        device = session.request.device
+        seat = self._supervisor.seats.get(device) if device is not None else None
+        if device is None or (seat is not None and seat.failed is None):
+            return None
+        why = "is not one of this server's any more" if seat is None else f"cannot be used: {seat.failed}"
+        message = f"device {device!r} {why}; cancel the session and send it without device"
+        return {"code": "device_failed", "message": message, "field": "device"}
 
     def sessions_on(self, device: str) -> list[str]:
         return [live.session.id for live in self._lives.values() if live.worker.device == device]
@@ -271,13 +286,17 @@ class Dispatcher:
     async def _fill(self) -> None:
         if self._closing:
             return
-        for worker in sorted(self._supervisor.ready(), key=self._lives.images_on):
-            while worker.alive and (waiting := self._next_for(worker)) is not None:
-                await self._claim(waiting, worker)
+        claimed = True
+        while claimed:  # a claim may make another worker the best for the next one
+            claimed = False
+            for worker in sorted(self._supervisor.ready(), key=self._lives.images_on):
+                while worker.alive and (waiting := self._next_for(worker)) is not None:
+                    await self._claim(waiting, worker)
+                    claimed = True
 
     def _next_for(self, worker: LocalWorker) -> Waiting | None:
         running = self._lives.on(worker)
-        if any(live.session.losses for live in running) or self._lives.images_on(worker) >= IMAGES_AT_ONCE:
+        if not self._has_room(worker):
             return None
         theirs = Counter(live.session.owner for live in self._lives.values())
         for waiting in self._line:
@@ -287,8 +306,29 @@ class Dispatcher:
                 continue
             if waiting.session.losses and running:
                 return None  # a suspect runs alone; let the worker empty itself for it
+            if waiting.session.request.device is None and self._best_for(waiting, worker).device != worker.device:
+                continue  # that one has room, and its turn comes
             return waiting
         return None
+
+    def _best_for(self, waiting: Waiting, worker: LocalWorker) -> Place:
+        others = [one for one in self._supervisor.ready() if one is not worker and self._has_room(one)]
+        return best(waiting.session.request.model, map(self._place, [worker, *others]))
+
+    def _has_room(self, worker: LocalWorker) -> bool:
+        suspected = any(live.session.losses for live in self._lives.on(worker))
+        return not suspected and self._lives.images_on(worker) < IMAGES_AT_ONCE
+
+    def _place(self, worker: LocalWorker) -> Place:
+        beat, hello = worker.heartbeat, worker.hello
+        taken = {live.model.id for live in self._lives.on(worker)}  # it is about to hold them
+        return Place(
+            device=worker.device,
+            resident=(*(beat.resident if beat else ()), *taken),
+            images=self._lives.images_on(worker),
+            gflops=self._measurements.speed(worker.device).get("float32"),
+            free_bytes=hello.device.memory_budget_bytes - (beat.memory_bytes if beat else 0) if hello else 0,
+        )
 
     async def _claim(self, waiting: Waiting, worker: LocalWorker) -> None:
         session_id, request = waiting.session.id, waiting.session.request

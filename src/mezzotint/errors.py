@@ -57,6 +57,7 @@ STATUS: dict[str, int] = {
     "session_ended": 409,
     "session_active": 409,
     "illegal_state": 409,
+    "model_in_use": 409,
     # wait
     "queue_full": 429,
     "quota_exceeded": 429,

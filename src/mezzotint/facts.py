@@ -63,6 +63,7 @@ class Model:
     trigger_words: tuple[str, ...] = ()
     vae: str = ""  # id of the autoencoder to use in place of its own
     vae_path: str = ""
+    dtype: str = "auto"  # as set for this model; auto: as set for the server
 
 
 def read(path: Path, root: Path) -> Model:

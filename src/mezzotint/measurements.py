@@ -45,6 +45,7 @@ class _File(msgspec.Struct, frozen=True, kw_only=True):
     threads: int
     versions: dict[str, str]
     points: list[Point]
+    gflops: dict[str, float] = {}
 
 
 class Measurements:
@@ -62,6 +63,7 @@ class Measurements:
         self._told = told
         self._folder, self._threads, self._keep = cache / "profiles", threads, keep
         self._points: dict[str, dict[wire.Work, Point]] = {}
+        self._gflops: dict[str, dict[str, float]] = {}
         self._saved: dict[str, float] = {}
 
     def of(self, device: str) -> Mapping[wire.Work, Point]:
@@ -85,6 +87,16 @@ class Measurements:
             del points[min(points, key=lambda work: points[work].seen_at)]
         if time.monotonic() - self._saved.setdefault(device, time.monotonic()) >= SAVE_S:
             self._write(device)
+
+    def take_speed(self, device: str, gflops: Mapping[str, float]) -> None:
+        self.of(device)
+        self._gflops[device] = dict(gflops)
+        self._write(device)
+
+    def speed(self, device: str) -> Mapping[str, float]:
+        """Measured 1e9 operations a second by dtype; empty until measured."""
+        self.of(device)
+        return self._gflops.get(device, {})
 
     def known(self, device: str) -> wire.Known:
         """For a worker that begins on a device: what it need not find out again."""
@@ -122,6 +134,7 @@ class Measurements:
         here = (device, profiles.machine(), self._threads, profiles.versions())
         if (found.device, found.machine, found.threads, found.versions) != here:
             return []  # of another machine or other versions
+        self._gflops[device] = found.gflops
         return found.points[:MAX_POINTS]
 
     def _write(self, device: str) -> None:
@@ -134,6 +147,7 @@ class Measurements:
             threads=self._threads,
             versions=profiles.versions(),
             points=list(self._points[device].values()),
+            gflops=self._gflops.get(device, {}),
         )
         file = self.file(device)
         draft = file.with_name(f".{file.name}.{os.getpid()}.tmp")

@@ -30,6 +30,7 @@ from mezzotint.keyring import Keyring
 from mezzotint.measurements import Measurements
 from mezzotint.metrics import Metrics
 from mezzotint.operations import Operations, Parts
+from mezzotint.preferences import Preferences
 from mezzotint.quotas import Quotas
 from mezzotint.refs import Refs
 from mezzotint.retention import Retention
@@ -38,6 +39,7 @@ from mezzotint.store import beside
 from mezzotint.store.blobs import Blobs
 from mezzotint.store.sql import Store
 from mezzotint.tuning import Choices, Tuner
+from mezzotint.watching import Watcher
 from mezzotint.webhooks import Webhooks
 from mezzotint.workers.base import Supervisor
 from mezzotint.workers.limits import memory_budget
@@ -74,7 +76,8 @@ class Mezzotint:
             store = await Store.open(settings.database_url, queue_size=settings.queue_size, events=events)
             opened.push_async_callback(store.close)
             keyring = Keyring(store, always=not settings.on_loopback, never=settings.insecure_no_auth)
-            catalog = Catalog(settings.models, settings.cache)
+            preferences = Preferences(settings.data / "model_settings.json")
+            catalog = Catalog(settings.models, settings.cache, preferences)
             await asyncio.to_thread(catalog.scan)
             blobs = Blobs(settings.data / "sessions")
             blobs.sweep()
@@ -87,11 +90,13 @@ class Mezzotint:
             opened.callback(measurements.close)
             self.supervisor = Supervisor(found, threads, settings.memory_bytes or memory_budget(), measurements)
             choices = Choices(settings.cache, threads, executor=settings.executor, dtype=settings.dtype)
+            for model in catalog.models.values():
+                choices.prefer(model.id, model.dtype)
             refs = Refs(catalog)
             estimates = Estimates(measurements, catalog, refs, choices, self.supervisor)
             checkpoints = Checkpoints(settings.data / "checkpoints")
             self._dispatcher = Dispatcher(
-                store, blobs, checkpoints, refs, self.supervisor, events, choices, keyring.most_running
+                store, blobs, checkpoints, refs, self.supervisor, events, choices, measurements, keyring.most_running
             )
             metrics.watch(self.supervisor.seats, self._dispatcher)
             await self._dispatcher.start()
@@ -107,9 +112,12 @@ class Mezzotint:
             opened.push_async_callback(self.supervisor.stop)
             opened.push_async_exit(self._drain)
             self.supervisor.start()
+            watcher = Watcher(catalog)
+            watcher.start()
+            opened.push_async_callback(watcher.stop)
             if self._tunes:
                 idle, default = self._is_idle, settings.default_model
-                tuner = Tuner(choices, catalog, refs, self.supervisor, idle, default)
+                tuner = Tuner(choices, catalog, refs, self.supervisor, measurements, idle, default)
                 tuner.start()
                 opened.push_async_callback(tuner.stop)
             self.operations = Operations(
@@ -120,6 +128,8 @@ class Mezzotint:
                     blobs=blobs,
                     supervisor=self.supervisor,
                     dispatcher=self._dispatcher,
+                    refs=refs,
+                    measurements=measurements,
                     events=events,
                     assets=self.assets,
                     choices=choices,

@@ -13,6 +13,7 @@ import structlog
 
 from mezzotint import children, profiles
 from mezzotint.catalog import Catalog
+from mezzotint.measurements import Measurements
 from mezzotint.profiles import Choice, Subject
 from mezzotint.refs import Refs
 from mezzotint.workers import wire
@@ -35,6 +36,7 @@ class Choices:
         self._executor, self._dtype = executor, dtype
         self._adopted: dict[tuple[str, str], Choice] = {}
         self._distrusted: dict[tuple[str, str], str] = {}
+        self._dtypes: dict[str, str] = {}  # of models that have their own
 
     @property
     def needs_measuring(self) -> bool:
@@ -48,11 +50,21 @@ class Choices:
         graphs = profiles.graphs_of(self.cache, model.sha256) if choice.executor == "openvino" else ""
         return msgspec.structs.replace(model, executor=choice.executor, dtype=choice.dtype, graphs=str(graphs))
 
+    def prefer(self, model_id: str, dtype: str) -> None:
+        """From the next session on; "auto" is what is set for all."""
+        self._dtypes[model_id] = dtype
+        for key in [key for key in self._adopted if key[0] == model_id]:
+            del self._adopted[key]
+
+    def _dtype_of(self, model_id: str) -> str:
+        own = self._dtypes.get(model_id, "auto")
+        return self._dtype if own == "auto" else own
+
     def wanted(self, model: wire.ModelRef, device: str) -> Choice:
         """What the stored measurement says now."""
         if (why := self._distrusted.get((model.id, device))) is not None:
-            return msgspec.structs.replace(profiles.choose(None, self._executor, self._dtype), reason=why)
-        return profiles.choose(self.profile(model, device), self._executor, self._dtype)
+            return msgspec.structs.replace(profiles.choose(None, self._executor, self._dtype_of(model.id)), reason=why)
+        return profiles.choose(self.profile(model, device), self._executor, self._dtype_of(model.id))
 
     def profile(self, model: wire.ModelRef, device: str) -> profiles.Profile | None:
         return profiles.read(self.cache, model.sha256, device, self.threads)
@@ -69,7 +81,7 @@ class Choices:
         self._adopted.pop((model_id, device), None)
 
     def of(self, model_id: str, device: str) -> Choice:
-        return self._adopted.get((model_id, device)) or profiles.choose(None, self._executor, self._dtype)
+        return self._adopted.get((model_id, device)) or profiles.choose(None, self._executor, self._dtype_of(model_id))
 
 
 class Stopped(Exception):
@@ -85,11 +97,12 @@ class Tuner:
         catalog: Catalog,
         refs: Refs,
         supervisor: Supervisor,
+        measurements: Measurements,
         is_idle: Callable[[], bool],
         default_model: str,
     ) -> None:
         self._choices, self._catalog, self._refs, self._supervisor = choices, catalog, refs, supervisor
-        self._is_idle, self._default_model = is_idle, default_model
+        self._measurements, self._is_idle, self._default_model = measurements, is_idle, default_model
         self._tried: set[tuple[str, str]] = set()  # (digest, device): once in a process, whatever comes of it
         self._mended: set[tuple[str, str]] = set()
         self._loop: asyncio.Task[None] | None = None
@@ -124,6 +137,8 @@ class Tuner:
             worker = seat.worker
             if worker is None or worker.hello is None or not self._is_idle():
                 continue
+            if not self._measurements.speed(seat.device):
+                worker.send(wire.Race())
             resident = worker.heartbeat.resident if worker.heartbeat else ()
             for model_id in dict.fromkeys((self._default_model, *resident)):
                 model = await self._refs.of(model_id)

@@ -11,6 +11,7 @@ from mezzotint.catalog import Catalog
 from mezzotint.checkpoints import Checkpoints
 from mezzotint.dispatcher import Dispatcher
 from mezzotint.events import Events
+from mezzotint.measurements import Measurements
 from mezzotint.refs import Refs
 from mezzotint.request import Resolved
 from mezzotint.store.blobs import Blobs
@@ -26,6 +27,7 @@ class Worker:
     """Dies after so many looks at whether it lives."""
 
     device = "cpu:0"
+    hello = heartbeat = None
 
     def __init__(self, name: str, looks: int) -> None:
         self.id, self._looks = name, looks
@@ -47,9 +49,9 @@ async def test_a_session_that_comes_as_its_worker_dies_goes_to_the_next(tmp_path
     supervisor: Any = SimpleNamespace(ready=lambda: [dying] if dying._looks > 0 else [dying, next_one])
     store = await Store.open(f"sqlite+aiosqlite:///{tmp_path / 'db'}")
     blobs, choices = Blobs(tmp_path / "sessions"), Choices(tmp_path, 1)
-    dispatcher = Dispatcher(
-        store, blobs, Checkpoints(tmp_path / "checkpoints"), Refs(catalog), supervisor, Events(), choices
-    )
+    known = Measurements(tmp_path, 1, keep=False)
+    kept = Checkpoints(tmp_path / "checkpoints")
+    dispatcher = Dispatcher(store, blobs, kept, Refs(catalog), supervisor, Events(), choices, known)
     await dispatcher.start()
     try:
         await dispatcher.accept("ses_1", Resolved(request=request(), warnings=()))

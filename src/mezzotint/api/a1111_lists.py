@@ -82,7 +82,7 @@ async def memory(ops: Ops) -> dict[str, Any]:
     """Bytes of the machine and of its first CUDA device."""
     machine = psutil.virtual_memory()
     ram = {"free": machine.available, "used": machine.total - machine.available, "total": machine.total}
-    device = next((one for one in ops.devices() if one["kind"] == "cuda"), None)
+    device = next((one for one in await ops.devices() if one["kind"] == "cuda"), None)
     if device is None:
         return {"ram": ram, "cuda": {"error": "there is no CUDA device"}}
     total, free = device["memory"]["total_bytes"], device["memory"]["available_bytes"]

@@ -2,11 +2,30 @@
 
 from typing import Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Request, Response
 
 from mezzotint.api.inference import Ops
+from mezzotint.api.reading import read_json
+from mezzotint.errors import Fault, InvalidRequest
+from mezzotint.fieldnames import fold
+from mezzotint.preferences import DTYPES, FIELDS
 
 router = APIRouter()
+
+
+def _takes(properties: dict[str, Any], *, required: bool) -> dict[str, Any]:
+    schema = {"type": "object", "properties": properties, "additionalProperties": False}
+    return {"requestBody": {"required": required, "content": {"application/json": {"schema": schema}}}}
+
+
+_TYPES: dict[str, dict[str, Any]] = {
+    "guidance_scale": {"type": ["number", "null"]},
+    "scheduler": {"type": ["string", "null"]},
+    "dtype": {"enum": [*DTYPES, None]},
+    "vae": {"type": ["string", "null"]},
+}
+_SETTINGS = _takes({name: _TYPES.get(name, {"type": ["integer", "null"]}) for name in FIELDS}, required=True)
+_DEVICE = _takes({"device": {"type": "string"}}, required=False)
 
 
 @router.get("/api/models", tags=["models"])
@@ -20,14 +39,38 @@ async def model(model_id: str, ops: Ops) -> dict[str, Any]:
     return ops.model(model_id)
 
 
+@router.patch("/api/models/{model_id}", tags=["models"], openapi_extra=_SETTINGS)
+async def set_model(model_id: str, request: Request, ops: Ops) -> dict[str, Any]:
+    """Defaults of requests that name none: size, steps, guidance, scheduler, dtype, vae. null takes one back."""
+    return await ops.set_model(model_id, read_json(await request.body()))
+
+
+@router.post("/api/models/rescan", tags=["models"])
+async def rescan(ops: Ops) -> dict[str, Any]:
+    """Look at the model folders now; the server does it by itself every few seconds."""
+    return {"models": await ops.rescan()}
+
+
+@router.post("/api/models/{model_id}/load", tags=["models"], openapi_extra=_DEVICE)
+async def load(model_id: str, request: Request, ops: Ops) -> dict[str, Any]:
+    """Answers when it is loaded; what runs goes on."""
+    return await ops.load_model(model_id, _device(await request.body()))
+
+
+@router.post("/api/models/{model_id}/unload", tags=["models"], openapi_extra=_DEVICE)
+async def unload(model_id: str, request: Request, ops: Ops) -> dict[str, Any]:
+    """409 `model_in_use` while a session in the worker uses it."""
+    return await ops.unload_model(model_id, _device(await request.body()))
+
+
 @router.get("/api/devices", tags=["devices"])
 async def devices(ops: Ops) -> dict[str, Any]:
-    return {"devices": ops.devices()}
+    return {"devices": await ops.devices()}
 
 
 @router.get("/api/devices/{device_id}", tags=["devices"])
 async def device(device_id: str, ops: Ops) -> dict[str, Any]:
-    return ops.device(device_id)
+    return await ops.device(device_id)
 
 
 @router.get("/api/workers", tags=["devices"])
@@ -46,3 +89,18 @@ async def readyz(ops: Ops) -> Response:
     """Sessions are accepted: the store is open and the server is not stopping."""
     ops.check_ready()
     return Response()
+
+
+def _device(body: bytes) -> str | None:
+    """The one field of loading and unloading. An empty body names none. Raises InvalidRequest."""
+    sent = read_json(body) if body else {}
+    if not isinstance(sent, dict):
+        raise InvalidRequest([Fault(field=None, code="invalid_request", message="the body must be a JSON object")])
+    for key, value in sent.items():
+        if fold(key) != "device":
+            message = f"{key[:64]!r} is not a field of this call; it takes device"
+            raise InvalidRequest([Fault(field=key[:64], code="unknown_field", message=message)])
+        if value is not None and not isinstance(value, str):
+            message = "device must be the id of a device, as text"
+            raise InvalidRequest([Fault(field="device", code="invalid_value", message=message)])
+    return next(iter(sent.values()), None)

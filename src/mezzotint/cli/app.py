@@ -17,14 +17,17 @@ from mezzotint.cli import keys
 from mezzotint.cli.flags import BAD_USE, DONE, FAILED, INTERRUPTED, UNREACHABLE
 from mezzotint.cli.generate import generate
 from mezzotint.cli.machine import devices, doctor
-from mezzotint.cli.models import models_list, models_tune
+from mezzotint.cli.models import models_list, models_show, models_tune, models_verify
 from mezzotint.cli.serve import serve
 from mezzotint.errors import BadSetting, CallerError, InvalidRequest, MezzotintError
 
 COMMANDS: dict[str, Callable[..., None]] = {"generate": generate, "serve": serve, "devices": devices, "doctor": doctor}
 GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
     "keys": ("Who may use a server.", {"create": keys.create, "list": keys.listed, "revoke": keys.revoke}),
-    "models": ("The models on disk.", {"list": models_list, "tune": models_tune}),
+    "models": (
+        "The models on disk.",
+        {"list": models_list, "show": models_show, "verify": models_verify, "tune": models_tune},
+    ),
 }
 
 

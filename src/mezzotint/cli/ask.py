@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 
 def either(server: str | None, of_client: Any, of_mezzotint: Any, *, await_ready: bool) -> Any:
-    """What a running server says, or without one an engine that is started for it."""
+    """What a running server says, or without one an engine that is started for it; `of_mezzotint` is awaited."""
     if server is not None:
         with client(server) as there:
             return of_client(there)
@@ -27,7 +27,7 @@ def either(server: str | None, of_client: Any, of_mezzotint: Any, *, await_ready
             async with Mezzotint(settings=settings(data=Path(data), drain_s=0.0)) as mezzotint:
                 if await_ready:
                     await mezzotint.supervisor.until_ready()
-                return of_mezzotint(mezzotint)
+                return await of_mezzotint(mezzotint)
 
     return asyncio.run(run())
 

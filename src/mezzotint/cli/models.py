@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from mezzotint.cli import ask
-from mezzotint.cli.flags import Device, Json, Models, Server, Threads
+from mezzotint.cli.flags import FAILED, Device, Json, Models, Server, Threads
 
 
 def models_list(server: Server = None, models: Models = None, as_json: Json = False) -> None:
@@ -31,6 +31,40 @@ def models_list(server: Server = None, models: Models = None, as_json: Json = Fa
         else:
             size = f"{one['width']}x{one['height']}"
             typer.echo(f"{one['id']}  {one['kind']}  {one['family']}  {size}  {ask.size(one['bytes'])}")
+
+
+def models_show(
+    model: Annotated[str, typer.Argument(help="catalog id")], server: Server = None, models: Models = None
+) -> None:
+    """Everything that is known of one model, as JSON."""
+    from mezzotint.operations import offline_model
+
+    if server is not None:
+        with ask.client(server) as client:
+            found = client.model(model)
+    else:
+        found = offline_model(ask.settings(models=tuple(models) if models else None), model)
+    typer.echo(json.dumps(found, indent=2))
+
+
+def models_verify(
+    model: Annotated[str, typer.Argument(help="catalog id")], models: Models = None, as_json: Json = False
+) -> None:
+    """Hash every file of a model anew and compare it with what it was when it was first used."""
+    from mezzotint.operations import verify
+
+    found, checked = verify(ask.settings(models=tuple(models) if models else None), model)
+    sound = found.state == "ready" and all(one.ok for one in checked)
+    if as_json:
+        files = [{"file": one.file, "sha256": one.sha256, "before": one.before, "ok": one.ok} for one in checked]
+        typer.echo(json.dumps({"id": found.id, "ok": sound, "reason": found.reason, "files": files}))
+    else:
+        for one in checked:
+            typer.echo(f"{'ok     ' if one.ok else 'CHANGED'}  {one.sha256}  {one.file}")
+        if found.reason is not None:
+            typer.echo(f"{found.id} cannot be used: {found.reason}")
+    if not sound:
+        raise typer.Exit(FAILED)
 
 
 def models_tune(

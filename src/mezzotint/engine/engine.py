@@ -19,7 +19,7 @@ from mezzotint.engine import inputs, prepare, snapshot
 from mezzotint.engine.batching import Batch, pick_batch
 from mezzotint.engine.inputs import Pictures
 from mezzotint.engine.limits import MAX_ROWS, Limits
-from mezzotint.engine.memory import Key, Residents
+from mezzotint.engine.memory import Key, Residents, names_of
 from mezzotint.engine.meter import Meter
 from mezzotint.engine.preview import Previews
 from mezzotint.engine.stopwatch import Stopwatch, is_memory
@@ -91,15 +91,29 @@ class Engine:
         running = Running(submit=submit, stage="loading", states=states, steps_done=steps_done)
         self._sessions[submit.session_id] = running
 
-    def load(self, model: wire.ModelRef) -> None:
-        """Load ahead of need. What cannot be loaded is told to the session that asks for it."""
+    def load(self, model: wire.ModelRef) -> ErrorInfo | None:
+        """Load ahead of need. Returns why it cannot be loaded."""
         self.phase = "loading"
         try:
-            self._bring((model,))
-        except Exception:
+            if not self._residents.has(model):
+                self._bring((model,))
+        except Exception as error:
+            if is_memory(error):
+                return ErrorInfo(code="out_of_memory", message=f"not enough memory to load {model.id!r}")
             log.exception("model %s could not be loaded", model.id)
+            return ErrorInfo(code="model_invalid", message=f"model {model.id!r} cannot be loaded; the log says why")
         finally:
             self.phase = None
+        return None
+
+    def unload(self, model_id: str) -> ErrorInfo | None:
+        """Let go of a model and what was read for it, and give the memory back. Returns why not: a session uses it."""
+        users = [one.submit.session_id for one in self._sessions.values() if model_id in names_of(one.submit)]
+        if users:
+            message = f"model {model_id!r} is in use by {len(users)} sessions, such as {users[0]}; wait or cancel them"
+            return ErrorInfo(code="model_in_use", message=message)
+        self._residents.let_go(model_id)
+        return None
 
     def _bring(self, key: Key) -> None:
         ref = key[-1]

@@ -3,6 +3,9 @@
 Must not decide which session runs; it is told what the sessions need, and lets the rest go by recency.
 """
 
+import contextlib
+import ctypes
+import gc
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -35,6 +38,15 @@ class Residents:
     def bytes(self) -> int:
         """Of all that is loaded."""
         return sum(part.bytes for part in self._parts.values())
+
+    def has(self, model: ModelRef) -> bool:
+        return (model,) in self._parts
+
+    def let_go(self, model_id: str) -> None:
+        """Of a model with its adapters, or of an adapter; freed memory goes back to the system."""
+        for key in [key for key in self._parts if any(ref.id == model_id for ref in key)]:
+            self._parts.pop(key, None)
+        give_back()
 
     def missing(self, submit: Submit) -> list[Key]:
         """What a session needs that is not loaded, the model first."""
@@ -101,6 +113,20 @@ class Residents:
     def _drop(self, key: Key) -> None:
         for other in [other for other in self._parts if other[: len(key)] == key]:
             del self._parts[other]
+
+
+def names_of(submit: Submit) -> set[str]:
+    """Ids of all that a session needs."""
+    return {ref.id for ref in (submit.model, *submit.controlnets, *submit.loras)}
+
+
+def give_back() -> None:
+    """A worker's allocator keeps what is freed (workers/local.py); here it is to give all of it back."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    with contextlib.suppress(OSError, AttributeError):  # another C library has no such call
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _keys(submit: Submit) -> Sequence[Key]:

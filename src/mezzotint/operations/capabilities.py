@@ -13,15 +13,15 @@ class CapabilityVerbs(DeviceVerbs):
 
     async def capabilities(self, device_id: str | None = None) -> dict[str, Any]:
         """Of the whole server, or with one device alone. Raises NotFound."""
-        return capabilities.body(self._facts(device_id))
+        return capabilities.body(await self._facts(device_id))
 
     async def supported_types(self, device_id: str | None = None) -> dict[str, Any]:
         """Of the whole server, or with one device alone. Raises NotFound."""
-        return capabilities.types(self._facts(device_id))
+        return capabilities.types(await self._facts(device_id))
 
-    def _facts(self, device_id: str | None) -> Facts:
+    async def _facts(self, device_id: str | None) -> Facts:
         parts = self._parts
-        shown = self.devices() if device_id is None else [self.device(device_id)]
+        shown = await self.devices() if device_id is None else [await self.device(device_id)]
         seats = {one["id"]: parts.supervisor.seats[one["id"]] for one in shown}
         beats = {name: seat.worker.heartbeat if seat.worker else None for name, seat in seats.items()}
         settings = parts.settings

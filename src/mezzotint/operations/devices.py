@@ -1,5 +1,6 @@
 """Devices and the workers that own them, as they are now. Must not start or stop one."""
 
+import asyncio
 from typing import Any
 
 from mezzotint import devices
@@ -16,18 +17,20 @@ class DeviceVerbs(Verbs):
         """Raises TryLater when no session would be accepted."""
         self._parts.dispatcher.check_accepting()
 
-    def devices(self) -> Bodies:
-        return [
-            devices.body(seat, self._parts.dispatcher.sessions_on(name), self._parts.dispatcher.queued)
-            for name, seat in self._parts.supervisor.seats.items()
-        ]
+    async def devices(self) -> Bodies:
+        return [await self._device(name) for name in self._parts.supervisor.seats]
 
-    def device(self, device_id: str) -> dict[str, Any]:
-        found = next((one for one in self.devices() if one["id"] == device_id), None)
-        if found is None:
+    async def device(self, device_id: str) -> dict[str, Any]:
+        if device_id not in self._parts.supervisor.seats:
             known = ", ".join(self._parts.supervisor.seats)
             raise NotFound(f"device {device_id[:64]!r} is not here; devices: {known}", code="device_not_found")
-        return found
+        return await self._device(device_id)
+
+    async def _device(self, name: str) -> dict[str, Any]:
+        reading = await asyncio.to_thread(devices.read, name)
+        dispatcher = self._parts.dispatcher
+        seat, speed = self._parts.supervisor.seats[name], self._parts.measurements.speed(name)
+        return devices.body(seat, dispatcher.sessions_on(name), dispatcher.queued, reading, speed)
 
     def workers(self) -> Bodies:
         return [self._worker(name) for name in self._parts.supervisor.seats]
@@ -40,7 +43,7 @@ class DeviceVerbs(Verbs):
             "id": worker.id if worker else None,
             "pid": worker.pid if worker else None,
             "device": device,
-            "state": "ready" if worker and worker.hello else "starting",
+            "state": devices.state(seat)[0],
             "resident_models": list(beat.resident) if beat else [],
             "sessions": self._parts.dispatcher.sessions_on(device),
             "restarts": seat.restarts,

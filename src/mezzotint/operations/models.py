@@ -5,12 +5,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from mezzotint import bodies, profiles
+from ulid import ULID
+
+from mezzotint import bodies, preferences, profiles
 from mezzotint.catalog import Catalog, Model, fitting
-from mezzotint.errors import Fault, InvalidRequest, NotFound
+from mezzotint.errors import Conflict, Fault, InvalidRequest, NotFound, RunFailure, TryLater
 from mezzotint.operations.parts import Verbs
 from mezzotint.profiles import Choice
 from mezzotint.schema import nearest
+from mezzotint.workers import wire
+from mezzotint.workers.local import LocalWorker
 
 
 class ModelVerbs(Verbs):
@@ -47,10 +51,6 @@ class ModelVerbs(Verbs):
         known = self._parts.catalog.known_digest
         return await asyncio.to_thread(lambda: {name: known(name) for name in usable})
 
-    async def rescan(self) -> None:
-        """Look at the model folders anew."""
-        await asyncio.to_thread(self._parts.catalog.scan)
-
     def file_time(self, model: Model) -> int:
         """Unix seconds of its last change on disk; 0 when it is gone."""
         try:
@@ -58,9 +58,79 @@ class ModelVerbs(Verbs):
         except FileNotFoundError:
             return 0
 
+    async def rescan(self) -> list[dict[str, Any]]:
+        """Look at the model folders now; returns all models as they are then."""
+        await asyncio.to_thread(self._parts.catalog.scan)
+        return self.models()
+
+    async def set_model(self, model_id: str, body: Any) -> dict[str, Any]:
+        """Change what a model uses by default; on disk when it returns. Raises NotFound, InvalidRequest."""
+        catalog = self._parts.catalog
+        model = self._usable(model_id)
+        changes = preferences.check(body, model, catalog.models.values(), self._parts.settings.max_pixels)
+        await asyncio.to_thread(catalog.prefer, model_id, changes)
+        if "dtype" in changes:
+            self._parts.choices.prefer(model_id, changes["dtype"] or "auto")
+        return self.model(model_id)
+
+    async def load_model(self, model_id: str, device: str | None = None) -> dict[str, Any]:
+        """Have a worker load it, beside what runs there; returns when it is loaded.
+
+        Raises NotFound, InvalidRequest, RunFailure, or TryLater while no worker is up.
+        """
+        model = self._usable(model_id)
+        worker = self._worker_for(device)
+        ref = await self._parts.refs.of(model.id)
+        if ref is None:
+            raise _unusable(model_id, "it is gone")
+        ref = self._parts.choices.ref(ref, worker.device)
+        _raise(await self._parts.supervisor.ask(worker, wire.Load(model=ref, asked=str(ULID()))))
+        return self.model(model_id)
+
+    async def unload_model(self, model_id: str, device: str | None = None) -> dict[str, Any]:
+        """Have every worker, or that of `device`, let go of it if it is there. Raises NotFound, or Conflict while a
+        session there uses it."""
+        if model_id not in self._parts.catalog.models and not self._resident_on(model_id):
+            raise no_model(model_id, self._parts.catalog)
+        if device is not None:
+            self._check_device(device)
+        for name in [device] if device is not None else list(self._parts.supervisor.seats):
+            worker = self._parts.supervisor.seats[name].worker
+            if worker is not None and worker.alive:
+                _raise(await self._parts.supervisor.ask(worker, wire.Unload(model_id=model_id, asked=str(ULID()))))
+        found = self._parts.catalog.models.get(model_id)
+        return self._model(found) if found is not None else {"id": model_id, "resident_on": self._resident_on(model_id)}
+
+    def _usable(self, model_id: str) -> Model:
+        model = self._parts.catalog.models.get(model_id)
+        if model is None:
+            raise no_model(model_id, self._parts.catalog)
+        if model.state == "invalid":
+            raise _unusable(model_id, str(model.reason))
+        if model.kind != "checkpoint":
+            message = f"model {model_id!r} is a {model.kind}: it comes and goes with the model it is used with"
+            raise InvalidRequest([Fault(field=None, code="invalid_value", message=message)])
+        return model
+
+    def _worker_for(self, device: str | None) -> LocalWorker:
+        """The device's, or the one that holds least."""
+        if device is not None:
+            self._check_device(device)
+        ready = [one for one in self._parts.supervisor.ready() if device in (None, one.device)]
+        if not ready:
+            raise TryLater("no worker is up yet; come back", code="not_ready", retry_after_s=5)
+        return min(ready, key=lambda one: one.heartbeat.weights_bytes if one.heartbeat else 0)
+
+    def _check_device(self, device: str) -> None:
+        known = self._parts.supervisor.seats
+        if device not in known:
+            message = f"device {device[:64]!r} is not here; devices: {', '.join(known)}"
+            raise InvalidRequest([Fault(field="device", code="device_not_found", message=message)])
+
     def _model(self, model: Model) -> dict[str, Any]:
         fits = fitting(model, self._parts.catalog.models.values())
-        return bodies.model(model, self._resident_on(model.id), fits, self._executors(model.id))
+        settings = self._parts.catalog.preferred(model.id)
+        return bodies.model(model, self._resident_on(model.id), fits, self._executors(model.id), settings)
 
     def _executors(self, model_id: str) -> dict[str, Any]:
         """By device. What its worker had to refuse is shown as what serves instead."""
@@ -75,6 +145,19 @@ class ModelVerbs(Verbs):
         seats = self._parts.supervisor.seats
         beats = {device: seat.worker.heartbeat if seat.worker else None for device, seat in seats.items()}
         return [device for device, beat in beats.items() if beat and model_id in beat.resident]
+
+
+def _unusable(model_id: str, why: str) -> InvalidRequest:
+    message = f"model {model_id!r} cannot be used: {why}"
+    return InvalidRequest([Fault(field=None, code="model_invalid", message=message)])
+
+
+def _raise(answer: wire.Loaded) -> None:
+    if answer.error is None:
+        return
+    if answer.error.code == "model_in_use":
+        raise Conflict(answer.error.message, code=answer.error.code)
+    raise RunFailure(answer.error)
 
 
 def no_model(model_id: str, catalog: Catalog) -> NotFound:

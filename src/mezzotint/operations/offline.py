@@ -3,7 +3,7 @@
 from typing import Any
 
 from mezzotint import bodies, devices, profiles, tuning
-from mezzotint.catalog import Catalog, fitting
+from mezzotint.catalog import Catalog, Checked, Model, fitting
 from mezzotint.config import Settings
 from mezzotint.errors import ErrorInfo, Fault, InvalidRequest, RunFailure
 from mezzotint.operations.models import no_model
@@ -18,16 +18,38 @@ def offline_models(settings: Settings) -> list[dict[str, Any]]:
     return [bodies.model(model, [], fitting(model, there), {}) for model in there]
 
 
-async def tune(settings: Settings, model_id: str) -> list[profiles.Profile]:
-    """Measure a model on every device of these settings, without a server; one that runs adopts it when it is idle.
+def offline_model(settings: Settings, model_id: str) -> dict[str, Any]:
+    """One of them. Raises NotFound."""
+    catalog, model = find_model(settings, model_id)
+    return bodies.model(model, [], fitting(model, catalog.models.values()), {})
 
-    Raises InvalidRequest for a model that cannot be used, RunFailure when it cannot be measured.
-    """
+
+def find_model(settings: Settings, model_id: str) -> tuple[Catalog, Model]:
+    """Raises NotFound."""
     catalog = Catalog(settings.models, settings.cache)
     catalog.scan()
     model = catalog.models.get(model_id)
     if model is None:
         raise no_model(model_id, catalog)
+    return catalog, model
+
+
+def verify(settings: Settings, model_id: str) -> tuple[Model, list[Checked]]:
+    """Hash every file of a model anew. Raises NotFound, or RunFailure when one cannot be read."""
+    catalog, model = find_model(settings, model_id)
+    try:
+        return model, catalog.verify(model)
+    except OSError as error:
+        message = f"a file of {model_id!r} cannot be read: {error.strerror}"
+        raise RunFailure(ErrorInfo(code="model_invalid", message=message)) from error
+
+
+async def tune(settings: Settings, model_id: str) -> list[profiles.Profile]:
+    """Measure a model on every device of these settings, without a server; one that runs adopts it when it is idle.
+
+    Raises InvalidRequest for a model that cannot be used, RunFailure when it cannot be measured.
+    """
+    catalog, model = find_model(settings, model_id)
     if model.state == "invalid":
         message = f"model {model_id!r} cannot be used: {model.reason}"
         raise InvalidRequest([Fault(field="model", code="model_invalid", message=message)])

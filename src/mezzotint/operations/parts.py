@@ -9,8 +9,10 @@ from mezzotint.dispatcher import Dispatcher
 from mezzotint.estimates import Estimates
 from mezzotint.events import Events
 from mezzotint.keyring import Keyring
+from mezzotint.measurements import Measurements
 from mezzotint.metrics import Metrics
 from mezzotint.quotas import Quotas
+from mezzotint.refs import Refs
 from mezzotint.store.blobs import Blobs
 from mezzotint.store.sql import Store
 from mezzotint.tuning import Choices
@@ -26,6 +28,8 @@ class Parts:
     blobs: Blobs
     supervisor: Supervisor
     dispatcher: Dispatcher
+    refs: Refs
+    measurements: Measurements
     events: Events
     assets: Assets
     choices: Choices

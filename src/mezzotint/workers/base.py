@@ -5,9 +5,10 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+import msgspec
 import structlog
 
-from mezzotint.errors import SetupError
+from mezzotint.errors import ErrorInfo, RunFailure, SetupError
 from mezzotint.measurements import Measurements
 from mezzotint.workers import wire
 from mezzotint.workers.local import LocalWorker
@@ -32,7 +33,13 @@ class Seat:
     restarts: int = 0
     failed_starts: int = 0  # in a row, without a Hello between
     last_exit: str | None = None
+    said: str | None = None  # why the worker that ends now cannot go on, in its own words
     facts: wire.DeviceFacts | None = None  # as last told
+
+    @property
+    def failed(self) -> str | None:
+        """Why no session can go here: several workers in a row did not come up. None: it is well, or may yet be."""
+        return (self.last_exit or "its worker does not start") if self.failed_starts > HOPELESS_STARTS else None
 
 
 class Supervisor:
@@ -44,6 +51,7 @@ class Supervisor:
         self._threads, self._memory_bytes, self._measurements = threads, memory_bytes, measurements
         self._count = 0
         self._stopping = False
+        self._asked: dict[str, tuple[LocalWorker, asyncio.Future[wire.Loaded]]] = {}
         self._keeping: list[asyncio.Task[None]] = []
         self.on_ready: Callable[[LocalWorker], Awaitable[None]]
         self.on_message: Callable[[LocalWorker, wire.FromWorker, bytes], Awaitable[None]]
@@ -70,6 +78,22 @@ class Supervisor:
         await asyncio.gather(*self._keeping, return_exceptions=True)
         await asyncio.gather(*(worker.wait() for worker in workers))
 
+    async def ask(self, worker: LocalWorker, message: wire.Load | wire.Unload) -> wire.Loaded:
+        """Send it and wait for its answer. Raises RunFailure when the worker is lost meanwhile."""
+        waiting: asyncio.Future[wire.Loaded] = asyncio.get_running_loop().create_future()
+        self._asked[message.asked] = worker, waiting
+        worker.send(message)
+        if not worker.alive:
+            self._forsake(worker)
+        return await waiting
+
+    def _forsake(self, worker: LocalWorker) -> None:
+        error = RunFailure(ErrorInfo(code="worker_lost", message=f"the worker of {worker.device} was lost meanwhile"))
+        for token in [token for token, (one, _) in self._asked.items() if one is worker]:
+            _, waiting = self._asked.pop(token)
+            if not waiting.done():
+                waiting.set_exception(error)
+
     def ready(self) -> list[LocalWorker]:
         """Workers that can take a session now. One that is dying is not among them."""
         workers = [seat.worker for seat in self.seats.values()]
@@ -88,7 +112,7 @@ class Supervisor:
 
     async def until_hopeless(self) -> str:
         """Until no seat has a worker and each failed to start several times in a row; returns the last reason."""
-        while not all(seat.failed_starts > HOPELESS_STARTS for seat in self.seats.values()):
+        while not all(seat.failed for seat in self.seats.values()):
             await asyncio.sleep(0.1)
         return next(seat.last_exit or "unknown" for seat in self.seats.values())
 
@@ -121,16 +145,25 @@ class Supervisor:
                 await self.on_ready(worker)
             case wire.Heartbeat():
                 worker.heartbeat = message
+            case wire.Loaded():
+                if worker.heartbeat is not None:
+                    worker.heartbeat = msgspec.structs.replace(worker.heartbeat, resident=message.resident)
+                if (asked := self._asked.pop(message.asked, None)) is not None and not asked[1].done():
+                    asked[1].set_result(message)
+            case wire.Speed():
+                self._measurements.take_speed(worker.device, message.gflops)
             case wire.Measured():
                 self._measurements.take(worker.device, message)
             case wire.DeviceFailed():
+                self.seats[worker.device].said = message.message
                 log.error("worker failed", worker=worker.id, device=worker.device, reason=message.message)
             case _:
                 await self.on_message(worker, message, blob)
 
     async def _ended(self, worker: LocalWorker, why: str) -> None:
         seat = self.seats[worker.device]
-        seat.last_exit = why
+        seat.last_exit, seat.said = why if seat.said is None else f"{seat.said}; {why}", None
+        self._forsake(worker)
         if not self._stopping:
             log.warning("worker lost", worker=worker.id, device=worker.device, pid=worker.pid, why=why)
         await self.on_lost(worker, why)

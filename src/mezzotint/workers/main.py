@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("mezzotint.worker")
 
 HEARTBEAT_S = 1.0
+_DTYPES = {"cpu": ("float32", "bfloat16"), "cuda": ("float32", "bfloat16", "float16")}
 WEIGHTS_SHARE = 0.5  # of the memory that a worker may take; calls need room too
 CUDA_SHARE = 0.9  # of a device's memory
 
@@ -93,11 +94,29 @@ class Worker:
             case wire.Pause():
                 engine.pause(message.session_id, message.attempt)
             case wire.Load():
-                engine.load(message.model)
+                error = engine.load(message.model)
+                self.send(wire.Loaded(asked=message.asked, resident=engine.resident, error=error))
+            case wire.Race():
+                self.send(wire.Speed(gflops=self._race()))
+            case wire.Unload():
+                error = engine.unload(message.model_id)
+                self.send(wire.Loaded(asked=message.asked, resident=engine.resident, error=error))
             case wire.Known():
                 engine.know(message)
             case wire.Stop():
                 os._exit(0)  # interpreter teardown with torch takes a second and frees nothing that exit does not
+
+    def _race(self) -> dict[str, float]:
+        import torch
+
+        from mezzotint.engine.speed import gflops
+
+        device = torch.device("cpu" if self._device_id.startswith("cpu") else self._device_id)
+        found = {}
+        for name in _DTYPES[device.type]:
+            with contextlib.suppress(RuntimeError):
+                found[name] = round(gflops(device, getattr(torch, name)), 1)
+        return found
 
     def _read(self) -> None:
         while True:
@@ -242,7 +261,7 @@ def _device_facts(
             name=properties.name,
             memory_total_bytes=properties.total_memory,
             memory_budget_bytes=int(properties.total_memory * CUDA_SHARE),
-            dtypes=("float32", "bfloat16", "float16"),
+            dtypes=_DTYPES["cuda"],
             driver=torch.version.cuda,
             **common,
         )
@@ -251,7 +270,7 @@ def _device_facts(
         name=profiles.cpu_name(),
         memory_total_bytes=total,
         memory_budget_bytes=memory_bytes,
-        dtypes=("float32", "bfloat16"),
+        dtypes=_DTYPES["cpu"],
         driver=None,
         **common,
     )

@@ -15,7 +15,7 @@ from mezzotint.frames import WireError as WireError
 from mezzotint.request import Request
 from mezzotint.session import Usage
 
-VERSION = 6
+VERSION = 7
 MAX_MESSAGE_BYTES = 8 << 20
 
 
@@ -84,9 +84,21 @@ class Pause(_Message, frozen=True, kw_only=True, tag="pause"):
 
 
 class Load(_Message, frozen=True, kw_only=True, tag="load"):
-    """Load a model now, in place of the same one under another executor. Sent to an idle worker."""
+    """Load a model now, in place of the same one under another executor."""
 
     model: ModelRef
+    asked: str = ""  # a token to answer with; empty: nobody waits
+
+
+class Race(_Message, frozen=True, kw_only=True, tag="race"):
+    """Measure how fast the device multiplies, and answer with Speed. Sent to an idle worker."""
+
+
+class Unload(_Message, frozen=True, kw_only=True, tag="unload"):
+    """Let go of a model, unless a session in the worker uses it."""
+
+    model_id: str
+    asked: str
 
 
 class Thing(msgspec.Struct, frozen=True, kw_only=True):
@@ -240,13 +252,27 @@ class Measured(_Message, frozen=True, kw_only=True, tag="measured"):
     cap: int = 0  # of a step: rows that a call of its shape has at most from here on
 
 
+class Speed(_Message, frozen=True, kw_only=True, tag="speed"):
+    """Measured 1e9 operations a second by dtype, of matrix products; those that the device cannot do are not there."""
+
+    gflops: dict[str, float]
+
+
+class Loaded(_Message, frozen=True, kw_only=True, tag="loaded"):
+    """The answer to Load or Unload: what is loaded now, and what went wrong."""
+
+    asked: str
+    resident: tuple[str, ...]
+    error: ErrorInfo | None = None
+
+
 class DeviceFailed(_Message, frozen=True, kw_only=True, tag="device_failed"):
     """The worker cannot go on and exits after this."""
 
     message: str
 
 
-ToWorker = Submit | Cancel | Pause | Load | Known | Stop
+ToWorker = Submit | Cancel | Pause | Load | Unload | Race | Known | Stop
 FromWorker = (
     Hello
     | Heartbeat
@@ -259,6 +285,8 @@ FromWorker = (
     | Paused
     | Ended
     | Measured
+    | Loaded
+    | Speed
     | DeviceFailed
 )
 

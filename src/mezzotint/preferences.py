@@ -1,0 +1,123 @@
+"""What was set for single models while the server runs (PATCH), checked and kept in one file of the data folder.
+
+Must not decide what a request gets: the catalog lays it over the model's own facts.
+"""
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from mezzotint.errors import Fault, InvalidRequest
+from mezzotint.facts import Model, fitting
+from mezzotint.families.table import SCHEDULER_STEPS, SCHEDULERS
+from mezzotint.fieldnames import fold
+from mezzotint.schema import MAX_STEPS, nearest
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
+FIELDS = ("width", "height", "num_inference_steps", "guidance_scale", "scheduler", "dtype", "vae")
+
+_NAMES = {fold(name): name for name in FIELDS}
+
+
+class Preferences:
+    """Settings by model id. Reads its file once; every change is on disk when `set` returns."""
+
+    def __init__(self, file: Path | None) -> None:
+        """Without a file nothing is kept. Raises ValueError for a file that is not ours."""
+        self._file = file
+        self._set: dict[str, dict[str, Any]] = {}
+        if file is not None:
+            with contextlib.suppress(FileNotFoundError):
+                self._set = json.loads(file.read_text(encoding="utf-8"))
+
+    def of(self, model_id: str) -> Mapping[str, Any]:
+        return self._set.get(model_id, {})
+
+    def set(self, model_id: str, changes: Mapping[str, Any]) -> None:
+        """None takes a setting back. Blocks on the disk."""
+        after = {name: value for name, value in {**self.of(model_id), **changes}.items() if value is not None}
+        self._set = {**self._set, model_id: after} if after else {k: v for k, v in self._set.items() if k != model_id}
+        if self._file is None:
+            return
+        draft = self._file.with_name(f".{self._file.name}.tmp")
+        with draft.open("w", encoding="utf-8") as file:
+            json.dump(self._set, file, indent=2)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(self._file)
+
+
+def check(body: Any, model: Model, models: Iterable[Model], max_pixels: int) -> dict[str, Any]:
+    """The settings that a body asks for, by their names here. Raises InvalidRequest with every fault."""
+    if not isinstance(body, dict):
+        raise InvalidRequest([Fault(field=None, code="invalid_request", message="the body must be a JSON object")])
+    faults: list[Fault] = []
+    found: dict[str, Any] = {}
+    for key, value in body.items():
+        name = _NAMES.get(fold(str(key)))
+        if name is None:
+            near = nearest(str(key), FIELDS)
+            message = f"{str(key)[:64]!r} is not a setting of models; {f'did you mean {near!r}?' if near else ''}"
+            faults.append(Fault(field=str(key)[:64], code="unknown_field", message=message.rstrip("; ")))
+        elif name in found:
+            message = f"{name} stands twice, in two spellings"
+            faults.append(Fault(field=name, code="duplicate_field", message=message))
+        else:
+            found[name] = value
+            if value is not None and (rule := _broken(name, value, model, list(models))) is not None:
+                shown = repr(value)[:64]
+                faults.append(Fault(field=name, code="invalid_value", message=f"{name} must be {rule}; got {shown}"))
+    width, height = (found.get(name) or getattr(model, name) for name in ("width", "height"))
+    if not faults and width * height > max_pixels:
+        message = f"{width}x{height} is over {max_pixels} pixels; choose a smaller size"
+        faults.append(Fault(field="width", code="unsupported_size", message=message))
+    steps, scheduler = (found.get(name) or getattr(model, name) for name in ("num_inference_steps", "scheduler"))
+    if not faults and steps > SCHEDULER_STEPS.get(scheduler, MAX_STEPS):
+        message = f"{scheduler} can do at most {SCHEDULER_STEPS[scheduler]} steps; num_inference_steps is {steps}"
+        faults.append(Fault(field="num_inference_steps", code="invalid_value", message=message))
+    if faults:
+        raise InvalidRequest(faults)
+    return found
+
+
+def _broken(name: str, value: Any, model: Model, models: list[Model]) -> str | None:
+    """The rule that a value breaks, or None."""
+    return _RULES[name](value, model, models)
+
+
+def _side(value: Any, model: Model, _models: list[Model]) -> str | None:
+    multiple, least = model.size_multiple, model.min_size
+    fits = type(value) is int and value >= least and value % multiple == 0
+    return None if fits else f"a multiple of {multiple}, {least} or more"
+
+
+def _steps(value: Any, _model: Model, _models: list[Model]) -> str | None:
+    return None if type(value) is int and 1 <= value <= MAX_STEPS else f"a whole number of 1..{MAX_STEPS}"
+
+
+def _guidance(value: Any, _model: Model, _models: list[Model]) -> str | None:
+    return None if type(value) in (int, float) and 0 <= value <= 50 else "a number of 0..50"
+
+
+def _one_of(names: Iterable[str]) -> Callable[[Any, Model, list[Model]], str | None]:
+    known = tuple(names)
+    return lambda value, _model, _models: None if value in known else f"one of {', '.join(known)}"
+
+
+def _vae(value: Any, model: Model, models: list[Model]) -> str | None:
+    fits = [other.id for other in models if other.kind == "vae" and model.id in fitting(other, [model])]
+    return None if value in fits else f"an autoencoder that fits: {', '.join(fits) or 'none is here'}"
+
+
+_RULES: dict[str, Callable[[Any, Model, list[Model]], str | None]] = {
+    "width": _side,
+    "height": _side,
+    "num_inference_steps": _steps,
+    "guidance_scale": _guidance,
+    "scheduler": _one_of(SCHEDULERS),
+    "dtype": _one_of(DTYPES),
+    "vae": _vae,
+}

@@ -1,0 +1,75 @@
+"""Settings of single models: checked against the model, kept across restarts, laid over its facts."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mezzotint.catalog import BUNDLED_MODEL, Catalog
+from mezzotint.errors import InvalidRequest
+from mezzotint.preferences import Preferences, check
+
+
+@pytest.fixture(scope="module")
+def catalog(tmp_path_factory: pytest.TempPathFactory) -> Catalog:
+    found = Catalog([], tmp_path_factory.mktemp("cache"))
+    found.scan()
+    return found
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"width": 63}, {"width": True}, {"width": 8}, {"height": "64"}, {"num_inference_steps": 0},
+        {"guidance_scale": 51}, {"guidance_scale": float("nan")}, {"scheduler": "fast"}, {"dtype": "float8"},
+        {"vae": "none"}, {"width": 4096, "height": 4096}, {"widht": 64}, {"width": 64, "Width": 64}, [],
+        {"scheduler": "lcm", "num_inference_steps": 51}, {"scheduler": []},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_cannot_be_is_refused(catalog: Catalog, body: Any) -> None:
+    with pytest.raises(InvalidRequest):
+        check(body, catalog.models[BUNDLED_MODEL], catalog.models.values(), 1 << 22)
+
+
+def test_any_spelling_is_read(catalog: Catalog) -> None:
+    model = catalog.models[BUNDLED_MODEL]
+    found = check({"NumInferenceSteps": 5, "guidanceScale": 3}, model, [model], 1 << 22)
+    assert found == {"num_inference_steps": 5, "guidance_scale": 3}
+
+
+def test_they_outlive_a_restart_and_null_takes_them_back(tmp_path: Path) -> None:
+    file = tmp_path / "settings.json"
+    catalog = Catalog([], tmp_path / "cache", Preferences(file))
+    catalog.scan()
+    own = catalog.models[BUNDLED_MODEL].num_inference_steps
+    catalog.prefer(BUNDLED_MODEL, {"num_inference_steps": own + 1})
+    again = Catalog([], tmp_path / "cache", Preferences(file))
+    again.scan()
+    assert again.models[BUNDLED_MODEL].num_inference_steps == own + 1
+    again.prefer(BUNDLED_MODEL, {"num_inference_steps": None})
+    assert again.models[BUNDLED_MODEL].num_inference_steps == own
+    assert Preferences(file).of(BUNDLED_MODEL) == {}
+
+
+def test_verifying_finds_a_byte_that_changed_behind_the_clock(tmp_path: Path) -> None:
+    import os
+    import shutil
+
+    from mezzotint.catalog import BUNDLED
+
+    folder = Path(shutil.copytree(BUNDLED / BUNDLED_MODEL, tmp_path / "models" / "copy"))
+    catalog = Catalog([tmp_path / "models"], tmp_path / "cache")
+    catalog.scan()
+    model = catalog.models["copy"]
+    catalog.digest(model)
+    assert all(one.ok and one.before for one in catalog.verify(model))
+    weights = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    stat = weights.stat()
+    with weights.open("r+b") as file:
+        file.seek(-1, 2)
+        byte = file.read(1)
+        file.seek(-1, 2)
+        file.write(bytes([byte[0] ^ 1]))
+    os.utime(weights, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert [one.file for one in catalog.verify(model) if not one.ok] == ["vae/diffusion_pytorch_model.safetensors"]
