@@ -62,6 +62,7 @@ train: setup
 	$(BIN)/python -m training.package
 	$(BIN)/python -m training.control --minutes 60
 	$(BIN)/python -m training.loras --minutes 25
+	$(BIN)/python -m training.previews
 
 evaluate-model: setup
 	$(BIN)/pip install --quiet --no-deps --requirement training/requirements.txt

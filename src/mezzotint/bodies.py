@@ -15,6 +15,7 @@ from mezzotint.store.rows import Attempt
 
 SESSIONS = "/api/inference/sessions"
 ASSETS = "/api/assets"
+MODELS = "/api/models"
 
 
 def session(value: Session) -> dict[str, Any]:
@@ -102,8 +103,12 @@ def model(
     fits: list[str],
     executors: dict[str, Any],
     settings: Mapping[str, Any] | None = None,
+    shown: bool = False,
 ) -> dict[str, Any]:
-    """`fits`: for adapters, the ids of the checkpoints that they can go with. `settings`: what was set for it here."""
+    """`fits`: for adapters, the ids of the checkpoints that they can go with. `settings`: what was set for it here.
+
+    `shown`: its thumbnail can be asked for.
+    """
     if value.state == "invalid":
         return {"id": value.id, "kind": value.kind, "state": value.state, "reason": value.reason}
     common = {
@@ -114,6 +119,7 @@ def model(
         "bytes": value.bytes,
         "resident_on": resident_on,
         "trigger_words": list(value.trigger_words),
+        "thumbnail": f"{MODELS}/{value.id}/thumbnail" if shown else None,
     }
     if value.kind == "controlnet":
         return common | {"control_type": value.control_type or None, "fits": fits}

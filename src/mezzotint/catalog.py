@@ -23,6 +23,7 @@ from mezzotint.preferences import Preferences
 
 BUNDLED = Path(__file__).parent / "bundled"
 BUNDLED_MODEL = "icons"
+MAX_THUMBNAIL_BYTES = 4 * 1024 * 1024
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]{0,127}")
 
@@ -156,6 +157,15 @@ def model_files(path: Path) -> list[Path]:
         told = beside_file(path)
         return [path, *([told] if told.exists() else [])]
     return sorted(file for file in walk(path) if file.suffix in COMPONENT_SUFFIXES)
+
+
+def thumbnail(model: Model) -> Path | None:
+    """The picture by which people know a model, `NAME.png` beside its file or folder; None without one of use."""
+    path = Path(model.path)
+    found = path.with_name(f"{path.stem if path.suffix == '.safetensors' else path.name}.png")
+    if not found.is_file() or not found.resolve().is_relative_to(path.parent.resolve()):
+        return None
+    return found if found.stat().st_size <= MAX_THUMBNAIL_BYTES else None
 
 
 def _candidates(root: Path) -> list[Path]:

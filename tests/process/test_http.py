@@ -233,6 +233,14 @@ def test_devices_workers_and_models_show_what_is(server: RunningServer) -> None:
     wait_for(lambda: http(server, "GET", "/api/models/icons").json()["resident_on"] == ["cpu:0"], 5)
 
 
+def test_a_model_is_known_by_the_picture_beside_it(server: RunningServer) -> None:
+    for model in server.client.models():
+        assert model["thumbnail"] == f"/api/models/{model['id']}/thumbnail"
+        answer = http(server, "GET", model["thumbnail"])
+        assert answer.headers["content-type"] == "image/png"
+        assert Image.open(io.BytesIO(answer.content)).size == (128, 128)
+
+
 def test_fifty_sessions_at_once_all_end_and_the_server_answers_meanwhile(server: RunningServer) -> None:
     ids: list[str] = []
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mezzotint.catalog import BUNDLED, BUNDLED_MODEL, Catalog, Model, fitting
+from mezzotint.catalog import BUNDLED, BUNDLED_MODEL, MAX_THUMBNAIL_BYTES, Catalog, Model, fitting, thumbnail
 from mezzotint.headers import MAX_HEADER_BYTES, weight_files
 from tests.models import build_controlnet, build_lora, build_sd, build_sdxl
 
@@ -48,6 +48,23 @@ def test_the_bundled_model_has_its_adapters_beside_it_within_90_mb(tmp_path: Pat
     }
     assert found["icons-canny"].control_type == "canny"
     assert sum(path.stat().st_size for path in BUNDLED.rglob("*") if path.is_file()) <= 90_000_000
+
+
+def test_a_png_beside_a_model_is_its_thumbnail(root: Path, tmp_path: Path) -> None:
+    build_lora(root / "ink.v2.safetensors", root / "tiny")
+    shutil.copytree(root / "tiny", root / "tiny.v1")
+    for name in ("tiny.v1", "ink.v2"):
+        (root / f"{name}.png").write_bytes(b"a picture")
+    found = scan(root)
+    assert thumbnail(found["tiny.v1"]) == root / "tiny.v1.png"
+    assert thumbnail(found["ink.v2"]) == root / "ink.v2.png"
+    assert thumbnail(found["tiny"]) is None
+    (root / "tiny.png").write_bytes(b"x" * (MAX_THUMBNAIL_BYTES + 1))
+    assert thumbnail(found["tiny"]) is None
+    (tmp_path / "secret").write_text("not a picture of a model")
+    (root / "ink.v2.png").unlink()
+    (root / "ink.v2.png").symlink_to(tmp_path / "secret")
+    assert thumbnail(found["ink.v2"]) is None
 
 
 def test_mezzotint_json_sets_the_defaults(root: Path) -> None:

@@ -33,7 +33,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
 
 
 SCENARIOS = (
-    "make", "validation", "paint", "restore", "watch", "gallery", "machine", "hostile", "accessibleLight",
+    "make", "validation", "paint", "adapters", "restore", "watch", "gallery", "machine", "hostile", "accessibleLight",
     "accessibleDark",
 )  # fmt: skip
 

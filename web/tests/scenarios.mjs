@@ -96,6 +96,31 @@ export async function paint({ page, url, shot }) {
   assert.deepEqual(rows, { size: [64, 64], painted: 255, kept: 0 });
 }
 
+export async function adapters({ page, url, shot }) {
+  const [id] = await drawn(page, url, [{ prompt: "a red apple", seed: 3, steps: 8 }]);
+  const file = await PNG(page, url, id);
+  await open(page, url, "make");
+  await page.getByLabel("Prompt", { exact: true }).fill("a red tomato");
+  await page.getByLabel("Steps").fill("6");
+  await page.getByText("ControlNet", { exact: true }).click();
+  await page.getByRole("button", { name: "icons-canny" }).click();
+  await page.getByLabel("Picture to follow").last().setInputFiles({ name: "apple.png", mimeType: "image/png", buffer: file });
+  await page.getByRole("img", { name: "Picture to follow" }).waitFor();
+  await page.getByText("LoRA", { exact: true }).click();
+  for (const name of ["blob", "monochrome", "blob"]) await page.getByRole("button", { name, exact: true }).click();
+  await page.waitForFunction(() => [...document.querySelectorAll(".tiles img")].filter((one) => one.naturalWidth === 128).length === 3);
+  assert.equal(await page.getByRole("button", { name: "monochrome", exact: true }).getAttribute("aria-pressed"), "true");
+  assert.equal(await page.getByRole("button", { name: "blob", exact: true }).getAttribute("aria-pressed"), "false");
+  await page.getByRole("group", { name: "LoRAs" }).scrollIntoViewIfNeeded();
+  await shot("adapters");
+  await page.getByRole("button", { name: "Draw it" }).click();
+  await page.getByRole("img", { name: "a red tomato" }).waitFor();
+  const { sessions } = await api(page, "GET", `${url}${SESSIONS}?limit=1`);
+  const { controlnets, loras } = sessions[0].request;
+  assert.deepEqual(controlnets.map(({ model, preprocessor }) => [model, preprocessor]), [["icons-canny", "canny"]]);
+  assert.deepEqual(loras, [{ name: "monochrome", scale: 1 }]);
+}
+
 export async function restore({ page, url }) {
   const [id] = await drawn(page, url, [{ prompt: "a purple teapot", seed: 99, steps: 5, scheduler: "euler" }]);
   const file = (await PNG(page, url, id)).toString("base64");
@@ -152,6 +177,7 @@ export async function gallery({ page, url, shot }) {
   await tile("a green tree").first().click();
   const full = page.getByRole("dialog", { name: "Picture and its parameters" });
   await full.getByText("a green tree").waitFor();
+  await page.waitForFunction(() => document.querySelector("dialog img, [role=dialog] img")?.naturalWidth === 64);
   await shot("full");
   await page.keyboard.press("ArrowRight");
   await full.getByText("a blue car").waitFor();

@@ -1,14 +1,18 @@
 """Native routes of models, devices and workers, and whether the server is up. Must not hold a rule of its own."""
 
+import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import FileResponse
 
 from mezzotint.api.inference import Ops
 from mezzotint.api.reading import read_json
 from mezzotint.errors import Fault, InvalidRequest
 from mezzotint.fieldnames import fold
 from mezzotint.preferences import DTYPES, FIELDS
+
+_THUMBNAIL = {"Cache-Control": "private, max-age=60", "X-Content-Type-Options": "nosniff"}
 
 router = APIRouter()
 
@@ -61,6 +65,13 @@ async def load(model_id: str, request: Request, ops: Ops) -> dict[str, Any]:
 async def unload(model_id: str, request: Request, ops: Ops) -> dict[str, Any]:
     """409 `model_in_use` while a session in the worker uses it."""
     return await ops.unload_model(model_id, _device(await request.body()))
+
+
+@router.get("/api/models/{model_id}/thumbnail", tags=["models"])
+async def thumbnail(model_id: str, ops: Ops) -> Response:
+    """The PNG that lies beside the model under its name."""
+    path = await asyncio.to_thread(ops.model_thumbnail, model_id)
+    return FileResponse(path, media_type="image/png", headers=_THUMBNAIL)
 
 
 @router.get("/api/devices", tags=["devices"])

@@ -8,7 +8,7 @@ from typing import Any
 from ulid import ULID
 
 from mezzotint import bodies, preferences, profiles
-from mezzotint.catalog import Catalog, Model, fitting
+from mezzotint.catalog import Catalog, Model, fitting, thumbnail
 from mezzotint.errors import Conflict, Fault, InvalidRequest, NotFound, RunFailure, TryLater
 from mezzotint.operations.parts import Verbs
 from mezzotint.profiles import Choice
@@ -28,6 +28,17 @@ class ModelVerbs(Verbs):
         if found is None:
             raise no_model(model_id, self._parts.catalog)
         return self._model(found)
+
+    def model_thumbnail(self, model_id: str) -> Path:
+        """The PNG by which people know a model. Raises NotFound when there is no such model, or none for it."""
+        found = self._parts.catalog.models.get(model_id)
+        if found is None:
+            raise no_model(model_id, self._parts.catalog)
+        picture = thumbnail(found)
+        if picture is None:
+            message = f"model {model_id!r} has no thumbnail; put {model_id[:64]}.png beside it, of 4 MiB at most"
+            raise NotFound(message, code="image_not_found")
+        return picture
 
     def facts(self) -> Mapping[str, Model]:
         """Every model on disk by id, as the catalog has it."""
@@ -130,7 +141,8 @@ class ModelVerbs(Verbs):
     def _model(self, model: Model) -> dict[str, Any]:
         fits = fitting(model, self._parts.catalog.models.values())
         settings = self._parts.catalog.preferred(model.id)
-        return bodies.model(model, self._resident_on(model.id), fits, self._executors(model.id), settings)
+        shown = thumbnail(model) is not None
+        return bodies.model(model, self._resident_on(model.id), fits, self._executors(model.id), settings, shown)
 
     def _executors(self, model_id: str) -> dict[str, Any]:
         """By device. What its worker had to refuse is shown as what serves instead."""

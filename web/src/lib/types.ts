@@ -63,6 +63,7 @@ export interface Model {
   reason: string | null;
   bytes?: number;
   resident_on?: string[];
+  thumbnail?: string | null;
   family?: string;
   types?: string[];
   width?: number;
