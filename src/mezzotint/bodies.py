@@ -6,16 +6,19 @@ from typing import Any
 
 import msgspec
 
+from mezzotint import batches
 from mezzotint.assets import Asset
+from mezzotint.batches import Batch, Item, Standing
 from mezzotint.catalog import Model
-from mezzotint.errors import Fault, InvalidRequest, MezzotintError
+from mezzotint.errors import Fault, InvalidRequest, MezzotintError, TryLater
 from mezzotint.events import Event
-from mezzotint.session import SPANS, ImageRecord, Session
+from mezzotint.session import FINAL, SPANS, ImageRecord, Session, State
 from mezzotint.store.rows import Attempt
 
 SESSIONS = "/api/inference/sessions"
 ASSETS = "/api/assets"
 MODELS = "/api/models"
+BATCHES = "/api/inference/batches"
 
 
 def session(value: Session) -> dict[str, Any]:
@@ -55,6 +58,45 @@ def session(value: Session) -> dict[str, Any]:
 def image(session_id: str, value: ImageRecord) -> dict[str, Any]:
     body: dict[str, Any] = msgspec.to_builtins(value)
     return body | {"url": f"{SESSIONS}/{session_id}/images/{value.index}"}
+
+
+def batch(value: Batch, sessions: Mapping[str, Standing]) -> dict[str, Any]:
+    """A batch, and each of its requests. An item whose session was removed has a state of null."""
+    path = f"{BATCHES}/{value.id}"
+    items = [_item(one, batches.standing(one, sessions)) for one in value.items]
+    states = [one["state"] for one in items if one["state"] is not None]
+    done = len(items) - sum(state not in FINAL for state in states)
+    return {
+        "id": value.id,
+        "state": batches.state(value, sessions),
+        "counts": {str(state): states.count(state) for state in State if state in states},
+        "progress": {"done": done, "total": len(items), "fraction": round(done / len(items), 6)},
+        "created_at": time(value.created_at),
+        "stop_on_first_error": value.stop_on_first_error,
+        "items": items,
+        "metadata": value.metadata,
+        "links": {"self": path, "cancel": f"{path}/cancel", "sessions": f"{SESSIONS}?batch={value.id}"},
+    }
+
+
+def _item(value: Item, standing: Standing | None) -> dict[str, Any]:
+    error = standing.error if standing else None
+    return {
+        "index": value.index,
+        "session_id": value.session_id,
+        "state": standing.state if standing else None,
+        "error": msgspec.to_builtins(error) if error else None,
+    }
+
+
+def operation_error(error: MezzotintError) -> dict[str, Any]:
+    """An error inside the envelope of operations."""
+    body: dict[str, Any] = {"code": error.code, "message": error.message, "field": error.field}
+    if isinstance(error, InvalidRequest):
+        body["errors"] = [fault(one) for one in error.faults]
+    if isinstance(error, TryLater):
+        body["retry_after_s"] = error.retry_after_s
+    return body
 
 
 def asset(value: Asset) -> dict[str, Any]:

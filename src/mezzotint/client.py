@@ -1,7 +1,7 @@
 """A client of a running server, for programs: the verbs of the contract over HTTP. Imports nothing heavy."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -10,6 +10,7 @@ import httpx2
 from mezzotint.errors import CallerError, Fault, InvalidRequest, MezzotintError, TryLater
 
 SESSIONS = "/api/inference/sessions"
+BATCHES = "/api/inference/batches"
 DEFAULT_URL = "http://127.0.0.1:7801"
 
 
@@ -68,6 +69,16 @@ class Client:
 
     def resume(self, session_id: str) -> dict[str, Any]:
         return self._json("POST", f"{SESSIONS}/{session_id}/resume")
+
+    def create_batch(self, requests: Sequence[dict[str, Any]], **options: Any) -> dict[str, Any]:
+        """Up to 1,000 requests at once. `options`: defaults, skip_invalid, stop_on_first_error, metadata."""
+        return self._json("POST", BATCHES, json={"requests": list(requests), **options})
+
+    def batch(self, batch_id: str) -> dict[str, Any]:
+        return self._json("GET", f"{BATCHES}/{batch_id}")
+
+    def cancel_batch(self, batch_id: str) -> dict[str, Any]:
+        return self._json("POST", f"{BATCHES}/{batch_id}/cancel")
 
     def delete(self, session_id: str) -> None:
         self._send("DELETE", f"{SESSIONS}/{session_id}")

@@ -8,12 +8,13 @@ import contextlib
 import math
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import structlog
 
+from mezzotint.batches import Batch
 from mezzotint.checkpoints import Checkpoints, fingerprint
 from mezzotint.errors import Conflict, ErrorInfo, NotFound, TryLater
 from mezzotint.estimates import Busy
@@ -138,6 +139,15 @@ class Dispatcher:
         self._wake.set()
         return self.view(session)
 
+    async def accept_batch(self, batch: Batch, accepted: Mapping[str, Resolved], once: Once | None = None) -> Batch:
+        """Store a batch with its sessions, by id, and queue them: all or none. Raises TryLater, Conflict."""
+        self.check_accepting()
+        stored, sessions = await self._store.batches.add(batch, accepted, once=once)
+        for session in sessions:
+            self._line.join(session, {})
+        self._wake.set()
+        return stored
+
     def check_accepting(self) -> None:
         """Raises TryLater while the server stops."""
         if self._closing:
@@ -166,6 +176,12 @@ class Dispatcher:
         else:
             self._cancelled_early.add(session_id)
         return self.view(session)
+
+    async def cancel_all(self, session_ids: Iterable[str]) -> None:
+        """Cancel those that have not ended, the ones that would run last first."""
+        for session_id in sorted(session_ids, reverse=True):
+            with contextlib.suppress(Conflict, NotFound):  # it ended, or was removed, meanwhile
+                await self.cancel(session_id)
 
     async def pause(self, session_id: str) -> Session:
         """Let go of it at the next boundary; its state is kept. Raises NotFound, or Conflict when it does not run."""

@@ -48,14 +48,17 @@ STATUS: dict[str, int] = {
     "invalid_api_key": 401,
     "forbidden": 403,
     "idempotency_mismatch": 422,
+    "unknown_operation": 422,
     # ids in paths
     "session_not_found": 404,
     "image_not_found": 404,
+    "batch_not_found": 404,
     "unknown_url": 404,
     "method_not_allowed": 405,
     # states
     "session_ended": 409,
     "session_active": 409,
+    "batch_ended": 409,
     "illegal_state": 409,
     "model_in_use": 409,
     # wait

@@ -4,7 +4,6 @@ Must not do I/O: all it knows of models and pictures is the facts it is handed. 
 no default is chosen again.
 """
 
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
@@ -21,13 +20,12 @@ from mezzotint.schema import (
     PreviewInput,
     RequestInput,
     WebhookInput,
+    metadata_fault,
     nearest,
 )
 from mezzotint.webhook_rules import Policy
 
 T = TypeVar("T")
-
-MAX_METADATA_BYTES = 16 * 1024
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -219,7 +217,8 @@ def resolve(
         known = ", ".join(sorted(world.devices))
         message = f"device {sent.device!r} is not here; devices: {known}"
         found.append(Fault(field="device", code="device_not_found", message=message))
-    _check_metadata(sent.metadata, found)
+    if (fault := metadata_fault(sent.metadata)) is not None:
+        found.append(fault)
     if sent.seed is not None and sent.seed + sent.num_images - 1 > MAX_SEED:
         message = f"seed + num_images - 1 is above {MAX_SEED}; use a smaller seed"
         found.append(Fault(field="seed", code="seed_overflow", message=message))
@@ -302,18 +301,6 @@ def _preview(sent: PreviewInput | None) -> PreviewUse | None:
     if sent is None or not (sent.every_steps or sent.at_steps):
         return None
     return PreviewUse(every_steps=sent.every_steps, at_steps=tuple(sent.at_steps), max_px=sent.max_px)
-
-
-def _check_metadata(metadata: dict[str, Any], faults: list[Fault]) -> None:
-    try:
-        size = len(json.dumps(metadata, allow_nan=False, ensure_ascii=False).encode())
-    except (TypeError, ValueError, RecursionError):
-        message = "metadata cannot be written as JSON; it may hold text, finite numbers, lists and objects"
-        faults.append(Fault(field="metadata", code="invalid_value", message=message))
-        return
-    if size > MAX_METADATA_BYTES:
-        message = f"metadata is over {MAX_METADATA_BYTES} bytes of JSON; keep it in your own store and send its id"
-        faults.append(Fault(field="metadata", code="invalid_value", message=message))
 
 
 def _kind(sent: RequestInput, faults: list[Fault]) -> str:

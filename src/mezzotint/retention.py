@@ -51,6 +51,7 @@ class Retention:
                 self._events.forget(session_id)
             count += len(gone)
             if len(gone) < SLICE:
+                await self._store.batches.forget(before=now - self._days * DAY_S)
                 break
         return count
 

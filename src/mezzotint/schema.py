@@ -20,6 +20,7 @@ from mezzotint.fieldnames import fold
 MAX_SEED = 2**63 - 1
 MAX_STEPS = 1000
 MAX_IMAGES = 64
+MAX_METADATA_BYTES = 16 * 1024
 MAX_BATCH = 1000  # requests of one batch
 
 Type = Literal["text2img", "img2img", "inpainting", "controlnet", "lora"]
@@ -230,6 +231,18 @@ def sources(sent: RequestInput) -> Iterator[Source]:
     for index, control in enumerate(sent.controlnets):
         if control.image is not None:
             yield Source(field=f"controlnets[{index}].image", text=control.image, role="image")
+
+
+def metadata_fault(metadata: dict[str, Any]) -> Fault | None:
+    """What keeps a caller's own dictionary from being stored and returned as sent."""
+    message = "metadata cannot be written as JSON; it may hold text, finite numbers, lists and objects"
+    try:
+        if len(json.dumps(metadata, allow_nan=False, ensure_ascii=False).encode()) <= MAX_METADATA_BYTES:
+            return None
+        message = f"metadata is over {MAX_METADATA_BYTES} bytes of JSON; keep it in your own store and send its id"
+    except (TypeError, ValueError, RecursionError):
+        pass
+    return Fault(field="metadata", code="invalid_value", message=message)
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

@@ -19,6 +19,7 @@ import uvicorn
 
 from mezzotint import devices
 from mezzotint.assets import Assets
+from mezzotint.batch_watch import BatchWatch
 from mezzotint.catalog import Catalog
 from mezzotint.checkpoints import Checkpoints
 from mezzotint.config import Settings, load_settings
@@ -100,6 +101,9 @@ class Mezzotint:
             )
             metrics.watch(self.supervisor.seats, self._dispatcher)
             await self._dispatcher.start()
+            batch_watch = BatchWatch(store, self._dispatcher)
+            await batch_watch.start()
+            opened.push_async_callback(batch_watch.stop)
             checkpoints.start()
             opened.push_async_callback(checkpoints.stop)
             retention = Retention(store, blobs, events, settings.retention_days)
@@ -133,6 +137,7 @@ class Mezzotint:
                     events=events,
                     assets=self.assets,
                     choices=choices,
+                    batch_watch=batch_watch,
                     estimates=estimates,
                     keyring=keyring,
                     quotas=Quotas(store),
@@ -182,11 +187,11 @@ class Mezzotint:
         return await self.operations.cancel(session_id)
 
     async def get_active_sessions(self) -> list[Session]:
-        sessions, cursor = await self.operations.list(active=True, limit=200)
-        while cursor is not None:
-            more, cursor = await self.operations.list(active=True, limit=200, cursor=cursor)
-            sessions += more
-        return sessions
+        return await self.operations.active()
+
+    async def handle(self, message: dict[str, Any]) -> dict[str, Any]:
+        """Any operation by name: {type, data, request_id} -> {success, data or error, request_id}."""
+        return await self.operations.handle(message)
 
 
 @dataclass(frozen=True, slots=True)

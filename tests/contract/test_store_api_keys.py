@@ -53,7 +53,7 @@ async def test_a_revoked_key_opens_nothing_and_stays_listed(store: Store, backen
 
 async def test_keys_need_a_schema_which_is_made_where_no_server_has(backend: Backend) -> None:
     await beside.bring_up(backend.url)
-    for table in ("outbox", "a1111_options", "api_keys"):
+    for table in ("batches", "outbox", "a1111_options", "api_keys"):
         backend.raw(f"DROP TABLE {table}")
     backend.raw("DROP INDEX sessions_by_owner")
     backend.raw("ALTER TABLE sessions DROP COLUMN owner")

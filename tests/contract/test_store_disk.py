@@ -156,7 +156,7 @@ async def test_a_newer_schema_is_refused_untouched(sqlite: Sqlite) -> None:
 
 def make_first_schema(backend: Backend) -> None:
     """Make it as the first schema had it, with a session in every state."""
-    for table in ("outbox", "a1111_options", "events", "starts", "idempotency_keys", "api_keys"):
+    for table in ("batches", "outbox", "a1111_options", "events", "starts", "idempotency_keys", "api_keys"):
         backend.raw(f"DROP TABLE {table}")
     for index in ("sessions_by_end", "sessions_by_owner"):
         backend.raw(f"DROP INDEX {index}")

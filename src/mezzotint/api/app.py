@@ -15,6 +15,7 @@ from mezzotint.api import (
     a1111_lists,
     analytics,
     assets,
+    batches,
     capabilities,
     inference,
     models,
@@ -41,6 +42,7 @@ def build(operations: Operations) -> ASGIApp:
     app.state.tasks = Tasks()
     app.include_router(inference.router, max_body_size=operations.max_upload_bytes)  # requests may hold pictures
     app.include_router(inference.feed)
+    app.include_router(batches.router, max_body_size=operations.max_upload_bytes)
     app.include_router(capabilities.router, max_body_size=operations.max_upload_bytes)
     app.include_router(page.router)
     app.router.routes.append(page.files)

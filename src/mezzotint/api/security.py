@@ -26,6 +26,8 @@ UPLOADS = {
     "/api/assets": frozenset({"multipart/form-data", "image/png", "image/jpeg", "image/webp"}),
     "/api/inference/sessions": _JSON,
     "/api/inference/validate": _JSON,
+    "/api/inference/batches": _JSON,
+    "/api/inference/operations": _JSON,
     "/v1/images/generations": _JSON,
     "/v1/images/edits": frozenset({"multipart/form-data"}),
     **dict.fromkeys(

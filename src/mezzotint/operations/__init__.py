@@ -3,8 +3,12 @@
 Must not know of HTTP. Bodies in, values or bodies out; errors are those of errors.py. One file a domain.
 """
 
+from typing import Any
+
+from mezzotint.operations import envelope
 from mezzotint.operations.analytics import AnalyticsVerbs
 from mezzotint.operations.assets import AssetVerbs
+from mezzotint.operations.batches import BatchVerbs
 from mezzotint.operations.capabilities import CapabilityVerbs
 from mezzotint.operations.intake import Foreign
 from mezzotint.operations.keys import KeyVerbs
@@ -21,6 +25,7 @@ __all__ = ["Foreign", "Operations", "Parts", "offline_model", "offline_models", 
 
 class Operations(
     SessionVerbs,
+    BatchVerbs,
     ValidationVerbs,
     CapabilityVerbs,
     AssetVerbs,
@@ -31,3 +36,7 @@ class Operations(
     AnalyticsVerbs,
 ):
     """Every verb of the contract. Safe to call from any number of coroutines of one loop."""
+
+    async def handle(self, message: Any) -> dict[str, Any]:
+        """Any of the operations by name, in one envelope. What goes wrong is told in it."""
+        return await envelope.handle(self, message)

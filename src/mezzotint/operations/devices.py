@@ -32,6 +32,12 @@ class DeviceVerbs(Verbs):
         seat, speed = self._parts.supervisor.seats[name], self._parts.measurements.speed(name)
         return devices.body(seat, dispatcher.sessions_on(name), dispatcher.queued, reading, speed)
 
+    def status(self) -> dict[str, Any]:
+        """The workers and the queue."""
+        dispatcher, size = self._parts.dispatcher, self._parts.settings.queue_size
+        queue = {"depth": dispatcher.queued, "size": size, "free": max(0, size - dispatcher.queued)}
+        return {"workers": self.workers(), "queue": queue}
+
     def workers(self) -> Bodies:
         return [self._worker(name) for name in self._parts.supervisor.seats]
 

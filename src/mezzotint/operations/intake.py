@@ -4,13 +4,17 @@ Every rule is in schema.py and request.py; this only brings them the pictures an
 """
 
 import asyncio
+import hashlib
 import secrets
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import msgspec
 from ulid import ULID
 
 from mezzotint.assets import Asset
+from mezzotint.batches import Batch
 from mezzotint.callers import asking
 from mezzotint.dispatcher import input_name
 from mezzotint.errors import Fault, InvalidRequest, MezzotintError
@@ -58,14 +62,14 @@ def _ignored(name: str) -> dict[str, Any]:
     }
 
 
-async def accept(parts: Parts, resolved: Resolved, once: Once | None = None) -> Session:
+async def accept(parts: Parts, resolved: Resolved, known: Once | None = None) -> Session:
     """A session of it, durable when this returns. Raises TryLater, or Conflict for a key that meant another body."""
     session_id = f"ses_{ULID()}"
     try:
         await _lay_out(parts, session_id, resolved.request)
         caller = asking.get()
         async with parts.quotas.room_for(caller, [resolved.request]):
-            session = await parts.dispatcher.accept(session_id, resolved, once, caller.key)
+            session = await parts.dispatcher.accept(session_id, resolved, known, caller.key)
     except MezzotintError:
         await parts.blobs.delete(session_id)
         raise
@@ -74,6 +78,38 @@ async def accept(parts: Parts, resolved: Resolved, once: Once | None = None) -> 
         return session
     await forecast.promise(parts, session)
     return session
+
+
+async def accept_batch(
+    parts: Parts, batch: Batch, accepted: Mapping[str, Resolved], known: Once | None = None
+) -> Batch:
+    """A batch of these sessions, by id; durable when this returns. Raises TryLater and Conflict, with nothing kept."""
+    try:
+        for session_id, resolved in accepted.items():
+            await _lay_out(parts, session_id, resolved.request)
+        async with parts.quotas.room_for(asking.get(), [resolved.request for resolved in accepted.values()]):
+            stored = await parts.dispatcher.accept_batch(batch, accepted, known)
+    except MezzotintError:
+        await _forget(parts, accepted)
+        raise
+    if stored.id != batch.id:  # the key stands for an earlier one, which came while this one was read
+        await _forget(parts, accepted)
+    elif batch.stop_on_first_error:
+        parts.batch_watch.watch(batch.id)
+    return stored
+
+
+def once(body: Any, key: str | None, route: str = "") -> Once | None:
+    """A caller's idempotency key with what it came with. It counts by caller and by route; none: our own sessions."""
+    if key is None:
+        return None
+    fingerprint = hashlib.sha256(msgspec.json.encode(body, order="deterministic")).hexdigest()
+    return Once(scope=f"{asking.get().name} {route}".rstrip(), key=key, fingerprint=fingerprint)
+
+
+async def _forget(parts: Parts, session_ids: Iterable[str]) -> None:
+    for session_id in session_ids:
+        await parts.blobs.delete(session_id)
 
 
 def world(parts: Parts) -> World:

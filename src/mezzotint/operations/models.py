@@ -20,6 +20,10 @@ from mezzotint.workers.local import LocalWorker
 class ModelVerbs(Verbs):
     """What a caller may ask of models."""
 
+    @property
+    def default_model(self) -> str:
+        return self._parts.settings.default_model
+
     def models(self) -> list[dict[str, Any]]:
         return [self._model(model) for model in self._parts.catalog.models.values()]
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from mezzotint.assets import Assets
+from mezzotint.batch_watch import BatchWatch
 from mezzotint.catalog import Catalog
 from mezzotint.config import Settings
 from mezzotint.dispatcher import Dispatcher
@@ -33,6 +34,7 @@ class Parts:
     events: Events
     assets: Assets
     choices: Choices
+    batch_watch: BatchWatch
     estimates: Estimates
     keyring: Keyring
     quotas: Quotas

@@ -1,12 +1,9 @@
 """Sessions, from the caller's side: accepted, looked at, listened to, cancelled, removed. Must not know of HTTP."""
 
 import asyncio
-import hashlib
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
-
-import msgspec
 
 from mezzotint.callers import Caller, asking
 from mezzotint.errors import CallerError, Conflict, Fault, InvalidRequest, NotFound
@@ -15,11 +12,15 @@ from mezzotint.operations import intake
 from mezzotint.operations.parts import Verbs
 from mezzotint.schema import nearest
 from mezzotint.session import FINAL, ImageRecord, Preview, Session, State
-from mezzotint.store.rows import Attempt, Once
+from mezzotint.store.rows import Attempt
 
 ACTIVE = frozenset(State) - FINAL
 
-Attempts = list[Attempt]  # inside the class, `list` is the method
+_PAGE = 200
+
+# inside the class, `list` is the method
+Attempts = list[Attempt]
+Sessions = list[Session]
 
 
 class SessionVerbs(Verbs):
@@ -32,16 +33,11 @@ class SessionVerbs(Verbs):
 
         The same key and body again answer the first session; Conflict when the key came with another body.
         """
-        once = None
-        if idempotency_key is not None:
-            compared = body if foreign is None else foreign.compared
-            fingerprint = hashlib.sha256(msgspec.json.encode(compared, order="deterministic")).hexdigest()
-            caller = asking.get().name
-            scope = caller if foreign is None else f"{caller} {foreign.route}"
-            once = Once(scope=scope, key=idempotency_key, fingerprint=fingerprint)
-            if (
-                first := await self._parts.store.first(once)
-            ) is not None:  # also when it would not be accepted any more
+        compared, route = (body, "") if foreign is None else (foreign.compared, foreign.route)
+        once = intake.once(compared, idempotency_key, route)
+        if once is not None:  # what was accepted once is answered, also when it would not be any more
+            first = await self._parts.store.first(once)
+            if first is not None:
                 return self._parts.dispatcher.view(first)
         resolved = await intake.read(self._parts, body, foreign)
         # a caller who leaves meanwhile must not leave a row that nobody runs
@@ -110,6 +106,14 @@ class SessionVerbs(Verbs):
             cursor=cursor,
         )
         return [self._parts.dispatcher.view(session) for session in found], next_cursor
+
+    async def active(self) -> Sessions:
+        """All that have not ended, newest first."""
+        sessions, cursor = await self.list(active=True, limit=_PAGE)
+        while cursor is not None:
+            more, cursor = await self.list(active=True, limit=_PAGE, cursor=cursor)
+            sessions += more
+        return sessions
 
     async def cancel(self, session_id: str) -> Session:
         await self.own(session_id)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import insert, select
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mezzotint.errors import Conflict, TryLater
 from mezzotint.session import Session, State
@@ -54,13 +55,17 @@ class Intake:
         """One of the queue has left it: it began, or ended without."""
         self._left.append(now)
 
+    async def room(self, connection: AsyncConnection) -> int:
+        """How many more the queue takes."""
+        return self._queue_size - await count_of(connection, (State.QUEUED,))
+
     async def _accept(self, places: list["_Place"]) -> None:
         """Commit as many of these as the queue has room for. Raising, it answers none: each then tries for itself."""
         accepted: list[_Place] = []
         meant: dict[str, keys.Known] = {}  # by proposed id: the session that answers
         async with self._database.transaction() as work:
             known = await keys.known(work.connection, [place.once for place in places if place.once is not None])
-            room = self._queue_size - await count_of(work.connection, (State.QUEUED,))
+            room = await self.room(work.connection)
             for place in places:
                 name = place.once.name if place.once else None
                 if name in known:
@@ -87,14 +92,15 @@ class Intake:
 
     def _answer(self, place: "_Place", meant: keys.Known | None, stored: Mapping[str, Session]) -> Answer:
         if meant is None:
-            return self._full(place.row["created_at"])
+            return self.full(place.row["created_at"])
         try:
             keys.check(place.once, meant)
         except Conflict as error:
             return error
         return stored[meant.session_id]
 
-    def _full(self, now: float) -> TryLater:
+    def full(self, now: float) -> TryLater:
+        """What is told to who finds no room."""
         message = f"{self._queue_size} sessions are queued, the most this server keeps; "
         spent = now - self._left[0] if len(self._left) > 1 else 0.0
         if spent <= 0:  # nothing measured yet, or the clock was set back

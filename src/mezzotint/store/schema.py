@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mezzotint.errors import SetupError
 
-HEAD = "0008"  # the newest file of migrations/versions; a test compares the two
+HEAD = "0009"  # the newest file of migrations/versions; a test compares the two
 
 MIGRATIONS = Path(__file__).with_name("migrations")
 

@@ -12,6 +12,7 @@ from mezzotint.events import Event, Events
 from mezzotint.request import Request
 from mezzotint.session import FINAL, ImageRecord, Session, State, Usage
 from mezzotint.store import analytics, api_keys, engines, journal, keys, rows
+from mezzotint.store.batches import Batches
 from mezzotint.store.changes import (
     Change,
     after_running,
@@ -67,6 +68,7 @@ class Store:
     def __init__(self, database: Database, queue_size: int, events: Events | None) -> None:
         self._database = database
         self._intake = Intake(database, queue_size)
+        self.batches = Batches(database, self._intake)
         self._events = events
         self.outbox = Outbox(database)
 

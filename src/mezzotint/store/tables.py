@@ -9,6 +9,7 @@ from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import TypeDecorator
 
 from mezzotint.api_keys import Limits, Scope
+from mezzotint.batches import Item
 from mezzotint.errors import ErrorInfo
 from mezzotint.request import Request
 from mezzotint.session import Usage
@@ -76,6 +77,20 @@ sessions = Table(
     Column("usage", Json(Usage), nullable=False),
     Column("error", Json(ErrorInfo)),
     Column("warnings", Json(tuple[dict[str, Any], ...]), nullable=False),
+)
+
+batches = Table(
+    "batches",
+    metadata,
+    Column("id", Text, primary_key=True),
+    Column("created_at", Double, nullable=False),
+    Column("stop_on_first_error", Boolean, nullable=False),
+    Column("metadata", Json(dict[str, Any]), nullable=False),
+    Column("items", Json(tuple[Item, ...]), nullable=False),
+    Column("owner", Text),
+    Column("scope", Text),  # with key: of its idempotency key, if it came with one
+    Column("key", Text),
+    Column("fingerprint", Text),
 )
 
 images = Table(

@@ -1,0 +1,50 @@
+"""Native routes of batches and of operations in one envelope. Must not hold a rule of its own."""
+
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+
+from mezzotint import bodies
+from mezzotint.api.inference import Ops
+from mezzotint.api.reading import IdempotencyKey, read_json
+from mezzotint.errors import STATUS
+from mezzotint.inputs import BatchInput, EnvelopeInput
+
+router = APIRouter(prefix="/api/inference")
+
+
+def _takes(schema: dict[str, Any]) -> dict[str, Any]:
+    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
+
+
+@router.post("/batches", status_code=202, tags=["batches"], openapi_extra=_takes(BatchInput.model_json_schema()))
+async def create(request: Request, ops: Ops, idempotency_key: IdempotencyKey = None) -> Response:
+    """Accept many requests, all or none; with `skip_invalid` those that are valid. On disk before this answers."""
+    batch = await ops.create_batch(read_json(await request.body()), idempotency_key)
+    headers = {"Location": f"{bodies.BATCHES}/{batch['id']}", "Cache-Control": "no-store"}
+    return JSONResponse(batch, 202, headers)
+
+
+@router.get("/batches/{batch_id}", tags=["batches"])
+async def get(batch_id: str, ops: Ops) -> dict[str, Any]:
+    """How it stands: counts by state, and each request's session."""
+    return await ops.batch(batch_id)
+
+
+@router.post("/batches/{batch_id}/cancel", tags=["batches"])
+async def cancel(batch_id: str, ops: Ops) -> dict[str, Any]:
+    """Cancel what has not ended."""
+    return await ops.cancel_batch(batch_id)
+
+
+@router.post("/operations", tags=["operations"], openapi_extra=_takes(EnvelopeInput.model_json_schema()))
+async def operations(request: Request, ops: Ops) -> Response:
+    """Any operation by name. What goes wrong comes in the same envelope, with the code's status."""
+    told = await ops.handle(read_json(await request.body()))
+    headers = {"Cache-Control": "no-store"}
+    if told["success"]:
+        return JSONResponse(told, 200, headers)
+    if (wait_s := told["error"].get("retry_after_s")) is not None:
+        headers["Retry-After"] = str(wait_s)
+    return JSONResponse(told, STATUS[told["error"]["code"]], headers)

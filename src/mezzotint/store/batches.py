@@ -1,0 +1,144 @@
+"""The rows of batches: accepted with their sessions in one transaction. Must not change a session that is there."""
+
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import msgspec
+from sqlalchemy import Row, delete, exists, insert, select
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from mezzotint.batches import Batch, Standing
+from mezzotint.request import Resolved
+from mezzotint.session import FINAL, Session, State
+from mezzotint.store import keys, rows
+from mezzotint.store.changes import load, plain
+from mezzotint.store.database import Database
+from mezzotint.store.intake import Intake
+from mezzotint.store.rows import Once
+from mezzotint.store.tables import batches, sessions, transitions
+
+
+class Batches:
+    """Raises TryLater as the store does. What a method returns is committed and fsynced."""
+
+    def __init__(self, database: Database, intake: Intake) -> None:
+        self._database, self._intake = database, intake
+
+    async def add(
+        self, batch: Batch, accepted: Mapping[str, Resolved], *, once: Once | None = None
+    ) -> tuple[Batch, Sequence[Session]]:
+        """Accept a batch with its sessions, by id: all of them, or none and TryLater `queue_full`.
+
+        With `once`, a key that is known answers its first batch and no sessions; Conflict `idempotency_mismatch`.
+        """
+        return await self._database.unbroken(functools.partial(self._add, batch, accepted, once))
+
+    async def first(self, once: Once) -> Batch | None:
+        """The batch that the key stands for already. Raises Conflict `idempotency_mismatch`."""
+        return await self._database.unbroken(functools.partial(self._first, once))
+
+    async def get(self, batch_id: str) -> tuple[Batch, Mapping[str, Standing]] | None:
+        """A batch, and how those of its sessions stand that were not removed; of one instant."""
+        return await self._database.unbroken(functools.partial(self._get, batch_id))
+
+    async def stopping(self) -> Sequence[str]:
+        """Batches that stop on the first error and have not ended."""
+        return await self._database.unbroken(self._stopping)
+
+    async def forget(self, *, before: float) -> int:
+        """Forget batches from before then whose sessions are all gone. Returns how many."""
+        return await self._database.unbroken(functools.partial(self._forget, before))
+
+    async def _add(
+        self, batch: Batch, accepted: Mapping[str, Resolved], once: Once | None
+    ) -> tuple[Batch, Sequence[Session]]:
+        new = [
+            rows.of_request(
+                session_id,
+                resolved.request,
+                warnings=resolved.warnings,
+                now=batch.created_at,
+                batch_id=batch.id,
+                owner=batch.owner,
+            )
+            for session_id, resolved in accepted.items()
+        ]
+        async with self._database.write() as work:
+            if once is not None and (known := await _named(work.connection, once)) is not None:
+                return known, ()
+            if len(new) > await self._intake.room(work.connection):
+                raise self._intake.full(batch.created_at)
+            await work.connection.execute(insert(batches).values(_row(batch, once)))
+            if not new:
+                return batch, ()
+            await work.connection.execute(insert(sessions), new)
+            await work.connection.execute(insert(transitions), [rows.of_acceptance(row) for row in new])
+            stored = await load(work.connection, select(sessions).where(sessions.c.batch_id == batch.id))
+            for session in stored:
+                work.tell(session.id, "state", session)
+                for warning in session.warnings:
+                    work.tell(session.id, "warning", warning)
+        return batch, stored
+
+    async def _first(self, once: Once) -> Batch | None:
+        async with self._database.read() as connection:
+            return await _named(connection, once)
+
+    async def _get(self, batch_id: str) -> tuple[Batch, Mapping[str, Standing]] | None:
+        if not plain(batch_id):
+            return None
+        async with self._database.read() as connection:
+            row = (await connection.execute(select(batches).where(batches.c.id == batch_id))).one_or_none()
+            if row is None:
+                return None
+            query = select(sessions.c.id, sessions.c.state, sessions.c.error).where(sessions.c.batch_id == batch_id)
+            found = await connection.execute(query)
+            return _batch(row), {one.id: Standing(state=State(one.state), error=one.error) for one in found}
+
+    async def _stopping(self) -> Sequence[str]:
+        active = exists().where(sessions.c.batch_id == batches.c.id, sessions.c.state.not_in(FINAL))
+        query = select(batches.c.id).where(batches.c.stop_on_first_error, active)
+        async with self._database.read() as connection:
+            return (await connection.scalars(query)).all()
+
+    async def _forget(self, before: float) -> int:
+        empty = ~exists().where(sessions.c.batch_id == batches.c.id)
+        gone = delete(batches).where(batches.c.created_at < before, empty).returning(batches.c.id)
+        async with self._database.write() as work:
+            return len((await work.connection.scalars(gone)).all())
+
+
+async def _named(connection: AsyncConnection, once: Once) -> Batch | None:
+    query = select(batches).where(batches.c.scope == once.scope, batches.c.key == once.key)
+    row = (await connection.execute(query)).one_or_none()
+    if row is None:
+        return None
+    keys.check(once, keys.Known(row.id, row.fingerprint))
+    return _batch(row)
+
+
+def _row(batch: Batch, once: Once | None) -> dict[str, Any]:
+    msgspec.json.encode(batch.metadata)  # text that no row can hold fails before anything is written
+    return {
+        "id": batch.id,
+        "created_at": batch.created_at,
+        "stop_on_first_error": batch.stop_on_first_error,
+        "metadata": batch.metadata,
+        "items": batch.items,
+        "owner": batch.owner,
+        "scope": once.scope if once else None,
+        "key": once.key if once else None,
+        "fingerprint": once.fingerprint if once else None,
+    }
+
+
+def _batch(row: Row[Any]) -> Batch:
+    return Batch(
+        id=row.id,
+        created_at=row.created_at,
+        items=row.items,
+        stop_on_first_error=row.stop_on_first_error,
+        metadata=row.metadata,
+        owner=row.owner,
+    )
