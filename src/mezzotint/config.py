@@ -91,6 +91,16 @@ class Settings(BaseSettings):
         SecretStr | None,
         Field(description="whsec_ and base64 of 32 random bytes, which signs webhooks; two while one rotates"),
     ] = None
+    hub: Annotated[str, Field(pattern="^https?://[^/]+$", description="where `models add OWNER/NAME` looks")] = (
+        "https://huggingface.co"
+    )
+    hub_hosts: Annotated[
+        tuple[str, ...],
+        NoDecode,
+        Field(
+            min_length=1, description="hosts that `models add` may ask, and all below them; a redirect elsewhere fails"
+        ),
+    ] = ("huggingface.co", "hf.co")
     drain_s: Annotated[float, Field(ge=0, le=3600, description="time that running sessions get at a stop")] = 30.0
     log_level: Annotated[str, Field(pattern="^(debug|info|warning|error)$", description="least severe line to log")] = (
         "info"
@@ -129,7 +139,7 @@ def load_settings(**given: Any) -> Settings:
             hint = f"; did you mean {near}?" if near else f"; settings: {', '.join(sorted(known))}"
             raise BadSetting(f"{name} is not a setting{hint}")
     given = {name: value for name, value in given.items() if value is not None}
-    for name in ("models", "devices", "hosts", "webhook_hosts", "webhook_networks"):
+    for name in ("models", "devices", "hosts", "webhook_hosts", "webhook_networks", "hub_hosts"):
         if name not in given and (listed := os.environ.get(f"{PREFIX}{name.upper()}")):
             given[name] = tuple(part for part in listed.split(os.pathsep if name == "models" else ",") if part)
     try:

@@ -146,7 +146,7 @@ class RunFailure(MezzotintError):
 
 
 class SetupError(MezzotintError):
-    """The operator can mend it. Raised at start only."""
+    """The operator can mend it. Raised at start and by commands only."""
 
     def __init__(self, message: str) -> None:
         super().__init__(message, code="setup")

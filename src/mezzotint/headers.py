@@ -6,7 +6,7 @@ Must not map a tensor or import torch. What is wrong with a file is an Unusable 
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -91,9 +91,14 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def weight_files(folder: Path) -> list[Path]:
     """The safetensors files that make up a component: the whole precision when there are several, all its shards."""
-    files = sorted(folder.glob("*.safetensors"))
+    return [folder / name for name in chosen_weights(file.name for file in folder.glob("*.safetensors"))]
+
+
+def chosen_weights(names: Iterable[str]) -> list[str]:
+    """Of the names in a component's folder those of its weights, in order."""
+    names = sorted(names)
     for pattern in (_PLAIN_WEIGHTS, _HALF_WEIGHTS):
-        if found := [file for file in files if pattern.fullmatch(file.name)]:
+        if found := [name for name in names if pattern.fullmatch(name)]:
             return found
     return []
 

@@ -17,7 +17,7 @@ from mezzotint.cli import keys
 from mezzotint.cli.flags import BAD_USE, DONE, FAILED, INTERRUPTED, UNREACHABLE
 from mezzotint.cli.generate import generate
 from mezzotint.cli.machine import devices, doctor
-from mezzotint.cli.models import models_list, models_show, models_tune, models_verify
+from mezzotint.cli.models import models_add, models_list, models_show, models_tune, models_verify
 from mezzotint.cli.serve import serve
 from mezzotint.errors import BadSetting, CallerError, InvalidRequest, MezzotintError
 
@@ -26,7 +26,13 @@ GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
     "keys": ("Who may use a server.", {"create": keys.create, "list": keys.listed, "revoke": keys.revoke}),
     "models": (
         "The models on disk.",
-        {"list": models_list, "show": models_show, "verify": models_verify, "tune": models_tune},
+        {
+            "list": models_list,
+            "show": models_show,
+            "add": models_add,
+            "verify": models_verify,
+            "tune": models_tune,
+        },
     ),
 }
 

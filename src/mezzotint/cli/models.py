@@ -47,6 +47,22 @@ def models_show(
     typer.echo(json.dumps(found, indent=2))
 
 
+def models_add(
+    source: Annotated[
+        str, typer.Argument(help="a folder, a file, or OWNER/NAME or OWNER/NAME/FILE.safetensors of a hub")
+    ],
+    name: Annotated[str | None, typer.Option(help="id that it is to have; default: its own name")] = None,
+    revision: Annotated[str | None, typer.Option(help="branch, tag or commit of the hub's repository")] = None,
+    models: Models = None,
+    as_json: Json = False,
+) -> None:
+    """Copy or download a model into the first model folder. A running server knows it within seconds."""
+    from mezzotint.operations import add_model
+
+    found = add_model(ask.settings(models=tuple(models) if models else None), source, name, revision)
+    typer.echo(json.dumps(found) if as_json else f"{found['id']}  {found['kind']}  {ask.size(found['bytes'])}")
+
+
 def models_verify(
     model: Annotated[str, typer.Argument(help="catalog id")], models: Models = None, as_json: Json = False
 ) -> None:

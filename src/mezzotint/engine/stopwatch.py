@@ -61,7 +61,9 @@ class Stopwatch:
 def is_memory(error: Exception) -> bool:
     """torch has a class of its own for a device that is full, but only words for a full host."""
     told = isinstance(error, RuntimeError) and any(words in str(error) for words in _FULL)
+    told = told or (isinstance(error, RuntimeError) and str(error).strip() in _FULL_KERNELS)
     return told or isinstance(error, MemoryError | torch.OutOfMemoryError)
 
 
+_FULL_KERNELS = ("could not create a primitive", "could not execute a primitive")  # oneDNN's, without room for its code
 _FULL = ("can't allocate memory", "bad_alloc", "could not create a memory object", "out of memory")

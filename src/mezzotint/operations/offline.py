@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from mezzotint import bodies, devices, profiles, tuning
+from mezzotint import adding, bodies, devices, profiles, tuning
 from mezzotint.catalog import Catalog, Checked, Model, fitting
 from mezzotint.config import Settings
 from mezzotint.errors import ErrorInfo, Fault, InvalidRequest, RunFailure
@@ -22,6 +22,11 @@ def offline_model(settings: Settings, model_id: str) -> dict[str, Any]:
     """One of them. Raises NotFound."""
     catalog, model = find_model(settings, model_id)
     return bodies.model(model, [], fitting(model, catalog.models.values()), {})
+
+
+def add_model(settings: Settings, source: str, name: str | None, revision: str | None) -> dict[str, Any]:
+    """Put a model into the first model folder. Raises InvalidRequest, SetupError."""
+    return bodies.model(adding.add(settings, source, name, revision), [], [], {})
 
 
 def find_model(settings: Settings, model_id: str) -> tuple[Catalog, Model]:
