@@ -345,3 +345,11 @@ def test_unknown_fields_and_nulls_do_not_fail(served: RunningServer) -> None:
     answer = httpx2.post(f"{served.url}/sdapi/v1/txt2img", json=sent, timeout=60)
     assert (answer.status_code, answer.headers["x-mezzotint-ignored"]) == (200, "frobnicate")
     assert answer.headers["x-session-id"].startswith("ses_")
+
+
+def test_the_checkpoint_of_the_options_is_let_go_and_loaded_again(served: RunningServer) -> None:
+    post(served, "/sdapi/v1/options", {"sd_model_checkpoint": "tiny"})
+    assert post(served, "/sdapi/v1/reload-checkpoint") == {}
+    assert "tiny" in served.client.workers()[0]["resident_models"]
+    assert post(served, "/sdapi/v1/unload-checkpoint") == {}
+    assert "tiny" not in served.client.workers()[0]["resident_models"]

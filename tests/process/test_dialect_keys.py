@@ -75,7 +75,8 @@ def test_options_are_each_keys_own_and_refreshing_needs_its_scope(keyed: tuple[s
     assert call(keyed, one, "POST", "/sdapi/v1/options", json={"samples_format": "webp"}).json() is None
     assert call(keyed, one, "GET", "/sdapi/v1/options").json()["samples_format"] == "webp"
     assert call(keyed, other, "GET", "/sdapi/v1/options").json()["samples_format"] == "png"
-    assert call(keyed, one, "POST", "/sdapi/v1/refresh-checkpoints").status_code == 403
+    for path in ("refresh-checkpoints", "unload-checkpoint", "reload-checkpoint"):
+        assert call(keyed, one, "POST", f"/sdapi/v1/{path}").status_code == 403
 
 
 def test_open_webui_draws_through_both_dialects(keyed: tuple[str, str, str]) -> None:

@@ -10,6 +10,7 @@ from mezzotint import recipes
 from mezzotint.api import a1111_controlnet, a1111_models, a1111_pictures
 from mezzotint.api.a1111 import Body
 from mezzotint.api.a1111_reading import Fields
+from mezzotint.api.a1111_tasks import owner
 from mezzotint.api.inference import Ops
 from mezzotint.errors import Fault, InvalidRequest
 from mezzotint.operations import Operations
@@ -96,6 +97,26 @@ async def memory(ops: Ops) -> dict[str, Any]:
 async def refresh(ops: Ops) -> None:
     """Look at the model folders anew."""
     await ops.rescan()
+
+
+@lists.post("/unload-checkpoint")
+async def unload_checkpoint(ops: Ops) -> dict[str, Any]:
+    """Let go of the caller's checkpoint. 409 while a session uses it."""
+    await ops.unload_model(await _checkpoint(ops))
+    return {}
+
+
+@lists.post("/reload-checkpoint")
+async def reload_checkpoint(ops: Ops) -> dict[str, Any]:
+    """Answers when the caller's checkpoint is loaded."""
+    await ops.load_model(await _checkpoint(ops))
+    return {}
+
+
+async def _checkpoint(ops: Operations) -> str:
+    """Id of the one in the caller's options; one that is gone is the default one."""
+    kept = (await ops.options(owner())).get("sd_model_checkpoint", "")
+    return kept if kept in ops.facts() else ops.checkpoint(None).id
 
 
 @lists.post("/png-info")

@@ -31,7 +31,7 @@ RULES: tuple[tuple[str, str, api_keys.Scope | None], ...] = (
     ("POST PATCH DELETE", r"/api/models(/.*)?", "models"),
     ("GET", r"/(v1|sdapi|controlnet|internal)/.*", "read-own"),
     ("POST", r"/internal/progress|/sdapi/v1/png-info", "read-own"),
-    ("POST", r"/sdapi/v1/refresh-[a-z]+", "models"),
+    ("POST", r"/sdapi/v1/(refresh-[a-z]+|(unload|reload)-checkpoint)", "models"),
     ("POST", r"/(v1|sdapi|controlnet)/.*", "submit"),
     ("GET", r"/metrics", "read-all"),
     ("GET", r"/|/docs|/openapi\.json|/[a-z_]+\.(html|svg|ico|json)|/page/.*", "read-own"),

@@ -13,17 +13,19 @@ import psutil
 _PR_SET_PDEATHSIG = 1
 _PR_SET_NO_NEW_PRIVS = 38
 
+UNTOUCHED_BYTES = 256 << 20  # reserved by torch and what it loads, thread stacks mostly, and never touched
 MEMORY_SHARE = 0.7  # of what is free, for one child; the rest is for the API process and the page cache
 
 
 def limit_myself(*, niceness: int = 0, memory_bytes: int | None = None) -> None:
     """Call before any import that takes memory. `memory_bytes` bounds what the process may have in use.
 
-    The system counts what is reserved, so it gets a third more: freed memory is kept for later, in pieces.
+    The system counts what is reserved, so it gets what libraries never touch and a third more: freed memory is kept for
+    later, in pieces.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if memory_bytes is not None:
-        reserved = memory_bytes + memory_bytes // 3
+        reserved = memory_bytes + memory_bytes // 3 + UNTOUCHED_BYTES
         resource.setrlimit(resource.RLIMIT_DATA, (reserved, reserved))
     os.nice(niceness)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the API process to turn into a clean stop

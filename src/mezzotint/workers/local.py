@@ -75,7 +75,7 @@ class LocalWorker:
         process, streams = await children.start_connected(
             "mezzotint.workers.main",
             *("--device", device, "--threads", str(threads), "--memory-bytes", str(memory_bytes)),
-            env=environment(),
+            env=environment() | {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": str(_kernels(memory_bytes))},
         )
         worker = cls(worker_id, device, process, streams)
         worker._listening = asyncio.create_task(worker._listen(on_message, on_end), name=f"{worker_id} listen")
@@ -129,3 +129,9 @@ class LocalWorker:
 def environment() -> dict[str, str]:
     """What a process that runs models is started with."""
     return children.environment(_KEPT, _SET)
+
+
+def _kernels(memory_bytes: int) -> int:
+    """How many of the kernels that oneDNN compiles for each new shape it keeps: about 0.2 MiB each, so that they take a
+    small part of a small budget. A step of one shape needs fewer than the least."""
+    return min(1024, max(128, memory_bytes // (4 << 20)))
