@@ -9,7 +9,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mezzotint import a1111_names, comfyui, metadata
-from mezzotint.catalog import Model
 from mezzotint.schema import RequestInput
 
 _PAIR = re.compile(r'\s*([A-Za-z][\w \-/]*?):\s*("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)')
@@ -51,13 +50,15 @@ def of_texts(texts: Mapping[str, str]) -> Recipe | None:
     return None
 
 
-def with_models(recipe: Recipe, models: Mapping[str, Model], digests: Mapping[str, str | None]) -> Recipe:
-    """The body with a model that is here, when one fits: by digest, by the start of one, by name in any letter case."""
-    there = {name: model for name, model in models.items() if model.kind == "checkpoint"}
+def with_models(recipe: Recipe, checkpoints: Mapping[str, str | None]) -> Recipe:
+    """The body with a model that is here, when one fits: by digest, by the start of one, by name in any letter case.
+
+    `checkpoints`: digests by id, None where not known.
+    """
     for wanted in recipe.models:
         plain = wanted.removesuffix(".safetensors").removesuffix(".ckpt").lower()
-        for name in there:
-            digest = digests.get(name) or ""
+        for name, sha256 in checkpoints.items():
+            digest = sha256 or ""
             if name.lower() == plain or (len(plain) >= 10 and digest.startswith(plain)):
                 return replace(recipe, body=recipe.body | {"model": name})
     if not recipe.models:

@@ -13,7 +13,6 @@ import pytest
 from PIL import Image
 
 from mezzotint import recipes
-from mezzotint.catalog import Catalog
 from tests.models import build_controlnet, build_lora, build_sd
 from tests.pictures import encoded, picture
 from tests.process.conftest import RunningServer, wait_for
@@ -130,12 +129,10 @@ def test_a_picture_dropped_back_is_drawn_again_pixel_by_pixel(served: RunningSer
     asked = TINY | {"prompt": "one<lora:sketch:0.5>", "seed": 9, "batch_size": 2, "subseed": 3, "subseed_strength": 0.2}
     answer = post(served, "/sdapi/v1/txt2img", asked)
     digests = {one["model_name"]: one["sha256"] for one in get(served, "/sdapi/v1/sd-models")}
-    catalog = Catalog([served.data.parent / "models"], served.data / "nowhere")
-    catalog.scan()
     for image in answer["images"]:
         recipe = recipes.of_picture(base64.b64decode(image))
         assert recipe is not None
-        body = recipes.with_models(recipe, catalog.models, digests).body
+        body = recipes.with_models(recipe, digests).body
         again = served.client.wait(served.client.submit(**body)["id"])
         drawn = httpx2.get(served.url + again["images"][0]["url"]).content
         assert np.array_equal(np.asarray(Image.open(io.BytesIO(drawn))).astype(int), pixels(image))

@@ -39,6 +39,21 @@ def test_a_server_draws_the_same_bytes_as_the_command_alone(tmp_path: Path, serv
     assert (tmp_path / "alone.png").read_bytes() == (tmp_path / "served.png").read_bytes()
 
 
+def test_a_picture_is_repeated_from_its_file_and_flags_change_it(tmp_path: Path, server: RunningServer) -> None:
+    for name, flags in (("one.png", ()), ("one.webp", ("--loras", "blob:0.5", "--negative-prompt", "red"))):
+        made = run("generate", "a (boat)", "--seed", "11", "--steps", "3", *flags, "-o", name, cwd=tmp_path)
+        assert made.returncode == 0, made.stderr
+        for at in ((), ("--server", server.url)):
+            again = run("generate", "--from", name, "-o", f"again-{name}", *at, cwd=tmp_path)
+            assert again.returncode == 0, again.stderr
+            assert again.stderr == ""
+            assert (tmp_path / f"again-{name}").read_bytes() == (tmp_path / name).read_bytes()
+    other = run("generate", "--from", "one.png", "--seed", "12", "--server", server.url, "--json", cwd=tmp_path)
+    told = json.loads(other.stdout)["session"]["request"]
+    assert (told["prompt"], told["seed"], told["num_inference_steps"]) == ("a (boat)", 12, 3)
+    assert (tmp_path / "mezzotint-12.png").read_bytes() != (tmp_path / "one.png").read_bytes()
+
+
 def test_names_and_formats_follow_the_flags(tmp_path: Path, server: RunningServer) -> None:
     at = ("--server", server.url, "--steps", "1")
     assert run("generate", "x", "--seed", "5", "-n", "2", *at, cwd=tmp_path).returncode == 0
@@ -66,6 +81,8 @@ def test_json_is_json(tmp_path: Path, server: RunningServer) -> None:
         (["generate", "x", "--stpes", "3"], 2, "--stpes is not a flag; did you mean --steps?"),
         (["generate", "x", "--steps", "many"], 2, "--steps"),
         (["generate"], 2, "prompt"),
+        (["generate", "--from", "no.png"], 2, "--from no.png cannot be read"),
+        (["generate", "--from", __file__], 2, "does not say how it was made"),
         (["generate", "x", "--width", "65"], 2, "try 64x64"),
         (["generate", "x", "--model", "icnos"], 2, "the nearest is 'icons'"),
         (["generate", "x", "-o", "x.gif"], 2, ".png"),

@@ -10,9 +10,9 @@ from mezzotint.errors import CallerError
 _FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 
 
-def image_format(output: Path | None) -> str:
+def image_format(output: Path | None) -> str | None:
     if output is None:
-        return "png"
+        return None
     if output.suffix.lower() not in _FORMATS:
         raise CallerError(f"{output} must end in {', '.join(_FORMATS)}", code="invalid_value", field="output")
     if not output.absolute().parent.is_dir():

@@ -6,15 +6,17 @@ from typing import Annotated
 
 import typer
 
-from mezzotint.cli import draw, fields, progress
+from mezzotint.cli import draw, fields, progress, repeat
 from mezzotint.cli.flags import Json, Models, Server
+from mezzotint.errors import CallerError
 
 _CONTROLNET_HELP = 'JSON object, such as {"model": "edges", "image": "file.png"}; may be given several times'
 
 
 def generate(
-    prompt: Annotated[str, typer.Argument(help="what to draw")],
+    prompt: Annotated[str | None, typer.Argument(help="what to draw")] = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="file; its suffix sets the format")] = None,
+    from_picture: Annotated[Path | None, typer.Option("--from", help="file to repeat; flags change it")] = None,
     model: Annotated[str | None, typer.Option(help="catalog id")] = None,
     type: Annotated[str | None, typer.Option(help="inferred when absent")] = None,  # noqa: A002  the contract's word
     negative_prompt: Annotated[str | None, typer.Option(help="what to keep out")] = None,
@@ -68,11 +70,17 @@ def generate(
     for name, file in (("image", image), ("mask", mask)):
         if file is not None:
             given[name] = fields.picture(name, file)
-    given["loras"] = [fields.lora(text) for text in loras or []]
-    given["controlnets"] = [fields.controlnet(text) for text in controlnets or []]
-    image_format = fields.image_format(output)
-    options = {"format": image_format, "quality": quality, "embed_metadata": embed_metadata}
+    if loras:
+        given["loras"] = [fields.lora(text) for text in loras]
+    if controlnets:
+        given["controlnets"] = [fields.controlnet(text) for text in controlnets]
+    options = {"format": fields.image_format(output), "quality": quality, "embed_metadata": embed_metadata}
     given["output"] = {name: value for name, value in options.items() if value is not None}
+    if from_picture is not None:
+        made = repeat.fields_of(from_picture, server, models or [])
+        given = made | given | {"output": made.get("output", {}) | given["output"]}
+    elif prompt is None:
+        raise CallerError("give a prompt, or a picture with --from", code="missing_field", field="prompt")
     with progress.bar(quiet=as_json) as show:
         if server is not None:
             session, files = draw.on_server(server, given, output, show)
@@ -86,4 +94,4 @@ def generate(
         typer.echo(f"{file}  seed {picture['seed']}  {took}")
 
 
-_NOT_FIELDS = frozenset({"output", "models", "server", "as_json", "quality", "embed_metadata"})
+_NOT_FIELDS = frozenset({"output", "from_picture", "models", "server", "as_json", "quality", "embed_metadata"})

@@ -14,13 +14,23 @@ from mezzotint.operations.intake import Foreign
 from mezzotint.operations.keys import KeyVerbs
 from mezzotint.operations.links import LinkVerbs
 from mezzotint.operations.models import ModelVerbs
-from mezzotint.operations.offline import add_model, offline_model, offline_models, tune, verify
+from mezzotint.operations.offline import add_model, offline_checkpoints, offline_model, offline_models, tune, verify
 from mezzotint.operations.options import OptionVerbs
 from mezzotint.operations.parts import Parts
 from mezzotint.operations.sessions import SessionVerbs
 from mezzotint.operations.validation import ValidationVerbs
 
-__all__ = ["Foreign", "Operations", "Parts", "add_model", "offline_model", "offline_models", "tune", "verify"]
+__all__ = [
+    "Foreign",
+    "Operations",
+    "Parts",
+    "add_model",
+    "offline_checkpoints",
+    "offline_model",
+    "offline_models",
+    "tune",
+    "verify",
+]
 
 
 class Operations(

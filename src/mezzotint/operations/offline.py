@@ -18,6 +18,14 @@ def offline_models(settings: Settings) -> list[dict[str, Any]]:
     return [bodies.model(model, [], fitting(model, there), {}) for model in there]
 
 
+def offline_checkpoints(settings: Settings) -> dict[str, str | None]:
+    """Their digests by id; None where one was not hashed yet."""
+    catalog = Catalog(settings.models, settings.cache)
+    catalog.scan()
+    there = [one.id for one in catalog.models.values() if one.kind == "checkpoint" and one.state == "ready"]
+    return {name: catalog.known_digest(name) for name in there}
+
+
 def offline_model(settings: Settings, model_id: str) -> dict[str, Any]:
     """One of them. Raises NotFound."""
     catalog, model = find_model(settings, model_id)
