@@ -13,7 +13,7 @@ import typer
 from typer.exceptions import TyperException
 
 from mezzotint import __version__
-from mezzotint.cli import keys
+from mezzotint.cli import keys, sessions
 from mezzotint.cli.flags import BAD_USE, DONE, FAILED, INTERRUPTED, UNREACHABLE
 from mezzotint.cli.generate import generate
 from mezzotint.cli.machine import devices, doctor
@@ -24,6 +24,15 @@ from mezzotint.errors import BadSetting, CallerError, InvalidRequest, MezzotintE
 COMMANDS: dict[str, Callable[..., None]] = {"generate": generate, "serve": serve, "devices": devices, "doctor": doctor}
 GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
     "keys": ("Who may use a server.", {"create": keys.create, "list": keys.listed, "revoke": keys.revoke}),
+    "sessions": (
+        "What a server was asked for; with --server or MEZZOTINT_SERVER.",
+        {
+            "list": sessions.listed,
+            "show": sessions.show,
+            "watch": sessions.watch,
+            "cancel": sessions.cancel,
+        },
+    ),
     "models": (
         "The models on disk.",
         {
