@@ -1,0 +1,96 @@
+"""How long a running session stands still when its worker is killed with -9: from the kill to its next denoising step.
+
+`python -m benchmarks.recovery [--kills 20] [--models DIR --model ID]`: a server of its own and, for each kill, a
+session whose worker is killed a random number of steps on. Times are what a client sees on the session's event stream.
+Prints also how many steps each kill cost; exits 1 when a session went back to step 0 after a state of it was kept.
+"""
+
+import argparse
+import os
+import random
+import signal
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.machine import describe, keep, running_server
+from mezzotint.client import Client
+
+SEED = 7
+STEPS = 1000  # so that no session ends before its worker is killed
+KEPT_S = 0.5  # twice the time between two states of an image: by then one was kept
+
+Events = Iterator[tuple[int, str, dict[str, Any]]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Kill:
+    """`before`: the last step that was told before the kill. `after`: the first one told after it."""
+
+    standstill_s: float
+    before: int
+    after: int
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--model", default="icons")
+    parser.add_argument("--models", type=Path)
+    args = parser.parse_args()
+    flags = ["--executor", "torch", "--dtype", "float32", *(["--models", str(args.models)] if args.models else [])]
+    chance = random.Random(SEED)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        running_server(Path(folder) / "data", *flags) as url,
+        Client(url) as client,
+    ):
+        kills = [one_kill(client, args.model, chance) for _ in range(args.kills)]
+    times = [one.standstill_s for one in kills]
+    lost = [one.before + 1 - one.after for one in kills]
+    print(f"{describe()}, model {args.model}, seed {SEED}: {args.kills} kills")
+    print(f"kill to next step: median {statistics.median(times):.3f} s, worst {max(times):.3f} s")
+    print(f"steps done again: median {statistics.median(lost):g}, most {max(lost)}")
+    keep("recovery", {"model": args.model, "seed": SEED, "kills": [asdict(one) for one in kills]})
+    if again := sum(one.after == 1 for one in kills):
+        sys.exit(f"{again} of {args.kills} sessions began anew")
+
+
+def one_kill(client: Client, model: str, chance: random.Random) -> Kill:
+    session_id = client.submit(model=model, prompt="a slice of pizza", seed=SEED, steps=STEPS)["id"]
+    events = client.events(session_id)
+    next_step(events)
+    time.sleep(KEPT_S)
+    for _ in range(chance.randint(1, 20)):
+        next_step(events)
+    (pid,) = [worker["pid"] for worker in client.workers() if session_id in worker["sessions"]]
+    before = client.session(session_id)["progress"]["step"]
+    killed = time.monotonic()
+    os.kill(pid, signal.SIGKILL)
+    for _, kind, data in events:
+        if kind == "state" and data["state"] == "running" and data["attempt"] == 2:
+            break
+    after = next_step(events)
+    standstill_s = time.monotonic() - killed
+    client.cancel(session_id)
+    client.wait(session_id)
+    return Kill(standstill_s=standstill_s, before=before, after=after)
+
+
+def next_step(events: Events) -> int:
+    """The step that the next progress of denoising tells."""
+    for _, kind, data in events:
+        if kind == "end":
+            break
+        if kind == "progress" and data["phase"] == "denoising" and data["step"] > 0:
+            return int(data["step"])
+    raise RuntimeError("the session ended before it was measured")
+
+
+if __name__ == "__main__":
+    main()
