@@ -41,6 +41,7 @@ STATUS: dict[str, int] = {
     "invalid_image": 422,
     "asset_not_found": 422,
     "body_too_large": 413,
+    "body_too_slow": 408,
     "unsupported_media_type": 415,
     "malformed_host": 400,
     "bad_host": 421,

@@ -239,6 +239,7 @@ class Submitted:
 async def serve(settings: Settings) -> None:
     """Run the HTTP server until SIGTERM or SIGINT; a second signal skips the draining. Raises SetupError."""
     from mezzotint.api.app import build
+    from mezzotint.api.patience import Connection
 
     if settings.insecure_no_auth:
         log.warning("asking nobody for an API key: whoever reaches this server may use it", host=settings.host)
@@ -254,6 +255,7 @@ async def serve(settings: Settings) -> None:
             url = f"http://{settings.host}:{listener.getsockname()[1]}"
             config = uvicorn.Config(
                 build(mezzotint.operations),
+                http=Connection,
                 log_config=None,
                 access_log=False,
                 server_header=False,

@@ -101,9 +101,10 @@ ALLOWED: dict[str, set[str]] = {
     "retention": {"errors", "events", "store"},
     "doctor": {"", "catalog", "config", "devices"},
     "server": {
-        "", "api.app", "assets", "batch_watch", "catalog", "checkpoints", "config", "devices", "dispatcher", "errors",
-        "estimates", "events", "keyring", "measurements", "metrics", "operations", "preferences", "quotas", "refs",
-        "retention", "session", "store", "tuning", "watching", "webhooks", "workers.base", "workers.limits",
+        "", "api.app", "api.patience", "assets", "batch_watch", "catalog", "checkpoints", "config", "devices",
+        "dispatcher", "errors", "estimates", "events", "keyring", "measurements", "metrics", "operations",
+        "preferences", "quotas", "refs", "retention", "session", "store", "tuning", "watching", "webhooks",
+        "workers.base", "workers.limits",
     },
     "api": {
         "", "a1111_names", "api", "api_keys", "bodies", "callers", "capabilities", "catalog", "errors", "events",

@@ -22,10 +22,13 @@ from mezzotint.api import (
     openai,
     openai_errors,
     page,
+    reference,
 )
 from mezzotint.api.a1111_tasks import Tasks
 from mezzotint.api.access import Access
 from mezzotint.api.fields import FieldCase
+from mezzotint.api.headers import SafeHeaders
+from mezzotint.api.patience import PatientBodies
 from mezzotint.api.problems import problem
 from mezzotint.api.security import UPLOADS, Gate
 from mezzotint.errors import Fault, InvalidRequest, MezzotintError
@@ -37,7 +40,14 @@ MAX_BODY_BYTES = 1 << 20
 
 
 def build(operations: Operations) -> ASGIApp:
-    app = FastAPI(title="Mezzotint", version=__version__, max_body_size=MAX_BODY_BYTES, redirect_slashes=False)
+    app = FastAPI(
+        title="Mezzotint",
+        version=__version__,
+        max_body_size=MAX_BODY_BYTES,
+        redirect_slashes=False,
+        docs_url=None,
+        redoc_url=None,
+    )
     app.state.operations = operations
     app.state.tasks = Tasks()
     app.include_router(inference.router, max_body_size=operations.max_upload_bytes)  # requests may hold pictures
@@ -52,13 +62,14 @@ def build(operations: Operations) -> ASGIApp:
     app.include_router(openai.router, max_body_size=operations.max_upload_bytes)
     app.include_router(a1111.router, max_body_size=operations.max_upload_bytes)
     app.include_router(a1111_lists.router, max_body_size=operations.max_upload_bytes)
+    app.include_router(reference.router)
     app.add_exception_handler(MezzotintError, _told)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _validation)
     # outside FastAPI, whose own refusals have another shape
     access = Access(app, operations)
     gate = Gate(access, MAX_BODY_BYTES, operations.max_upload_bytes, operations.hosts, app.routes)
-    return FieldCase(RequestIds(gate))
+    return FieldCase(SafeHeaders(RequestIds(PatientBodies(gate))))
 
 
 class RequestIds:

@@ -1,0 +1,100 @@
+"""How long a caller may take to say what it wants, and in how many headers. Must not look at what is said."""
+
+import asyncio
+import time
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from mezzotint.errors import CallerError
+
+MAX_HEADERS, MAX_HEADER_BYTES = 64, 16 << 10
+HEADERS_S = 10.0  # from the first byte of a connection, or of its next request, to the end of the headers
+BODY_S = 10.0  # that a body may take beyond what its bytes take at the least rate
+LEAST_BYTES_A_SECOND = 8 << 10
+
+_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+
+
+class Connection(HttpToolsProtocol):
+    """uvicorn's, which would take headers without end, for ever."""
+
+    _count = _bytes = 0
+    _patience: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._wait()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._count = self._bytes = 0
+        self._wait()
+
+    def on_url(self, url: bytes) -> None:
+        self._spend(len(url))
+        super().on_url(url)
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._count += 1
+        self._spend(len(name) + len(value))
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        self._stop_waiting()
+        if not self.transport.is_closing():
+            super().on_headers_complete()
+
+    def data_received(self, data: bytes) -> None:
+        if not self.transport.is_closing():
+            super().data_received(data)
+
+    def _spend(self, count: int) -> None:
+        self._bytes += count
+        if (self._count > MAX_HEADERS or self._bytes > MAX_HEADER_BYTES) and not self.transport.is_closing():
+            self.transport.write(_TOO_LARGE)
+            self.transport.close()
+
+    def _wait(self) -> None:
+        self._stop_waiting()
+        self._patience = self.loop.call_later(HEADERS_S, self.transport.close)
+
+    def _stop_waiting(self) -> None:
+        if self._patience is not None:
+            self._patience.cancel()
+            self._patience = None
+
+
+class PatientBodies:
+    """Ends a call whose body drips: `body_too_slow`. Waiting for a caller to leave is not limited."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began, count, more = time.monotonic(), 0, True
+
+        async def receive_in_time() -> Message:
+            nonlocal count, more
+            if not more:
+                return await receive()
+            left = BODY_S + count / LEAST_BYTES_A_SECOND - (time.monotonic() - began)
+            try:
+                async with asyncio.timeout(max(0.0, left)):
+                    message = await receive()
+            except TimeoutError as error:
+                message_text = f"the body came slower than {LEAST_BYTES_A_SECOND} bytes a second"
+                raise CallerError(message_text, code="body_too_slow") from error
+            count += len(message.get("body", b""))
+            more = message.get("more_body", False)
+            return message
+
+        await self._app(scope, receive_in_time, send)

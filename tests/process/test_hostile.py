@@ -1,0 +1,202 @@
+"""What hostile callers send: each gets its promised answer, and the server stays as it was."""
+
+import contextlib
+import json
+import select
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx2
+import psutil
+import pytest
+
+from mezzotint.errors import CallerError
+from mezzotint.schema import RequestInput
+from tests.process.conftest import RunningServer
+
+SESSIONS = "/api/inference/sessions"
+JSON = {"Content-Type": "application/json"}
+MAX_GROWTH_BYTES = 64 << 20
+
+# Bodies that are no request: what they are, and the status that each gets.
+BODIES: dict[str, tuple[bytes, int]] = {
+    "nothing": (b" ", 400),
+    "half": (b'{"prompt": "x', 400),
+    "not a number": (b'{"eta": NaN}', 400),
+    "infinity": (b'{"guidance_scale": -Infinity}', 400),
+    "a number beyond doubles": (b'{"guidance_scale": 1e999}', 400),
+    "5,000 digits": (b'{"seed": ' + b"9" * 5000 + b"}", 400),
+    "a name twice": (b'{"steps": 1, "steps": 2}', 400),
+    "two spellings of a name": (b'{"steps": 1, "Steps": 2}', 422),
+    "deep lists": (b"[" * 10_000 + b"]" * 10_000, 400),
+    "deep objects": (b'{"metadata":' * 40 + b"1" + b"}" * 40, 400),
+    "a lone surrogate": (b'{"prompt": "\\ud800"}', 400),
+    "no UTF-8": (b'{"prompt": "\xff\xfe"}', 400),
+    "UTF-16": ('{"prompt": "x"}'.encode("utf-16"), 400),
+    "a byte order mark": (b'\xef\xbb\xbf{"prompt": "x"}', 400),
+    "a list": (b"[]", 422),
+    "null": (b"null", 422),
+    "a prompt of a megabyte": (json.dumps({"prompt": "x" * 1_000_000}).encode(), 422),
+    "wrong types": (b'{"prompt": [], "steps": "many", "loras": {}, "output": 5, "seed": 1.5}', 422),
+    "sizes that overflow": (b'{"width": 9223372036854775807, "height": -1}', 422),
+    "a seed that overflows": (b'{"seed": 9223372036854775807, "num_images": 2}', 422),
+    "a name that is a path": (b'{"model": "../../../etc/passwd"}', 422),
+    "a picture that is a path": (b'{"image": "/etc/passwd"}', 422),
+    "a picture that is an address": (b'{"image": "http://127.0.0.1/"}', 422),
+    "a name that is code": (b'{"__class__": "x", "constructor": {"prototype": 1}}', 422),
+    "many names": (json.dumps({f"field{i}": i for i in range(20_000)}).encode(), 422),
+    "much metadata": (json.dumps({"metadata": {"x": "y" * 100_000}}).encode(), 422),
+}
+
+
+def post(server: RunningServer, body: bytes, path: str = SESSIONS, **headers: str) -> httpx2.Response:
+    return httpx2.post(server.url + path, content=body, headers=JSON | headers, timeout=30)
+
+
+def raw(server: RunningServer, *parts: bytes) -> socket.socket:
+    opened = socket.create_connection((urlsplit(server.url).hostname, urlsplit(server.url).port))
+    opened.settimeout(30)
+    for part in parts:
+        opened.sendall(part)
+    return opened
+
+
+def first_line(opened: socket.socket) -> bytes:
+    return opened.makefile("rb").readline().strip()
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_a_body_that_is_no_request_gets_its_status(server: RunningServer, name: str) -> None:
+    body, status = BODIES[name]
+    answer = post(server, body)
+    assert answer.status_code == status
+    assert answer.json()["code"]
+    assert "Traceback" not in answer.text
+    assert "/etc/passwd\n" not in answer.text
+
+
+def test_the_whole_corpus_again_and_again_leaves_memory_and_the_queue_as_they_were(server: RunningServer) -> None:
+    process = psutil.Process(server.process.pid)
+    for body, _ in BODIES.values():
+        post(server, body)
+    before = process.memory_info().rss
+    for path in (SESSIONS, "/v1/images/generations", "/sdapi/v1/txt2img", "/api/inference/validate"):
+        for body, status in BODIES.values():
+            if path.startswith("/sdapi") and status != 400:
+                continue  # AUTOMATIC1111 ignores what it does not know, and draws
+            answer = post(server, body, path)
+            assert answer.status_code < 500, (path, body[:64])
+    assert process.memory_info().rss - before < MAX_GROWTH_BYTES
+    assert list(server.client.sessions(active=True)) == []
+
+
+def test_every_answer_says_how_a_browser_is_to_treat_it(server: RunningServer) -> None:
+    for path in ("/docs", "/livez", SESSIONS, "/nope", "/openapi.json"):
+        headers = httpx2.get(server.url + path).headers
+        assert "default-src" in headers["content-security-policy"], path
+        assert "frame-ancestors 'none'" in headers["content-security-policy"]
+        assert headers["x-content-type-options"] == "nosniff"
+        assert headers["referrer-policy"] == "no-referrer"
+        assert headers["cross-origin-resource-policy"] == "same-origin"
+        assert "no-store" in headers["cache-control"]
+        assert not [name for name in headers if name.startswith("access-control")]
+
+
+def test_the_page_of_routes_loads_nothing_and_runs_nothing(server: RunningServer) -> None:
+    page = httpx2.get(f"{server.url}/docs").text
+    assert SESSIONS in page
+    assert "<script" not in page
+    assert "http" not in page.replace("https", "http").lower().split("<table>")[0].replace("<!doctype html>", "")
+
+
+@pytest.mark.parametrize(
+    "host", [b"", b"Host: \r\n", b"Host: a\r\nHost: b\r\n", b"Host: a/b\r\n", b"Host: user@localhost\r\n"]
+)
+def test_a_host_that_is_missing_double_or_malformed_is_refused(server: RunningServer, host: bytes) -> None:
+    with raw(server, b"GET /livez HTTP/1.1\r\n" + host + b"\r\n") as opened:
+        assert first_line(opened).startswith(b"HTTP/1.1 400")
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        b"".join(b"X-%d: 1\r\n" % i for i in range(80)),
+        b"X-Long: " + b"x" * 20_000 + b"\r\n",
+        b"Cookie: " + b"a=b; " * 5000 + b"\r\n",
+    ],
+)
+def test_too_many_or_too_long_headers_end_the_connection(server: RunningServer, headers: bytes) -> None:
+    with raw(server, b"GET /livez HTTP/1.1\r\nHost: localhost\r\n", headers, b"\r\n") as opened:
+        assert first_line(opened).startswith(b"HTTP/1.1 431")
+
+
+def test_headers_without_end_take_no_memory(server: RunningServer) -> None:
+    process = psutil.Process(server.process.pid)
+    before = process.memory_info().rss
+    with raw(server, b"GET /livez HTTP/1.1\r\nHost: localhost\r\n") as opened, pytest.raises(ConnectionError):
+        opened.sendall((b"X-Flood: " + b"x" * 8192 + b"\r\n") * 4096)
+    assert process.memory_info().rss - before < 8 << 20
+    assert httpx2.get(f"{server.url}/livez").status_code == 200
+
+
+def test_slow_headers_and_dripping_bodies_are_cut_off_and_quick_callers_are_not(server: RunningServer) -> None:
+    start = f"POST {SESSIONS} HTTP/1.1\r\nHost: localhost\r\n".encode()
+    slow = raw(server, start)
+    silent = raw(server)
+    dripping = raw(server, start, b"Content-Type: application/json\r\nContent-Length: 1000\r\n\r\n{")
+    began = time.monotonic()
+    answer = first_line(dripping)
+    assert answer.startswith(b"HTTP/1.1 408")
+    assert slow.recv(1) == b""
+    assert silent.recv(1) == b""
+    assert 5 < time.monotonic() - began < 20
+    for opened in (slow, silent, dripping):
+        opened.close()
+    assert httpx2.get(f"{server.url}/livez").status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"Content-Length": "99999999999"}, 413),
+        ({"Content-Type": "application/x-www-form-urlencoded"}, 415),
+        ({"Content-Type": "text/plain"}, 415),
+    ],
+)
+def test_a_body_is_refused_before_it_is_read(server: RunningServer, headers: dict[str, str], status: int) -> None:
+    sent = {"Host": "localhost", "Content-Type": "application/json", "Content-Length": "10"} | headers
+    lines = "".join(f"{name}: {value}\r\n" for name, value in sent.items())
+    with raw(server, f"POST {SESSIONS} HTTP/1.1\r\n{lines}\r\n".encode()) as opened:  # and no body at all
+        assert first_line(opened).startswith(f"HTTP/1.1 {status}".encode())
+
+
+def test_a_body_that_does_not_say_how_long_it_is_is_counted(server: RunningServer) -> None:
+    def endless() -> Iterator[bytes]:
+        for _ in range(80):
+            yield b" " * (1 << 20)
+
+    try:
+        answer = httpx2.post(server.url + SESSIONS, content=endless(), headers=JSON, timeout=60)
+    except httpx2.TransportError:
+        return  # cut off in mid-sending, as clients of other kinds see it
+    assert answer.status_code == 413
+
+
+def test_no_address_in_any_field_is_called(server: RunningServer) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as canary:
+        url = f"http://127.0.0.1:{canary.getsockname()[1]}/canary.png"
+        bodies: list[dict[str, Any]] = [{"steps": 1, name: url} for name in RequestInput.model_fields]
+        bodies += [{"webhook": {"url": url}}, {"loras": [{"name": url}]}, {"metadata": {"url": url}, "steps": 1}]
+        bodies += [{"controlnets": [{"model": url, "image": url}]}, {"prompt": url, "steps": 1}]
+        for body in bodies:
+            answer = post(server, json.dumps(body).encode())
+            assert answer.status_code < 500, body
+            if answer.status_code == 202 and "prompt" in body:
+                server.client.wait(answer.json()["id"])
+            elif answer.status_code == 202:
+                with contextlib.suppress(CallerError):  # it has ended
+                    server.client.cancel(answer.json()["id"])
+        assert select.select([canary], [], [], 0.5)[0] == []
