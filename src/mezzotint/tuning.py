@@ -165,6 +165,8 @@ class Tuner:
         if not choices.adopt(model, device) and not mends:
             return
         if resident:
+            if mends:  # else the worker keeps what it has
+                worker.send(wire.Unload(asked="", model_id=model.id))
             worker.send(wire.Load(model=choices.ref(model, device)))
         choice = choices.of(model.id, device)
         log.info("adopted", model=model.id, device=device, executor=choice.executor, dtype=choice.dtype)

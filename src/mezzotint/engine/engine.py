@@ -19,7 +19,7 @@ from mezzotint.engine import inputs, prepare, snapshot
 from mezzotint.engine.batching import Batch, pick_batch
 from mezzotint.engine.inputs import Pictures
 from mezzotint.engine.limits import MAX_ROWS, Limits
-from mezzotint.engine.memory import Key, Residents, names_of
+from mezzotint.engine.memory import Key, Residents, give_back, names_of
 from mezzotint.engine.meter import Meter
 from mezzotint.engine.preview import Previews
 from mezzotint.engine.stopwatch import Stopwatch, is_memory
@@ -156,6 +156,8 @@ class Engine:
             self._ends += 1
             paused = wire.Paused(session_id=running.id, attempt=running.submit.attempt, usage=running.usage())
             events.append((paused, b""))
+        if events:
+            give_back()
         return events
 
     def _admit(self) -> list[Event]:

@@ -5,7 +5,6 @@ Must not open a network connection, write a file (but for its executor's own cac
 
 import argparse
 import contextlib
-import ctypes
 import logging
 import os
 import queue
@@ -74,8 +73,6 @@ class Worker:
                 self._take(engine, *taken)
             for message, blob in engine.step():
                 self.send(message, blob)
-                if isinstance(message, wire.Paused):
-                    _trim()
             self._moved = time.monotonic()
 
     def send(self, message: wire.FromWorker, blob: bytes = b"") -> None:
@@ -230,12 +227,6 @@ def _load(model: wire.ModelRef, device: "torch.device", dtype: "torch.dtype") ->
     )
     family.pack()
     return family
-
-
-def _trim() -> None:
-    """Hand memory that is free inside this process back to the system, where the C library can."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def _versions() -> dict[str, str]:
