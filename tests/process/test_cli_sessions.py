@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from tests.process.conftest import RunningServer
+from tests.process.conftest import RunningServer, wait_for
 from tests.process.test_cli import run
 
 
@@ -23,6 +23,10 @@ def test_sessions_are_listed_shown_watched_and_cancelled(tmp_path: Path, server:
     listed = run("sessions", "list", "--active", *at, cwd=tmp_path).stdout
     assert long in listed
     assert short not in listed
+    wait_for(lambda: server.client.session(long)["state"] == "running", 60)
+    assert run("sessions", "pause", long, *at, cwd=tmp_path).returncode == 0
+    wait_for(lambda: server.client.session(long)["state"] == "paused", 60)
+    assert run("sessions", "resume", long, *at, cwd=tmp_path).returncode == 0
     assert run("sessions", "cancel", long, *at, cwd=tmp_path).returncode == 0
     ended = run("sessions", "watch", long, *at, cwd=tmp_path)
     assert (ended.returncode, ended.stdout.split()[1]) == (1, "cancelled")
@@ -34,6 +38,7 @@ def test_sessions_are_listed_shown_watched_and_cancelled(tmp_path: Path, server:
 def test_what_cannot_be_done_is_one_line(tmp_path: Path, server: RunningServer) -> None:
     cases = [
         (["list"], 3, "--server"),
+        (["pause", "ses_nope", "--server", server.url], 2, "ses_nope"),
         (["show", "ses_nope", "--server", server.url], 2, "ses_nope"),
         (["list", "--state", "asleep", "--server", server.url], 2, "state"),
     ]

@@ -31,6 +31,8 @@ GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
             "show": sessions.show,
             "watch": sessions.watch,
             "cancel": sessions.cancel,
+            "pause": sessions.pause,
+            "resume": sessions.resume,
         },
     ),
     "models": (

@@ -61,6 +61,16 @@ def cancel(session: Id, server: Server = None, as_json: Json = False) -> None:
     _change("cancel", session, server, as_json)
 
 
+def pause(session: Id, server: Server = None, as_json: Json = False) -> None:
+    """Stop a running session at its next step, to go on from there when it is resumed."""
+    _change("pause", session, server, as_json)
+
+
+def resume(session: Id, server: Server = None, as_json: Json = False) -> None:
+    """Put a paused session back into the queue."""
+    _change("resume", session, server, as_json)
+
+
 def _change(verb: str, session: str, server: str | None, as_json: bool) -> None:
     with _client(server) as client:
         found = getattr(client, verb)(session)
