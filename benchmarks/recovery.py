@@ -23,6 +23,7 @@ from mezzotint.client import Client
 
 SEED = 7
 STEPS = 1000  # so that no session ends before its worker is killed
+SPARE_S = 120.0
 KEPT_S = 0.5  # twice the time between two states of an image: by then one was kept
 
 Events = Iterator[tuple[int, str, dict[str, Any]]]
@@ -68,7 +69,7 @@ def one_kill(client: Client, model: str, chance: random.Random) -> Kill:
     time.sleep(KEPT_S)
     for _ in range(chance.randint(1, 20)):
         next_step(events)
-    (pid,) = [worker["pid"] for worker in client.workers() if session_id in worker["sessions"]]
+    pid = pid_with_spare(client, session_id, model)
     before = client.session(session_id)["progress"]["step"]
     killed = time.monotonic()
     os.kill(pid, signal.SIGKILL)
@@ -80,6 +81,19 @@ def one_kill(client: Client, model: str, chance: random.Random) -> Kill:
     client.cancel(session_id)
     client.wait(session_id)
     return Kill(standstill_s=standstill_s, before=before, after=after)
+
+
+def pid_with_spare(client: Client, session_id: str, model: str) -> int:
+    """Of the worker that runs the session, once a spare stands by that has loaded what it will."""
+    deadline = time.monotonic() + SPARE_S
+    while time.monotonic() < deadline:
+        worker, *spares = client.workers()
+        if spares and spares[0]["state"] == "spare" and (model in spares[0]["resident_models"] or model != "icons"):
+            if session_id not in worker["sessions"]:
+                break
+            return int(worker["pid"])
+        time.sleep(0.2)
+    raise RuntimeError("no spare stood by before the session ended")
 
 
 def next_step(events: Events) -> int:

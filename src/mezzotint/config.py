@@ -63,6 +63,10 @@ class Settings(BaseSettings):
     memory_bytes: Annotated[
         int | None, Field(ge=1 << 29, description="memory that a CPU worker may take; default: 70 % of what is free")
     ] = None
+    spare: Annotated[
+        bool,
+        Field(description="keep a second CPU worker ready that takes over when one is lost; none below 4 GiB a worker"),
+    ] = True
     dtype: Annotated[
         Literal["auto", "float32", "bfloat16", "float16"],
         Field(description="auto: the fastest that keeps pictures alike"),

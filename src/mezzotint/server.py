@@ -61,11 +61,15 @@ class Mezzotint:
         data: str | Path | None = None,
         settings: Settings | None = None,
         tunes: bool = False,
+        keeps_spare: bool = False,
     ) -> None:
-        """With `tunes`, models are measured whenever nothing is to be done for a while, and what is learned is kept."""
+        """With `tunes`, models are measured whenever nothing is to be done for a while, and what is learned is kept.
+
+        With `keeps_spare`, a second worker stands by to take over when one is lost.
+        """
         given = {"models": tuple(map(Path, models)) or None, "data": Path(data) if data is not None else None}
         self.settings = settings or load_settings(**given)
-        self._tunes = tunes
+        self._tunes, self._keeps_spare = tunes, keeps_spare
 
     async def __aenter__(self) -> "Mezzotint":
         settings = self.settings
@@ -89,7 +93,9 @@ class Mezzotint:
             threads = settings.threads or devices.default_threads()
             measurements = Measurements(settings.cache, threads, keep=self._tunes, told=metrics.measured)
             opened.callback(measurements.close)
-            self.supervisor = Supervisor(found, threads, settings.memory_bytes or memory_budget(), measurements)
+            self.supervisor = Supervisor(
+                found, threads, settings.memory_bytes or memory_budget(), measurements, keeps_spare=self._keeps_spare
+            )
             choices = Choices(settings.cache, threads, executor=settings.executor, dtype=settings.dtype)
             for model in catalog.models.values():
                 choices.prefer(model.id, model.dtype)
@@ -250,7 +256,7 @@ async def serve(settings: Settings) -> None:
         )
         raise BadSetting(message)
     with _listen(settings.host, settings.port) as listener:
-        async with Mezzotint(settings=settings, tunes=True) as mezzotint:
+        async with Mezzotint(settings=settings, tunes=True, keeps_spare=settings.spare) as mezzotint:
             await mezzotint.assets.start()
             url = f"http://{settings.host}:{listener.getsockname()[1]}"
             config = uvicorn.Config(

@@ -26,12 +26,14 @@ END_S = 60.0
 class RunningServer:
     """`with RunningServer(data) as server:`; may be killed and started again on the same folder.
 
-    It runs models in torch float32, so that nothing is measured beside a test, unless flags say otherwise.
+    It runs models in torch float32, so that nothing is measured beside a test, unless flags say otherwise,
+    and keeps no spare worker unless told to.
     """
 
-    def __init__(self, data: Path, *flags: str) -> None:
+    def __init__(self, data: Path, *flags: str, spare: bool = False) -> None:
         plain = () if "--executor" in flags else ("--executor", "torch", "--dtype", "float32")
         self.data, self._flags = data, (*plain, *flags)
+        self._environment = os.environ | {"MEZZOTINT_SPARE": str(spare).lower()}
         self.log = data.parent / f"{data.name}.log"
 
     def __enter__(self) -> "RunningServer":
@@ -48,7 +50,10 @@ class RunningServer:
         started = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [BIN, "serve", "--port", "0", "--data", self.data, *self._flags], stdout=log, stderr=log
+                [BIN, "serve", "--port", "0", "--data", self.data, *self._flags],
+                stdout=log,
+                stderr=log,
+                env=self._environment,
             )
         line = wait_for(lambda: self._line("listening", started), START_S)
         self.url: str = line["url"]

@@ -1,5 +1,7 @@
 """What is counted of real sessions: metrics, statistics, traces that add up; and logs without prompts."""
 
+import time
+
 import httpx2
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -17,13 +19,18 @@ def drawn(server: RunningServer) -> list[dict[str, object]]:
 
 
 def test_metrics_count_what_ran(server: RunningServer, drawn: list[dict[str, object]]) -> None:
-    answer = httpx2.get(f"{server.url}/metrics")
+    deadline = time.monotonic() + 60
+    while True:  # memory is what the worker said a moment ago, so it comes after the pictures
+        answer = httpx2.get(f"{server.url}/metrics")
+        samples = {
+            (one.name, one.labels.get("state") or one.labels.get("what") or one.labels.get("of")): one.value
+            for family in text_string_to_metric_families(answer.text)
+            for one in family.samples
+        }
+        if samples["mezzotint_memory_bytes", "weights"] > 0 or time.monotonic() > deadline:
+            break
+        time.sleep(0.2)
     assert answer.headers["content-type"].startswith("text/plain")
-    samples = {
-        (sample.name, sample.labels.get("state") or sample.labels.get("what") or sample.labels.get("of")): sample.value
-        for family in text_string_to_metric_families(answer.text)
-        for sample in family.samples
-    }
     assert samples["mezzotint_sessions_ended_total", "succeeded"] == len(drawn)
     assert samples["mezzotint_steps_total", None] == 2 + 2 + 8
     for what in ("load", "encode", "step", "decode", "file"):

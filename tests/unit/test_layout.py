@@ -96,7 +96,7 @@ ALLOWED: dict[str, set[str]] = {
         "", "adding", "advice", "assets", "batch_watch", "batches", "bodies", "callers", "capabilities", "catalog",
         "config", "devices", "dispatcher", "errors", "estimates", "events", "fieldnames", "image_wire", "inputs",
         "keyring", "measurements", "metrics", "operations", "preferences", "profiles", "quotas", "refs", "request",
-        "schema", "session", "store", "tuning", "webhook_rules", "workers", "workers.base",
+        "schema", "session", "store", "tuning", "webhook_rules", "workers", "workers.base", "workers.local",
     },
     "retention": {"errors", "events", "store"},
     "doctor": {"", "catalog", "config", "devices"},

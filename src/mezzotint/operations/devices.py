@@ -6,6 +6,8 @@ from typing import Any
 from mezzotint import devices
 from mezzotint.errors import NotFound
 from mezzotint.operations.parts import Verbs
+from mezzotint.workers.base import Seat
+from mezzotint.workers.local import LocalWorker
 
 Bodies = list[dict[str, Any]]
 
@@ -39,19 +41,24 @@ class DeviceVerbs(Verbs):
         return {"workers": self.workers(), "queue": queue}
 
     def workers(self) -> Bodies:
-        return [self._worker(name) for name in self._parts.supervisor.seats]
+        """One of each device, then the one in reserve, if there is one."""
+        supervisor = self._parts.supervisor
+        found = [self._worker(seat, seat.worker) for seat in supervisor.seats.values()]
+        if (spare := supervisor.spare) is not None:
+            reserve = self._worker(supervisor.seats[spare.device], spare)
+            known = {"sessions": [], "restarts": 0, "last_exit": None}
+            found.append(reserve | known | {"state": "spare" if spare.hello else "starting"})
+        return found
 
-    def _worker(self, device: str) -> dict[str, Any]:
-        seat = self._parts.supervisor.seats[device]
-        worker = seat.worker
+    def _worker(self, seat: Seat, worker: LocalWorker | None) -> dict[str, Any]:
         beat = worker.heartbeat if worker else None
         return {
             "id": worker.id if worker else None,
             "pid": worker.pid if worker else None,
-            "device": device,
+            "device": seat.device,
             "state": devices.state(seat)[0],
             "resident_models": list(beat.resident) if beat else [],
-            "sessions": self._parts.dispatcher.sessions_on(device),
+            "sessions": self._parts.dispatcher.sessions_on(seat.device),
             "restarts": seat.restarts,
             "uptime_s": worker.uptime_s if worker else None,
             "last_exit": seat.last_exit,

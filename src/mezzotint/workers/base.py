@@ -1,4 +1,6 @@
-"""Keeps one live worker per device: starts, watches, kills what hangs, starts again. Knows nothing of sessions."""
+"""Keeps one live worker per device, and one in reserve: starts, watches, kills what hangs, starts again. Knows nothing
+of sessions.
+"""
 
 import asyncio
 import time
@@ -21,6 +23,8 @@ PHASE_S = 15 * 60.0  # one load, encoding, model call or decoding; until times a
 WATCH_S = 1.0
 STOP_S = 0.5  # a worker in a model call cannot hear Stop; it is killed
 HOPELESS_STARTS = 3
+SPARE_BUDGET = 4 << 30  # with less memory for a worker there is none to spare for another
+SPARE_SHARE = 0.125  # of that memory, which weights may take for a spare to load them too
 BACKOFF_S = (0.0, 0.5, 1.0, 2.0, 5.0, 15.0, 30.0)
 
 
@@ -43,10 +47,26 @@ class Seat:
 
 
 class Supervisor:
-    """One worker per device. Calls `on_ready`, `on_message`, `on_lost`; for one worker never two at a time."""
+    """One worker per device. Calls `on_ready`, `on_message`, `on_lost`; for one worker never two at a time.
 
-    def __init__(self, devices: tuple[str, ...], threads: int, memory_bytes: int, measurements: Measurements) -> None:
+    With `keeps_spare` one more stands by where a CPU is a device and has memory enough: started, and with the models
+    loaded that its like has, as far as they are small. It takes the seat of a lost worker before `on_lost` is called.
+    CUDA devices have none: memory there is too dear.
+    """
+
+    def __init__(
+        self,
+        devices: tuple[str, ...],
+        threads: int,
+        memory_bytes: int,
+        measurements: Measurements,
+        *,
+        keeps_spare: bool = False,
+    ) -> None:
         """`memory_bytes`: what a worker on a CPU may take."""
+        keeps_spare = keeps_spare and memory_bytes >= SPARE_BUDGET
+        self._spare_device = next((one for one in devices if one.startswith("cpu") and keeps_spare), None)
+        self.spare: LocalWorker | None = None
         self.seats = {device: Seat(device=device) for device in devices}
         self._threads, self._memory_bytes, self._measurements = threads, memory_bytes, measurements
         self._count = 0
@@ -60,11 +80,15 @@ class Supervisor:
     def start(self) -> None:
         for seat in self.seats.values():
             self._keeping.append(asyncio.create_task(self._keep(seat), name=f"keep {seat.device}"))
+        if self._spare_device is not None:
+            keeping = self._keep_spare(self.seats[self._spare_device])
+            self._keeping.append(asyncio.create_task(keeping, name="keep spare"))
 
     async def stop(self) -> None:
         """End every worker at once; returns when none is left."""
         self._stopping = True
-        workers = [seat.worker for seat in self.seats.values() if seat.worker is not None]
+        places = [*(seat.worker for seat in self.seats.values()), self.spare]
+        workers = [worker for worker in places if worker is not None]
         for worker in workers:
             worker.send(wire.Stop())
         try:
@@ -118,31 +142,69 @@ class Supervisor:
 
     async def _keep(self, seat: Seat) -> None:
         while not self._stopping:
-            await asyncio.sleep(BACKOFF_S[min(seat.failed_starts, len(BACKOFF_S) - 1)])
-            self._count += 1
-            worker_id = f"wrk_{self._count}"
-            worker = await LocalWorker.start(
-                worker_id, seat.device, self._threads, self._memory_bytes, self._heard, self._ended
-            )
-            seat.worker = worker
-            seat.failed_starts += 1  # taken back by Hello
-            watching = asyncio.create_task(self._watch(worker), name=f"watch {worker_id}")
+            if seat.worker is None:
+                await asyncio.sleep(BACKOFF_S[min(seat.failed_starts, len(BACKOFF_S) - 1)])
+                seat.worker = await self._start(seat.device)
+                seat.failed_starts += 1  # taken back by Hello
+            worker = seat.worker
+            watching = asyncio.create_task(self._watch(worker), name=f"watch {worker.id}")
             try:
                 await asyncio.shield(worker.wait())
             finally:
                 watching.cancel()
-            seat.worker = None
             seat.restarts += 1
+
+    async def _keep_spare(self, seat: Seat) -> None:
+        """One in reserve, begun whenever the seat has a worker that is up."""
+        failed = 0
+        while not self._stopping:
+            await asyncio.sleep(BACKOFF_S[min(failed, len(BACKOFF_S) - 1)])
+            while seat.worker is None or seat.worker.hello is None:
+                await asyncio.sleep(WATCH_S)
+            spare = self.spare = await self._start(seat.device, is_spare=True)
+            watching = asyncio.create_task(self._watch(spare), name=f"watch {spare.id}")
+            try:
+                while self.spare is spare and spare.alive:
+                    self._prepare(spare, seat)
+                    await asyncio.sleep(WATCH_S)
+            finally:
+                watching.cancel()
+            failed = 0 if spare.hello is not None else failed + 1
+
+    def _prepare(self, spare: LocalWorker, seat: Seat) -> None:
+        """Have it hold what the seat's worker holds, if that is little."""
+        worker = seat.worker
+        if spare.hello is None or worker is None or worker.heartbeat is None:
+            return
+        little = worker.heartbeat.weights_bytes <= self._memory_bytes * SPARE_SHARE
+        wanted = {name: worker.models[name] for name in worker.heartbeat.resident if little and name in worker.models}
+        for name in spare.models.keys() - wanted.keys():
+            spare.send(wire.Unload(model_id=name))
+        for name, model in wanted.items():
+            if spare.models.get(name) != model:
+                spare.send(wire.Load(model=model))
+
+    async def _start(self, device: str, *, is_spare: bool = False) -> LocalWorker:
+        self._count += 1
+        return await LocalWorker.start(
+            f"wrk_{self._count}",
+            device,
+            self._threads,
+            self._memory_bytes,
+            self._heard,
+            self._ended,
+            is_spare=is_spare,
+        )
 
     async def _heard(self, worker: LocalWorker, message: wire.FromWorker, blob: bytes) -> None:
         match message:
             case wire.Hello():
                 if message.version != wire.VERSION:
                     raise wire.WireError(f"it speaks version {message.version}, not {wire.VERSION}")
-                seat = self.seats[worker.device]
-                seat.failed_starts, seat.facts, worker.hello = 0, message.device, message
+                worker.hello = message
                 worker.send(self._measurements.known(worker.device))
-                await self.on_ready(worker)
+                if worker is not self.spare:
+                    await self._seated(worker, message)
             case wire.Heartbeat():
                 worker.heartbeat = message
             case wire.Loaded():
@@ -155,17 +217,31 @@ class Supervisor:
             case wire.Measured():
                 self._measurements.take(worker.device, message)
             case wire.DeviceFailed():
-                self.seats[worker.device].said = message.message
+                if worker is not self.spare:
+                    self.seats[worker.device].said = message.message
                 log.error("worker failed", worker=worker.id, device=worker.device, reason=message.message)
             case _:
                 await self.on_message(worker, message, blob)
 
-    async def _ended(self, worker: LocalWorker, why: str) -> None:
+    async def _seated(self, worker: LocalWorker, hello: wire.Hello) -> None:
         seat = self.seats[worker.device]
-        seat.last_exit, seat.said = why if seat.said is None else f"{seat.said}; {why}", None
+        seat.failed_starts, seat.facts = 0, hello.device
+        await self.on_ready(worker)
+
+    async def _ended(self, worker: LocalWorker, why: str) -> None:
         self._forsake(worker)
         if not self._stopping:
             log.warning("worker lost", worker=worker.id, device=worker.device, pid=worker.pid, why=why)
+        if worker is self.spare:
+            self.spare = None
+            return
+        seat = self.seats[worker.device]
+        seat.last_exit, seat.said = why if seat.said is None else f"{seat.said}; {why}", None
+        spare, seat.worker = self.spare, None
+        if spare is not None and spare.alive and spare.hello is not None and spare.device == seat.device:
+            seat.worker, self.spare = spare, None
+            log.info("the spare takes over", worker=spare.id, device=seat.device, pid=spare.pid)
+            await self._seated(spare, spare.hello)
         await self.on_lost(worker, why)
 
     async def _watch(self, worker: LocalWorker) -> None:

@@ -49,6 +49,7 @@ class LocalWorker:
         self.alive = True  # until its socket closes or we kill it
         self.hello: wire.Hello | None = None
         self.heartbeat: wire.Heartbeat | None = None
+        self.models: dict[str, wire.ModelRef] = {}  # by id: as it was last told to load them
         self._process = process
         self._reader, self._writer = streams
         self._listening: asyncio.Task[None]
@@ -70,11 +71,17 @@ class LocalWorker:
         memory_bytes: int,
         on_message: Callable[["LocalWorker", wire.FromWorker, bytes], Awaitable[None]],
         on_end: Callable[["LocalWorker", str], Awaitable[None]],
+        *,
+        is_spare: bool = False,
     ) -> "LocalWorker":
-        """Spawn it and begin to listen. Messages arrive in order, one at a time; `on_end` is the last call."""
+        """Spawn it and begin to listen. Messages arrive in order, one at a time; `on_end` is the last call.
+
+        A spare makes way for others until it is given a session.
+        """
         process, streams = await children.start_connected(
             "mezzotint.workers.main",
             *("--device", device, "--threads", str(threads), "--memory-bytes", str(memory_bytes)),
+            *(("--spare",) if is_spare else ()),
             env=environment() | {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": str(_kernels(memory_bytes))},
         )
         worker = cls(worker_id, device, process, streams)
@@ -85,6 +92,11 @@ class LocalWorker:
         """Queue a message. Lost without an error when the worker is dying: `on_end` follows."""
         if not self._writer.is_closing():
             self._writer.write(wire.frame(message, blob))
+        match message:
+            case wire.Submit() | wire.Load():
+                self.models[message.model.id] = message.model
+            case wire.Unload():
+                self.models.pop(message.model_id, None)
 
     def kill(self) -> None:
         """SIGKILL. `on_end` follows."""

@@ -12,6 +12,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,7 @@ def main() -> None:
     args = _arguments()
     limit_myself(memory_bytes=args.memory_bytes if args.device.startswith("cpu") else None)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    worker = Worker(socket.socket(fileno=args.fd), args.device, args.threads, args.memory_bytes)
+    worker = Worker(socket.socket(fileno=args.fd), args.device, args.threads, args.memory_bytes, is_spare=args.spare)
     try:
         worker.run()
     except Exception:
@@ -50,19 +51,24 @@ def main() -> None:
 class Worker:
     """Couples the engine to the socket. The main thread steps; one thread reads, one tells that we live."""
 
-    def __init__(self, connection: socket.socket, device: str, threads: int, memory_bytes: int) -> None:
+    def __init__(
+        self, connection: socket.socket, device: str, threads: int, memory_bytes: int, *, is_spare: bool
+    ) -> None:
         self._connection = connection
         self._device_id = device
         self._threads, self._memory_bytes = threads, memory_bytes
         self._sending = threading.Lock()
         self._inbox: queue.SimpleQueue[tuple[wire.ToWorker, bytes] | None] = queue.SimpleQueue()
         self._engine: Engine | None = None
+        self._is_spare = is_spare  # until it is given a session
         self._refused: dict[str, str] = {}  # model -> why torch float32 runs it though another was wanted
         self._moved = time.monotonic()
 
     def run(self) -> None:
         threading.Thread(target=self._read, name="read", daemon=True).start()
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
+        if self._is_spare:
+            _behind_others(_import)
         engine = self._engine = self._start_engine()
         while True:
             while engine.idle or not self._inbox.empty():
@@ -85,11 +91,14 @@ class Worker:
     def _take(self, engine: "Engine", message: wire.ToWorker, blob: bytes) -> None:
         match message:
             case wire.Submit():
+                self._is_spare = False
                 engine.submit(message, wire.states(message, blob))
             case wire.Cancel():
                 engine.cancel(message.session_id, message.attempt)
             case wire.Pause():
                 engine.pause(message.session_id, message.attempt)
+            case wire.Load() if self._is_spare and message.model.executor == "torch":  # another's threads would stay so
+                _behind_others(lambda: engine.load(message.model))
             case wire.Load():
                 error = engine.load(message.model)
                 self.send(wire.Loaded(asked=message.asked, resident=engine.resident, error=error))
@@ -156,9 +165,7 @@ class Worker:
             time.sleep(HEARTBEAT_S)
 
     def _start_engine(self) -> "Engine":
-        from mezzotint.workers.imports import import_quickly
-
-        import_quickly()
+        _import()
         import torch
 
         from mezzotint.engine import executors
@@ -214,6 +221,29 @@ class Worker:
         engine = Engine(load, encode, time.monotonic, meter=meter, budget_bytes=budget)
         self.send(wire.Hello(version=wire.VERSION, pid=os.getpid(), device=facts))
         return engine
+
+
+def _import() -> None:
+    """All that a first picture would import."""
+    from mezzotint.workers.imports import import_quickly
+
+    import_quickly()
+    from mezzotint import images  # noqa: F401
+    from mezzotint.engine import engine, executors  # noqa: F401
+
+
+def _behind_others(work: Callable[[], object]) -> None:
+    """Do it in a thread of the lowest priority and wait for it: what runs now goes first. On Linux a thread has its own
+    priority, and this process could not raise its own again."""
+
+    def run() -> None:
+        if sys.platform == "linux":
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), 19)
+        work()
+
+    thread = threading.Thread(target=run, name="behind")
+    thread.start()
+    thread.join()
 
 
 def _load(model: wire.ModelRef, device: "torch.device", dtype: "torch.dtype") -> "Family":
@@ -273,6 +303,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--device", required=True)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--memory-bytes", type=int, required=True)
+    parser.add_argument("--spare", action="store_true", help="begin behind others: nobody waits for it yet")
     return parser.parse_args()
 
 

@@ -98,7 +98,7 @@ class Unload(_Message, frozen=True, kw_only=True, tag="unload"):
     """Let go of a model, unless a session in the worker uses it."""
 
     model_id: str
-    asked: str
+    asked: str = ""
 
 
 class Thing(msgspec.Struct, frozen=True, kw_only=True):
