@@ -32,7 +32,7 @@ clients: setup
 	PYTHON=$(BIN)/python tests/clients/install.sh
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 check: lint test
 

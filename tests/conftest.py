@@ -1,4 +1,7 @@
+import os
 from pathlib import Path
+
+os.environ |= {"MEZZOTINT_THREADS": "1", "OMP_NUM_THREADS": "1"}  # tests run side by side, one on each core
 
 import pytest
 

@@ -311,29 +311,43 @@ class Dispatcher:
                     claimed = True
 
     def _next_for(self, worker: LocalWorker) -> Waiting | None:
+        """Of the highest priority that can go there: of the owner who has least running, the oldest."""
         running = self._lives.on(worker)
-        if not self._has_room(worker):
-            return None
         theirs = Counter(live.session.owner for live in self._lives.values())
+        found: Waiting | None = None
         for waiting in self._line:
-            if theirs[waiting.session.owner] >= self._most_running(waiting.session.owner):
+            owner, request = waiting.session.owner, waiting.session.request
+            if found is not None and request.priority < found.session.request.priority:
+                break
+            if not self._has_room(worker, request.priority):
+                break
+            if theirs[owner] >= self._most_running(owner):
                 continue
-            if waiting.session.request.device not in (None, worker.device):
+            if request.device not in (None, worker.device):
                 continue
             if waiting.session.losses and running:
-                return None  # a suspect runs alone; let the worker empty itself for it
-            if waiting.session.request.device is None and self._best_for(waiting, worker).device != worker.device:
+                break  # a suspect runs alone; let the worker empty itself for it
+            if request.device is None and self._best_for(waiting, worker).device != worker.device:
                 continue  # that one has room, and its turn comes
-            return waiting
-        return None
+            if found is None or theirs[owner] < theirs[found.session.owner]:
+                found = waiting
+            if len(self._line.owners) < 2 or theirs[found.session.owner] == 0:
+                break
+        return found
 
     def _best_for(self, waiting: Waiting, worker: LocalWorker) -> Place:
-        others = [one for one in self._supervisor.ready() if one is not worker and self._has_room(one)]
-        return best(waiting.session.request.model, map(self._place, [worker, *others]))
+        request = waiting.session.request
+        others = [one for one in self._supervisor.ready() if one is not worker]
+        others = [one for one in others if self._has_room(one, request.priority)]
+        return best(request.model, map(self._place, [worker, *others]))
 
-    def _has_room(self, worker: LocalWorker) -> bool:
-        suspected = any(live.session.losses for live in self._lives.on(worker))
-        return not suspected and self._lives.images_on(worker) < IMAGES_AT_ONCE
+    def _has_room(self, worker: LocalWorker, priority: int) -> bool:
+        """For a session of this priority: a full worker takes as many again that may overtake one that it runs."""
+        running = self._lives.on(worker)
+        if any(live.session.losses for live in running):
+            return False
+        overtakes = any(live.session.request.priority < priority for live in running)
+        return self._lives.images_on(worker) < IMAGES_AT_ONCE * (2 if overtakes else 1)
 
     def _place(self, worker: LocalWorker) -> Place:
         beat, hello = worker.heartbeat, worker.hello

@@ -2,6 +2,7 @@
 
 import time
 from bisect import bisect_left, insort
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -26,16 +27,20 @@ class Line:
     def __init__(self) -> None:
         self._waiting: dict[str, Waiting] = {}
         self._order: list[tuple[int, str]] = []  # sorted: who is next stands first
+        self.owners: Counter[str | None] = Counter()  # how many sessions of each wait
 
     def join(self, session: Session, spans: dict[str, float], dtype: str | None = None) -> None:
         self._waiting[session.id] = Waiting(session=session, since=time.monotonic(), spans=spans, dtype=dtype)
         insort(self._order, _place(session))
+        self.owners[session.owner] += 1
 
     def leave(self, session_id: str) -> Waiting | None:
         """None: it was not there."""
         waiting = self._waiting.pop(session_id, None)
         if waiting is not None:
             del self._order[bisect_left(self._order, _place(waiting.session))]
+            self.owners[waiting.session.owner] -= 1
+            self.owners += Counter()  # none at zero
         return waiting
 
     def get(self, session_id: str) -> Waiting | None:

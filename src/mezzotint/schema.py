@@ -187,7 +187,7 @@ class RequestInput(BaseModel):
     preview: Annotated[
         PreviewInput | None, Field(description="every_steps, at_steps[], max_px; pictures on the way, in the events")
     ] = None
-    priority: Annotated[int, Field(ge=0, le=9, description="higher first")] = 5
+    priority: Annotated[int, Field(ge=0, le=9, description="higher first, also before what runs already")] = 5
     timeout_s: Annotated[float | None, Field(gt=0, le=604_800, description="running longer fails")] = None
     expires_s: Annotated[float | None, Field(gt=0, le=31_536_000, description="not started by then: expired")] = None
     device: Annotated[str | None, Field(max_length=64, description="pin to a device id")] = None

@@ -1,6 +1,8 @@
 """What the dispatcher does when a worker goes at an awkward moment; the store is real, the workers are not."""
 
 import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -9,7 +11,7 @@ import pytest
 
 from mezzotint.catalog import Catalog
 from mezzotint.checkpoints import Checkpoints
-from mezzotint.dispatcher import Dispatcher
+from mezzotint.dispatcher import IMAGES_AT_ONCE, Dispatcher
 from mezzotint.events import Events
 from mezzotint.measurements import Measurements
 from mezzotint.refs import Refs
@@ -42,25 +44,52 @@ class Worker:
         self.sent.append(message)
 
 
-async def test_a_session_that_comes_as_its_worker_dies_goes_to_the_next(tmp_path: Path, random_sd: Path) -> None:
-    catalog = Catalog([random_sd], tmp_path)
+@contextlib.asynccontextmanager
+async def dispatching(folder: Path, models: Path, ready: Callable[[], list[Worker]]) -> AsyncIterator[Dispatcher]:
+    catalog = Catalog([models], folder)
     catalog.scan()
-    dying, next_one = Worker("wrk_1", 1), Worker("wrk_2", 1000)
-    supervisor: Any = SimpleNamespace(ready=lambda: [dying] if dying._looks > 0 else [dying, next_one])
-    store = await Store.open(f"sqlite+aiosqlite:///{tmp_path / 'db'}")
-    blobs, choices = Blobs(tmp_path / "sessions"), Choices(tmp_path, 1)
-    known = Measurements(tmp_path, 1, keep=False)
-    kept = Checkpoints(tmp_path / "checkpoints")
+    supervisor: Any = SimpleNamespace(ready=ready)
+    store = await Store.open(f"sqlite+aiosqlite:///{folder / 'db'}")
+    blobs, choices = Blobs(folder / "sessions"), Choices(folder, 1)
+    known = Measurements(folder, 1, keep=False)
+    kept = Checkpoints(folder / "checkpoints")
     dispatcher = Dispatcher(store, blobs, kept, Refs(catalog), supervisor, Events(), choices, known)
     await dispatcher.start()
     try:
-        await dispatcher.accept("ses_1", Resolved(request=request(), warnings=()))
-        async with asyncio.timeout(10):
-            while not next_one.sent:
-                await asyncio.sleep(0.01)
-        (submit,) = next_one.sent
-        assert isinstance(submit, wire.Submit)
-        assert (submit.session_id, submit.attempt, dying.sent) == ("ses_1", 2, [])
+        yield dispatcher
     finally:
         await dispatcher.drain(0)
         await store.close()
+
+
+async def submits(worker: Worker, count: int) -> list[wire.Submit]:
+    async with asyncio.timeout(10):
+        while len(worker.sent) < count:
+            await asyncio.sleep(0.01)
+    return [one for one in worker.sent if isinstance(one, wire.Submit)]
+
+
+async def test_owners_take_turns_and_a_higher_priority_goes_to_a_full_worker(tmp_path: Path, random_sd: Path) -> None:
+    up: list[Worker] = []
+    worker = Worker("wrk_1", 10_000)
+    async with dispatching(tmp_path, random_sd, lambda: up) as dispatcher:
+        for number in range(20):
+            await dispatcher.accept(f"ses_a{number:02}", Resolved(request=request(), warnings=()), owner="a")
+        for number in range(2):
+            await dispatcher.accept(f"ses_b{number:02}", Resolved(request=request(), warnings=()), owner="b")
+        up.append(worker)
+        order = [one.session_id for one in await submits(worker, IMAGES_AT_ONCE)]
+        assert order[:5] == ["ses_a00", "ses_b00", "ses_a01", "ses_b01", "ses_a02"]
+        await dispatcher.accept("ses_c", Resolved(request=request(), warnings=()), owner="c")
+        await dispatcher.accept("ses_d", Resolved(request=request(priority=6), warnings=()), owner="a")
+        order = [one.session_id for one in await submits(worker, IMAGES_AT_ONCE + 1)]
+        assert order[IMAGES_AT_ONCE:] == ["ses_d"]
+
+
+async def test_a_session_that_comes_as_its_worker_dies_goes_to_the_next(tmp_path: Path, random_sd: Path) -> None:
+    dying, next_one = Worker("wrk_1", 1), Worker("wrk_2", 1000)
+    ready = lambda: [dying] if dying._looks > 0 else [dying, next_one]  # noqa: E731
+    async with dispatching(tmp_path, random_sd, ready) as dispatcher:
+        await dispatcher.accept("ses_1", Resolved(request=request(), warnings=()))
+        (submit,) = await submits(next_one, 1)
+        assert (submit.session_id, submit.attempt, dying.sent) == ("ses_1", 2, [])

@@ -104,6 +104,16 @@ def test_timeout_and_expiry_end_a_session_with_their_own_code(server: RunningSer
     assert (ended["state"], ended["error"]["code"]) == ("expired", "expired")
 
 
+def test_a_higher_priority_overtakes_what_runs_on_a_full_worker(server: RunningServer) -> None:
+    parked = [server.client.submit(prompt="b", steps=1000, num_images=8, priority=1)["id"] for _ in range(3)]
+    first = server.client.submit(prompt="first", steps=4, priority=9)["id"]
+    assert server.client.wait(first)["state"] == "succeeded"
+    assert [server.client.session(one)["state"] for one in parked] == ["running", "running", "queued"]
+    for session_id in parked:
+        server.client.cancel(session_id)
+        server.client.wait(session_id)
+
+
 def test_lists_filter_and_walk_page_by_page(server: RunningServer) -> None:
     ids = [server.client.submit(prompt="x", steps=1)["id"] for _ in range(5)]
     for session_id in ids:

@@ -8,9 +8,11 @@ WIDE = BatchKey(model="a", height=8, width=16, windows=1, alone="")
 TALL = BatchKey(model="a", height=16, width=8, windows=1, alone="")
 
 
-def trajectory(key: BatchKey = WIDE, *, rows: int = 2, remaining: int = 10, waited: int = 0, priority: int = 5) -> Any:
-    sampler = SimpleNamespace(done=remaining == 0)
-    return SimpleNamespace(key=key, rows=rows, remaining=remaining, waited=waited, priority=priority, sampler=sampler)
+def trajectory(key: BatchKey = WIDE, *, rows: int = 2, remaining: int = 10, **others: Any) -> Any:
+    facts = {"waited": 0, "waited_s": 0.0, "priority": 5} | others
+    return SimpleNamespace(
+        key=key, rows=rows, remaining=remaining, sampler=SimpleNamespace(done=not remaining), **facts
+    )
 
 
 def picked(running: list[Any], served: dict[BatchKey, int] | None = None, max_rows: int = 8) -> list[int]:
@@ -48,6 +50,12 @@ def test_the_shortest_goes_first_when_not_all_fit() -> None:
 def test_waiting_makes_a_long_one_short() -> None:
     running = [trajectory(remaining=50, waited=46), trajectory(remaining=5)]
     assert picked(running, max_rows=2) == [0]
+
+
+def test_nobody_is_passed_for_more_than_a_minute() -> None:
+    running = [trajectory(priority=0, waited_s=61.0), trajectory(priority=9)]
+    assert picked(running, max_rows=2) == [0]
+    assert picked([trajectory(priority=0, waited_s=59.0), trajectory(priority=9)], max_rows=2) == [1]
 
 
 def test_priority_goes_before_length() -> None:

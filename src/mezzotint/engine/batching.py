@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from mezzotint.engine.trajectory import BatchKey, Trajectory
 
+PATIENCE_S = 60.0  # that others may go before a trajectory, all in all
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Batch:
@@ -16,7 +18,8 @@ def pick_batch(
     running: Sequence[Trajectory], served: Mapping[BatchKey, int], limit: Callable[[BatchKey], int]
 ) -> Batch | None:
     """The next call: the key served longest ago (`served`: key -> number of the call that served it last), and of its
-    trajectories those with the highest priority, then the least work left, less what they have waited.
+    trajectories those that others went before for long, then those with the highest priority, then the least work left,
+    less what they have waited.
 
     Fills up to `limit(key)` rows, at least one trajectory. None when nothing denoises.
     """
@@ -26,7 +29,7 @@ def pick_batch(
     keys = dict.fromkeys(trajectory.key for trajectory in waiting)  # in order of arrival
     key = min(keys, key=lambda candidate: served.get(candidate, -1))
     members = [trajectory for trajectory in waiting if trajectory.key == key]
-    members.sort(key=lambda trajectory: (-trajectory.priority, trajectory.remaining - trajectory.waited))
+    members.sort(key=lambda one: (one.waited_s <= PATIENCE_S, -one.priority, one.remaining - one.waited))
     max_rows = limit(key)
     chosen: list[Trajectory] = []
     rows = 0

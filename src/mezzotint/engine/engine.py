@@ -325,6 +325,7 @@ class Engine:
             for trajectory in running.trajectories:
                 if trajectory.key == batch.key and trajectory not in chosen:
                     trajectory.waited += 1
+                    trajectory.waited_s += spent
         return None
 
     def _run_short(self, batch: Batch) -> list[Event]:

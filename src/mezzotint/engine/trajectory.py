@@ -72,6 +72,7 @@ class Trajectory:
     shows: bool = False  # pictures of it are wanted on its way
     estimate: Tensor | None = None  # of its final latents after the last call, when it shows any
     waited: int = 0  # batches of its key that ran without it
+    waited_s: float = 0.0  # how long those took
     checked_calls: int = 0  # of its sampler, when its state was last taken
 
     @property

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("mezzotint.worker")
 
 HEARTBEAT_S = 1.0
+NICENESS = 5  # the API process answers first; it needs little
 _DTYPES = {"cpu": ("float32", "bfloat16"), "cuda": ("float32", "bfloat16", "float16")}
 WEIGHTS_SHARE = 0.5  # of the memory that a worker may take; calls need room too
 CUDA_SHARE = 0.9  # of a device's memory
@@ -37,7 +38,7 @@ CUDA_SHARE = 0.9  # of a device's memory
 
 def main() -> None:
     args = _arguments()
-    limit_myself(memory_bytes=args.memory_bytes if args.device.startswith("cpu") else None)
+    limit_myself(niceness=NICENESS, memory_bytes=args.memory_bytes if args.device.startswith("cpu") else None)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     worker = Worker(socket.socket(fileno=args.fd), args.device, args.threads, args.memory_bytes, is_spare=args.spare)
     try:
