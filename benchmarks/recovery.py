@@ -24,6 +24,7 @@ from mezzotint.client import Client
 SEED = 7
 STEPS = 1000  # so that no session ends before its worker is killed
 SPARE_S = 120.0
+PRACTICE_S = 3.0  # that a spare takes to draw what its like drew
 KEPT_S = 0.5  # twice the time between two states of an image: by then one was kept
 
 Events = Iterator[tuple[int, str, dict[str, Any]]]
@@ -89,8 +90,7 @@ def pid_with_spare(client: Client, session_id: str, model: str) -> int:
     while time.monotonic() < deadline:
         worker, *spares = client.workers()
         if spares and spares[0]["state"] == "spare" and (model in spares[0]["resident_models"] or model != "icons"):
-            if session_id not in worker["sessions"]:
-                break
+            time.sleep(PRACTICE_S)
             return int(worker["pid"])
         time.sleep(0.2)
     raise RuntimeError("no spare stood by before the session ended")

@@ -76,7 +76,7 @@ ALLOWED: dict[str, set[str]] = {
     "tuning": {"catalog", "children", "measurements", "profiles", "refs", "workers"},
     "workers.limits": set(),
     "workers.local": {"children", "workers"},
-    "workers.base": {"errors", "measurements", "workers"},
+    "workers.base": {"errors", "measurements", "request", "workers"},
     "workers.imports": set(),
     "workers.main": {"", "engine", "families", "images", "profiles", "workers"},
     "engine": {"engine", "errors", "families", "images", "request", "session", "workers.wire"},

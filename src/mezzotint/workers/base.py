@@ -5,13 +5,14 @@ of sessions.
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 import structlog
 
 from mezzotint.errors import ErrorInfo, RunFailure, SetupError
 from mezzotint.measurements import Measurements
+from mezzotint.request import plain
 from mezzotint.workers import wire
 from mezzotint.workers.local import LocalWorker
 
@@ -183,6 +184,8 @@ class Supervisor:
         for name, model in wanted.items():
             if spare.models.get(name) != model:
                 spare.send(wire.Load(model=model))
+            elif (last := worker.drawn.get(name)) is not None and name not in spare.drawn:
+                spare.send(wire.Practise(submit=_like(last)))
 
     async def _start(self, device: str, *, is_spare: bool = False) -> LocalWorker:
         self._count += 1
@@ -260,3 +263,16 @@ class Supervisor:
             log.error("worker hangs", worker=worker.id, device=worker.device, why=why)
             worker.kill()
             return
+
+
+def _like(last: wire.Submit) -> wire.Submit:
+    """One picture of text, as large as that and with two steps."""
+    asked = last.request
+    request = replace(
+        plain(asked.model, "", 0),
+        width=asked.width,
+        height=asked.height,
+        guidance_scale=asked.guidance_scale,
+        num_inference_steps=2,
+    )
+    return wire.Submit(session_id="practice", attempt=0, request=request, model=last.model)

@@ -50,6 +50,7 @@ class LocalWorker:
         self.hello: wire.Hello | None = None
         self.heartbeat: wire.Heartbeat | None = None
         self.models: dict[str, wire.ModelRef] = {}  # by id: as it was last told to load them
+        self.drawn: dict[str, wire.Submit] = {}  # by model id: the last it was given
         self._process = process
         self._reader, self._writer = streams
         self._listening: asyncio.Task[None]
@@ -93,7 +94,11 @@ class LocalWorker:
         if not self._writer.is_closing():
             self._writer.write(wire.frame(message, blob))
         match message:
-            case wire.Submit() | wire.Load():
+            case wire.Submit():
+                self.models[message.model.id], self.drawn[message.model.id] = message.model, message
+            case wire.Practise():
+                self.drawn[message.submit.model.id] = message.submit
+            case wire.Load():
                 self.models[message.model.id] = message.model
             case wire.Unload():
                 self.models.pop(message.model_id, None)

@@ -103,6 +103,10 @@ class Worker:
             case wire.Load():
                 error = engine.load(message.model)
                 self.send(wire.Loaded(asked=message.asked, resident=engine.resident, error=error))
+            case wire.Practise() if message.submit.model.executor == "torch":
+                _behind_others(lambda: self._practise(engine, message.submit))
+            case wire.Practise():
+                self._practise(engine, message.submit)
             case wire.Race():
                 self.send(wire.Speed(gflops=self._race()))
             case wire.Unload():
@@ -112,6 +116,11 @@ class Worker:
                 engine.know(message)
             case wire.Stop():
                 os._exit(0)  # interpreter teardown with torch takes a second and frees nothing that exit does not
+
+    def _practise(self, engine: "Engine", submit: wire.Submit) -> None:
+        engine.submit(submit)
+        while not engine.idle:
+            engine.step()
 
     def _race(self) -> dict[str, float]:
         import torch

@@ -90,6 +90,12 @@ class Load(_Message, frozen=True, kw_only=True, tag="load"):
     asked: str = ""  # a token to answer with; empty: nobody waits
 
 
+class Practise(_Message, frozen=True, kw_only=True, tag="practise"):
+    """Draw this and tell nobody, so that the next like it finds everything in place. Sent to a spare."""
+
+    submit: Submit
+
+
 class Race(_Message, frozen=True, kw_only=True, tag="race"):
     """Measure how fast the device multiplies, and answer with Speed. Sent to an idle worker."""
 
@@ -272,7 +278,7 @@ class DeviceFailed(_Message, frozen=True, kw_only=True, tag="device_failed"):
     message: str
 
 
-ToWorker = Submit | Cancel | Pause | Load | Unload | Race | Known | Stop
+ToWorker = Submit | Cancel | Pause | Load | Unload | Practise | Race | Known | Stop
 FromWorker = (
     Hello
     | Heartbeat
