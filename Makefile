@@ -5,7 +5,7 @@ READY := .venv/.ready
 PAGE := src/mezzotint/page/index.html
 NODE := $(shell command -v npm)
 
-.PHONY: setup page clients demo test check lint format serve bench train evaluate-model clean
+.PHONY: setup page clients demo test torture check lint format serve bench train evaluate-model clean
 
 setup: $(READY) $(if $(NODE),$(PAGE))
 
@@ -33,6 +33,10 @@ clients: setup
 
 test: setup
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
+# workers and servers killed at random under load: about eight minutes; TORTURE="--worker-kills 350 --seed 8" for more
+torture: setup
+	$(BIN)/python -m tests.torture $(TORTURE)
 
 check: lint test
 

@@ -39,6 +39,7 @@ log = structlog.get_logger(__name__)
 
 TICK_S = 0.5
 IMAGES_AT_ONCE = 16  # claimed per worker: what denoises now and about as much again, ready to join
+SUSPECTS = 4  # that run together after a second loss
 STORE_S = 10.0  # that a stop waits for the database, longer than it may be held by another process
 
 
@@ -312,21 +313,18 @@ class Dispatcher:
 
     def _next_for(self, worker: LocalWorker) -> Waiting | None:
         """Of the highest priority that can go there: of the owner who has least running, the oldest."""
-        running = self._lives.on(worker)
         theirs = Counter(live.session.owner for live in self._lives.values())
         found: Waiting | None = None
         for waiting in self._line:
             owner, request = waiting.session.owner, waiting.session.request
             if found is not None and request.priority < found.session.request.priority:
                 break
-            if not self._has_room(worker, request.priority):
-                break
+            if not self._has_room(worker, waiting.session):
+                break  # also for who is suspected and must wait until the worker has emptied itself
             if theirs[owner] >= self._most_running(owner):
                 continue
             if request.device not in (None, worker.device):
                 continue
-            if waiting.session.losses and running:
-                break  # a suspect runs alone; let the worker empty itself for it
             if request.device is None and self._best_for(waiting, worker).device != worker.device:
                 continue  # that one has room, and its turn comes
             if found is None or theirs[owner] < theirs[found.session.owner]:
@@ -338,15 +336,15 @@ class Dispatcher:
     def _best_for(self, waiting: Waiting, worker: LocalWorker) -> Place:
         request = waiting.session.request
         others = [one for one in self._supervisor.ready() if one is not worker]
-        others = [one for one in others if self._has_room(one, request.priority)]
+        others = [one for one in others if self._has_room(one, waiting.session)]
         return best(request.model, map(self._place, [worker, *others]))
 
-    def _has_room(self, worker: LocalWorker, priority: int) -> bool:
-        """For a session of this priority: a full worker takes as many again that may overtake one that it runs."""
-        running = self._lives.on(worker)
-        if any(live.session.losses for live in running):
+    def _has_room(self, worker: LocalWorker, session: Session) -> bool:
+        """A full worker takes as many again that may overtake one that it runs. Suspects run with few, then alone."""
+        running = [live.session for live in self._lives.on(worker)]
+        if len(running) >= min(_company(one.losses) for one in (*running, session)):
             return False
-        overtakes = any(live.session.request.priority < priority for live in running)
+        overtakes = any(one.request.priority < session.request.priority for one in running)
         return self._lives.images_on(worker) < IMAGES_AT_ONCE * (2 if overtakes else 1)
 
     def _place(self, worker: LocalWorker) -> Place:
@@ -436,6 +434,11 @@ class Dispatcher:
     async def _ready(self, worker: LocalWorker) -> None:
         log.info("worker ready", worker=worker.id, device=worker.device, pid=worker.pid)
         self._wake.set()
+
+
+def _company(losses: int) -> float:
+    """How many sessions a worker may have with one that lost so many workers in a row, so that the guilty is found."""
+    return math.inf if losses < 2 else SUSPECTS if losses == 2 else 1
 
 
 def inputs(request: Request, folder: Path) -> dict[str, str]:

@@ -115,6 +115,7 @@ class Request:
     variation: Variation | None = None
     webhook: WebhookUse | None = None  # with a default: rows of before it have none
     preview: PreviewUse | None = None
+    cancel_on_disconnect: bool = False
 
     def seed_of(self, index: int) -> int:
         """The seed of one image. Variations of one picture share it."""
@@ -286,6 +287,7 @@ def resolve(
         variation=_variation(sent),
         webhook=None if sent.webhook is None else _webhook(sent.webhook),
         preview=_preview(sent.preview),
+        cancel_on_disconnect=sent.cancel_on_disconnect,
     )
     return Resolved(request=request, warnings=tuple(advice.warnings(sent, request, model)))
 

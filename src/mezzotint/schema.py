@@ -38,7 +38,7 @@ DEFAULT_STRENGTH = 0.8
 WEBHOOK_EVENTS: tuple[WebhookEvent, ...] = get_args(WebhookEvent)  # the ends, told unless others are named; the start
 
 # Names of the contract that this version does not run yet. A request that uses one is refused by name, never ignored.
-NOT_YET = frozenset({"cancel_on_disconnect", "hires"})
+NOT_YET = frozenset({"hires"})
 
 ALIASES: dict[str, str] = {
     "steps": "num_inference_steps",
@@ -192,6 +192,9 @@ class RequestInput(BaseModel):
     expires_s: Annotated[float | None, Field(gt=0, le=31_536_000, description="not started by then: expired")] = None
     device: Annotated[str | None, Field(max_length=64, description="pin to a device id")] = None
     deterministic: Annotated[bool, Field(description="bit-equal anywhere; runs alone in its model calls")] = False
+    cancel_on_disconnect: Annotated[
+        bool, Field(description="a caller who waits for the end (`Prefer: wait`) and leaves cancels it")
+    ] = False
     webhook: Annotated[WebhookInput | None, Field(description="url and events: who is told how it ends")] = None
     metadata: Annotated[dict[str, Any], Field(description="yours, returned as sent; 16 KiB of JSON")] = {}
 

@@ -104,6 +104,20 @@ def test_timeout_and_expiry_end_a_session_with_their_own_code(server: RunningSer
     assert (ended["state"], ended["error"]["code"]) == ("expired", "expired")
 
 
+@pytest.mark.parametrize("cancels", [True, False])
+def test_a_waiting_caller_who_leaves_cancels_if_that_was_asked(server: RunningServer, cancels: bool) -> None:
+    body = {"prompt": "left alone", "steps": 1000, "cancel_on_disconnect": cancels}
+    headers = {"Prefer": "wait=60", "Idempotency-Key": f"leaves-{cancels}"}
+    with pytest.raises(httpx2.ReadTimeout):
+        httpx2.post(f"{server.url}{SESSIONS}", json=body, headers=headers, timeout=2)
+    left = http(server, "POST", SESSIONS, json=body, headers={"Idempotency-Key": f"leaves-{cancels}"}).json()
+    if cancels:
+        assert server.client.wait(left["id"])["state"] == "cancelled"
+    else:
+        assert left["state"] == "running"
+        server.client.cancel(left["id"])
+
+
 def test_a_higher_priority_overtakes_what_runs_on_a_full_worker(server: RunningServer) -> None:
     parked = [server.client.submit(prompt="b", steps=1000, num_images=8, priority=1)["id"] for _ in range(3)]
     first = server.client.submit(prompt="first", steps=4, priority=9)["id"]

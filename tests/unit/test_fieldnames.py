@@ -92,6 +92,7 @@ FIELDS = {
     "priority": st.integers(0, 9),
     **dict.fromkeys(("timeout_s", "expires_s"), st.floats(0.5, 1000)),
     "deterministic": SWITCH,
+    "cancel_on_disconnect": SWITCH,
     "metadata": st.dictionaries(TEXT, JSON, max_size=3),
 }
 NAMES = sorted(

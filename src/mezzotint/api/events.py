@@ -16,7 +16,7 @@ _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
 def stream(session_id: str, events: AsyncIterator[Event], case: Case) -> StreamingResponse:
-    return StreamingResponse(_lines(session_id, events, case), media_type="text/event-stream", headers=_HEADERS)
+    return streamed(_lines(session_id, events, case))
 
 
 def streamed(frames: AsyncIterator[bytes]) -> StreamingResponse:
@@ -53,7 +53,7 @@ async def _lines(session_id: str, events: AsyncIterator[Event], case: Case) -> A
 
 
 def stream_of_all(told: AsyncIterator[tuple[str, Event]], case: Case) -> StreamingResponse:
-    return StreamingResponse(_lines_of_all(told, case), media_type="text/event-stream", headers=_HEADERS)
+    return streamed(_lines_of_all(told, case))
 
 
 async def _lines_of_all(told: AsyncIterator[tuple[str, Event]], case: Case) -> AsyncIterator[bytes]:

@@ -1,5 +1,7 @@
 """Native routes of sessions. Turns HTTP into `Operations` and back; must not hold a rule of its own."""
 
+import asyncio
+import contextlib
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
@@ -9,9 +11,10 @@ from mezzotint import bodies
 from mezzotint.api import events, files
 from mezzotint.api.fields import case_for
 from mezzotint.api.reading import IdempotencyKey, read_json
-from mezzotint.errors import Fault, InvalidRequest
+from mezzotint.errors import Conflict, Fault, InvalidRequest
 from mezzotint.operations import Operations
 from mezzotint.schema import RequestInput
+from mezzotint.session import Session
 
 router = APIRouter(prefix="/api/inference/sessions", tags=["sessions"])
 
@@ -43,9 +46,32 @@ async def create(
     wait_s = _wait(prefer)
     session = await ops.create(read_json(await request.body()), idempotency_key)
     if wait_s is not None:
-        session = await ops.wait(session.id, wait_s)
+        session = await _awaited(request, ops, session, wait_s)
     headers = {"Location": f"{bodies.SESSIONS}/{session.id}", "Cache-Control": "no-store"}
     return JSONResponse(bodies.session(session), 200 if session.ended else 202, headers)
+
+
+async def _awaited(request: Request, ops: Operations, session: Session, limit_s: int) -> Session:
+    """Until it has ended or the time is over; or cancelled, when the caller leaves and wanted that."""
+    waiting = asyncio.ensure_future(ops.wait(session.id, limit_s))
+    if not session.request.cancel_on_disconnect:
+        return await waiting
+    leaving = asyncio.ensure_future(_left(request))
+    try:
+        await asyncio.wait({waiting, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if waiting.done():
+            return waiting.result()
+        with contextlib.suppress(Conflict):  # it ended in the same moment
+            await ops.cancel(session.id)
+        return await ops.get(session.id)
+    finally:
+        waiting.cancel()
+        leaving.cancel()
+
+
+async def _left(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 @router.get("")
