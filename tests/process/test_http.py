@@ -149,7 +149,7 @@ def test_one_stream_tells_of_all_sessions_and_which_shared_a_call(server: Runnin
     with httpx2.stream("GET", f"{server.url}/api/inference/events", timeout=30) as stream:
         lines = stream.iter_lines()
         assert next(lines) == ": from now on"
-        ids = {server.client.submit(prompt="x", steps=8, seed=seed)["id"] for seed in range(2)}
+        ids = {server.client.submit(prompt="x", steps=60, seed=seed)["id"] for seed in range(2)}
         calls: dict[str, set[int]] = {session_id: set() for session_id in ids}
         left = set(ids)
         kind = ""
@@ -166,7 +166,7 @@ def test_one_stream_tells_of_all_sessions_and_which_shared_a_call(server: Runnin
                     if not left:
                         break
     first, second = calls.values()
-    assert len(first) == len(second) == 8
+    assert len(first) == len(second) == 60
     assert first & second
 
 

@@ -54,9 +54,10 @@ def test_a_session_that_keeps_losing_its_worker_is_blamed_and_others_are_not(own
 
     wait_for(lambda: runs(poison, 1) and runs(mate, 1), 60)
     for attempt in range(1, 5):  # twice with its mate, once with few, once alone; never is a step of it kept
-        wait_for(lambda attempt=attempt: runs(poison, attempt), 60)  # type: ignore[misc]
-        assert runs(mate, attempt) == (attempt < 4)
+        company = (mate,) if attempt < 4 else ()
+        wait_for(lambda one=attempt, mates=company: all(runs(name, one) for name in (poison, *mates)), 60)  # type: ignore[misc]
         os.kill(server.worker_pid(), signal.SIGKILL)
+    assert not runs(mate, 4), "the last time the suspect was alone"
     ended = server.client.wait(poison)
     assert (ended["state"], ended["error"]["code"]) == ("failed", "worker_lost")
     assert server.client.wait(mate)["state"] == "succeeded"
