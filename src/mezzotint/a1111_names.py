@@ -1,5 +1,6 @@
 """What AUTOMATIC1111 calls samplers and schedulers, and ours for them: one table, read both ways. Must not do I/O."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -69,6 +70,17 @@ SCHEDULES = (
     ScheduleName(name="ddim", label="DDIM", options={"timestep_spacing": "leading"}),
 )
 
+UPSCALERS = {
+    "Latent": "latent",
+    "Latent (antialiased)": "latent_antialiased",
+    "Latent (bicubic)": "latent_bicubic",
+    "Latent (bicubic antialiased)": "latent_bicubic_antialiased",
+    "Latent (nearest)": "latent_nearest",
+    "Latent (nearest-exact)": "latent_nearest_exact",
+    "Lanczos": "lanczos",
+    "Nearest": "nearest",
+}  # of the second pass; AUTOMATIC1111's "None" is Lanczos there
+
 _SAME = frozenset({"", "automatic", "use same scheduler"})
 _BY_SAMPLER = {one.lower(): sampler for sampler in SAMPLERS for one in (sampler.name, *sampler.aliases)}
 _BY_SCHEDULE = {
@@ -102,6 +114,19 @@ def find(sampler: str, schedule: str | None) -> tuple[SamplerName, dict[str, Any
         asked = True
     options = _options(found, scheduled, asked)
     return found, options | ({"algorithm_type": found.algorithm_type} if found.algorithm_type else {})
+
+
+def upscaler(name: str) -> str:
+    """Ours. Raises UnknownName."""
+    found = {theirs.lower(): ours for theirs, ours in UPSCALERS.items()} | {"none": "lanczos"}
+    if (ours := found.get(name.strip().lower())) is None:
+        raise UnknownName(f"upscaler {name[:64]!r} is not here; {', '.join(UPSCALERS)}")
+    return ours
+
+
+def asked_steps(run: int, strength: float) -> int:
+    """How many are to be asked for so that so many run: AUTOMATIC1111 counts those that run in a second pass."""
+    return min(1000, max(1, math.ceil(run / strength))) if strength > 0 else run
 
 
 def of(scheduler: str, options: Mapping[str, Any]) -> tuple[str, str]:

@@ -144,10 +144,12 @@ class Estimates:
     def _share_of(self, busy: Busy, ref: ModelRef, device: str, costs: Costs) -> tuple[Share, bool] | None:
         """What is to be done, and whether all of it is measured here. None when some of it cannot be told."""
         request, begun = busy.request, busy.fraction > 0
-        step = self._step(request, ref, device)
+        passes = request.passes
+        step = self._step(passes[0], ref, device)
         images = request.num_images if busy.images_left is None else max(1, busy.images_left)
-        decode = costs.seconds(_picture_work(step, "decode"))
-        file = costs.seconds(_picture_work(step, "file"))
+        last = self._step(request.passes[-1], ref, device)
+        decode = costs.seconds(_picture_work(last, "decode"))
+        file = costs.seconds(_picture_work(last, "file"))
         text = costs.seconds(Work(what="encode", model=ref.sha256, windows=1, loras=step.loras))
         first = costs.seconds(step)
         load = Cost(0.0, True) if self._is_resident(ref, device) else costs.seconds(self._load(ref, device))
@@ -157,12 +159,25 @@ class Estimates:
         if None in (decode, text, first, load, read):
             return None
         assert decode and text and first and load and read  # noqa: S101, PT018  invariant: seen above
+        after = images * (decode.value + (file.value if file else 0.0))
+        done = busy.fraction * request.steps
+        if len(passes) > 1:
+            # the second pass as if it ran beside nobody: its shape is most often its own
+            most = costs.most_rows(last) or MAX_ROWS
+            rows = min(images * last.rows, max(most, last.rows))
+            larger = costs.seconds(_with_rows(last, rows))
+            if larger is None:
+                return None
+            turns = max(1.0, images * last.rows / rows)
+            left = min(1.0, (request.steps - done) / passes[1].steps)
+            after += turns * larger.value * calls(request.scheduler, passes[1].steps) * left
+            first = replace(first, measured=first.measured and larger.measured)
         before = load.value + text.value * (2 if request.guidance_scale > 1 else 1) + read.value
         share = Share(
             work=step,
             images=images,
-            calls_left=calls(request.scheduler, request.steps) * (1 - busy.fraction),
-            after_s=images * (decode.value + (file.value if file else 0.0)),
+            calls_left=calls(request.scheduler, passes[0].steps) * max(0.0, 1 - done / passes[0].steps),
+            after_s=after,
             before_s=0.0 if begun else before,
         )
         return share, first.measured and decode.measured
@@ -198,7 +213,7 @@ class Estimates:
 
     def _peak(self, request: Request, ref: ModelRef, device: str, costs: Costs, beside: int) -> Cost | None:
         """Of the worker while it runs, beside the weights that are there and so many other images."""
-        seat, step = self._supervisor.seats[device], self._step(request, ref, device)
+        seat, step = self._supervisor.seats[device], self._step(request.largest, ref, device)
         worker = seat.worker
         if seat.facts is None or worker is None or worker.heartbeat is None:
             return None
@@ -218,6 +233,7 @@ class Estimates:
     def _alone(self, request: Request, ref: ModelRef, seat: Seat, costs: Costs) -> int:
         """The least that it can run in: its own weights, one image a call. Never less than it takes."""
         assert seat.facts is not None  # noqa: S101  invariant: `check` has seen to it
+        request = request.largest
         step = self._step(request, ref, seat.device)
         weights = costs.extra_bytes(self._load(ref, seat.device))
         extra = _most(costs.extra_bytes(step), costs.extra_bytes(_picture_work(step, "decode")))

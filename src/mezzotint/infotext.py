@@ -13,6 +13,7 @@ def write(request: Request, seed: int, made_with: dict[str, Any]) -> str:
     lines = [request.prompt + tags]
     if request.negative_prompt:
         lines.append(f"Negative prompt: {request.negative_prompt}")
+    strength = request.hires.strength if request.hires else request.strength
     sampler, schedule = a1111_names.of(request.scheduler, request.scheduler_options)
     pairs = {
         "Steps": request.num_inference_steps,
@@ -23,10 +24,11 @@ def write(request: Request, seed: int, made_with: dict[str, Any]) -> str:
         "Size": f"{request.width}x{request.height}",
         "Model hash": made_with["model"]["sha256"][:10],
         "Model": request.model,
-        **({} if request.strength is None else {"Denoising strength": f"{request.strength:g}"}),
+        **({} if strength is None else {"Denoising strength": f"{strength:g}"}),
         **({"Clip skip": request.clip_skip + 1} if request.clip_skip else {}),
         **varied(request),
         **adapted(request),
+        **enlarged(request),
         "RNG": "CPU",
         "Version": f"mezzotint {made_with['versions']['mezzotint']}",
     }
@@ -50,6 +52,20 @@ def adapted(request: Request) -> dict[str, str]:
     if request.padding_mask_crop is not None:
         pairs |= {"Inpaint area": "Only masked", "Masked area padding": str(request.padding_mask_crop)}
     return pairs | {f"ControlNet {index}": _control(use) for index, use in enumerate(request.controlnets)}
+
+
+def enlarged(request: Request) -> dict[str, str]:
+    """What is told of a second pass."""
+    hires = request.hires
+    if hires is None:
+        return {}
+    scale = hires.width / request.width
+    size = {"Hires upscale": f"{scale:g}"} if f"{scale:g}" == f"{hires.height / request.height:g}" else {}
+    return {
+        **(size or {"Hires resize": f"{hires.width}x{hires.height}"}),
+        "Hires steps": str(request.passes[1].steps),
+        "Hires upscaler": next(name for name, ours in a1111_names.UPSCALERS.items() if ours == hires.upscaler),
+    }
 
 
 def _control(use: ControlNetUse) -> str:

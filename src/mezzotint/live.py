@@ -22,6 +22,7 @@ class Live:
     resumed: dict[int, int]  # image -> steps that it went on from
     usage: Usage = field(default_factory=Usage)  # of this attempt, as last told
     has_moved: bool = False  # past what was kept when it was claimed: who moves does not kill workers
+    heard: bool = False  # its worker has begun with it: one that had not, died of something else
     loads: bool = False  # its worker says that it is loading the model
     denoising_since: float | None = None
     images: dict[int, ImageRecord] = field(default_factory=dict)

@@ -62,7 +62,7 @@ class Quotas:
                 _check("queued", limits.queued, 10)
             if stored_bytes >= limits.stored_bytes:
                 _check("stored_bytes", limits.stored_bytes, MAX_WAIT_S)
-            cost = sum(one.width * one.height * one.steps * one.num_images for one in requests)
+            cost = sum(one.width * one.height * one.steps * one.num_images for sent in requests for one in sent.passes)
             most = limits.pixel_steps_per_minute
             _check("pixel_steps_per_minute", most, self._steps.take(key, cost, most))
             yield

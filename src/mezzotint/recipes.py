@@ -3,6 +3,7 @@
 The first source that parses wins: Mezzotint's own, InvokeAI's, AUTOMATIC1111's text, ComfyUI's graph.
 """
 
+import contextlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -120,6 +121,8 @@ def _a1111(text: str) -> Recipe | None:
     if "Variation seed" in pairs:
         varied = _numbers(pairs, {"Variation seed": ("seed", int), "Variation seed strength": ("strength", float)})
         body["variation"] = varied
+    if any(name.startswith("Hires ") for name in pairs):
+        body["hires"] = _hires(pairs, body)
     if (layers := int(pairs.get("Clip skip", 1))) > 1:
         body["clip_skip"] = layers - 1
     warnings: tuple[str, ...] = ()
@@ -133,6 +136,20 @@ def _a1111(text: str) -> Recipe | None:
         warnings = (*warnings, "its noise was drawn on a GPU; the same seed draws another picture here")
     names = tuple(pairs[name] for name in ("Model hash", "Model") if pairs.get(name))
     return Recipe(source="a1111", body=body, models=names, warnings=warnings)
+
+
+def _hires(pairs: Mapping[str, str], body: dict[str, Any]) -> dict[str, Any]:
+    """The second pass; the strength was its own, and its steps are told as those that ran."""
+    found = _numbers(pairs, {"Hires upscale": ("scale", float)})
+    if size := re.fullmatch(r"(\d{1,5})x(\d{1,5})", pairs.get("Hires resize", "")):
+        found = {name: int(side) for name, side in zip(("width", "height"), size.groups(), strict=True) if int(side)}
+    found["strength"] = body.pop("strength", 0.7)
+    run = int(pairs.get("Hires steps", 0)) or body.get("num_inference_steps")
+    if run:
+        found["steps"] = a1111_names.asked_steps(run, found["strength"])
+    with contextlib.suppress(a1111_names.UnknownName):
+        found["upscaler"] = a1111_names.upscaler(pairs.get("Hires upscaler", "Latent"))
+    return found
 
 
 def _split(text: str) -> tuple[str, str, dict[str, str]] | None:

@@ -63,6 +63,7 @@ class Reports:
         match message:
             case wire.Phase():
                 live.enter(message.phase, message.at_s)
+                live.heard = True
                 live.loads = message.phase == "loading"
                 live.progress = replace(live.progress, phase=Phase(message.phase))
                 self._events.tell(session_id, "progress", live.progress)
@@ -215,7 +216,7 @@ class Reports:
             why = "a worker was lost while it loaded the faster form"
             self._choices.distrust(live.model.id, live.worker.device, why)
         losses = 1 if live.has_moved else live.session.losses + 1
-        if (losses >= 2 and alone) or losses >= MAX_LOSSES:
+        if (losses >= 2 and alone and live.heard) or losses >= MAX_LOSSES:
             message = f"{losses} workers were lost while they ran it"
             error = ErrorInfo(code="worker_lost", message=message, phase=live.phase)
             await self._finish(live, State.FAILED, error)

@@ -61,6 +61,17 @@ class Variation:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Hires:
+    """The second pass: the picture of the first, enlarged to cover this size, cut to it and drawn on."""
+
+    width: int
+    height: int
+    upscaler: str
+    strength: float
+    steps: int  # as num_inference_steps: those that run are fewer by strength
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class PreviewUse:
     every_steps: int  # 0: none but those of at_steps
     at_steps: tuple[int, ...]
@@ -113,6 +124,7 @@ class Request:
     deterministic: bool
     metadata: dict[str, Any]
     variation: Variation | None = None
+    hires: Hires | None = None
     webhook: WebhookUse | None = None  # with a default: rows of before it have none
     preview: PreviewUse | None = None
     cancel_on_disconnect: bool = False
@@ -127,8 +139,31 @@ class Request:
         return replace(self, seed=self.seed_of(index), num_images=1, variation=varied)
 
     @property
+    def passes(self) -> "tuple[Request, ...]":
+        """What is drawn one after the other: this without `hires`, and what `hires` asks as a request of its own."""
+        hires = self.hires
+        if hires is None:
+            return (self,)
+        second = replace(
+            self,
+            width=hires.width,
+            height=hires.height,
+            strength=hires.strength,
+            num_inference_steps=hires.steps,
+            hires=None,
+        )
+        return replace(self, hires=None), second
+
+    @property
+    def largest(self) -> "Request":
+        """Of its passes the one with the most pixels."""
+        return max(self.passes, key=lambda one: one.width * one.height)
+
+    @property
     def steps(self) -> int:
-        """Those that run for each image: fewer than asked for when they begin at a picture."""
+        """Those that run for each image: fewer than asked for when they begin at a picture, more with `hires`."""
+        if self.hires is not None:
+            return sum(one.steps for one in self.passes)
         strength = 1.0 if self.strength is None else self.strength
         return max(1, min(self.num_inference_steps, int(self.num_inference_steps * strength)))
 
@@ -243,6 +278,10 @@ def resolve(
     options = sent.scheduler_options.model_dump(exclude_none=True)
     steps = _given(sent.num_inference_steps, model.num_inference_steps)
     _check_scheduler(scheduler, options, steps, found)
+    hires = _hires(sent, model, (width, height), steps, found)
+    if hires is not None:
+        _check_size(hires.width, hires.height, model, world.max_pixels, found, "hires.")
+        _check_scheduler(scheduler, {}, hires.steps, found, "hires.steps")
     controlnets = [
         _controlnet(one, f"controlnets[{index}].", pictures, model, world, found)
         for index, one in enumerate(sent.controlnets)
@@ -285,6 +324,7 @@ def resolve(
         deterministic=sent.deterministic,
         metadata=sent.metadata,
         variation=_variation(sent),
+        hires=hires,
         webhook=None if sent.webhook is None else _webhook(sent.webhook),
         preview=_preview(sent.preview),
         cancel_on_disconnect=sent.cancel_on_disconnect,
@@ -296,6 +336,28 @@ def _variation(sent: RequestInput) -> Variation | None:
     """None also for one of no strength: it is the picture itself."""
     asked = sent.variation
     return None if asked is None or not asked.strength else Variation(seed=asked.seed, strength=asked.strength)
+
+
+def _hires(sent: RequestInput, model: Model, size: tuple[int, int], steps: int, faults: list[Fault]) -> Hires | None:
+    """By `scale`, or by what is told of width and height: the other then follows the picture's shape."""
+    asked = sent.hires
+    if asked is None:
+        return None
+    if sent.image is not None:
+        message = "hires is the second pass of a picture drawn from noise; leave out image, or draw it larger itself"
+        faults.append(Fault(field="hires", code="invalid_value", message=message))
+    if asked.scale is not None and (asked.width is not None or asked.height is not None):
+        message = "hires.scale and hires.width or hires.height exclude one another; send one"
+        faults.append(Fault(field="hires.scale", code="invalid_value", message=message))
+    scale = max(_given(asked.width, 0) / size[0], _given(asked.height, 0) / size[1]) or _given(asked.scale, 2.0)
+    width, height = (_legal(round(side * scale), model) for side in size)
+    return Hires(
+        width=_given(asked.width, width),
+        height=_given(asked.height, height),
+        upscaler=asked.upscaler,
+        strength=asked.strength,
+        steps=_given(asked.steps, steps),
+    )
 
 
 def _preview(sent: PreviewInput | None) -> PreviewUse | None:
@@ -464,22 +526,24 @@ def _find_model(sent: str | None, world: World, faults: list[Fault]) -> Model | 
     return model
 
 
-def _check_size(width: int, height: int, model: Model, max_pixels: int, faults: list[Fault]) -> None:
+def _check_size(width: int, height: int, model: Model, max_pixels: int, faults: list[Fault], path: str = "") -> None:
     multiple, least = model.size_multiple, model.min_size
     near = f"{_legal(width, model)}x{_legal(height, model)}"
     for name, size in (("width", width), ("height", height)):
         if size % multiple or size < least:
-            message = f"{name} {size} must be a multiple of {multiple}, {least} or more; try {near}"
-            faults.append(Fault(field=name, code="unsupported_size", message=message))
+            message = f"{path}{name} {size} must be a multiple of {multiple}, {least} or more; try {near}"
+            faults.append(Fault(field=path + name, code="unsupported_size", message=message))
     if width * height > max_pixels:
         message = f"{width}x{height} is {width * height} pixels; this server draws at most {max_pixels}"
-        faults.append(Fault(field="width", code="unsupported_size", message=message))
+        faults.append(Fault(field=f"{path}width", code="unsupported_size", message=message))
 
 
-def _check_scheduler(scheduler: str, options: dict[str, Any], steps: int, faults: list[Fault]) -> None:
+def _check_scheduler(
+    scheduler: str, options: dict[str, Any], steps: int, faults: list[Fault], field: str = "num_inference_steps"
+) -> None:
     if steps > (most := SCHEDULER_STEPS.get(scheduler, MAX_STEPS)):
         message = f"scheduler {scheduler!r} runs at most {most} steps; got {steps}"
-        faults.append(Fault(field="num_inference_steps", code="invalid_value", message=message))
+        faults.append(Fault(field=field, code="invalid_value", message=message))
     can = SCHEDULER_OPTIONS[scheduler]
     for name in options.keys() - can:
         message = f"scheduler {scheduler!r} cannot do {name}; it can: {', '.join(sorted(can))}"

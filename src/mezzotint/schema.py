@@ -33,12 +33,13 @@ Scheduler = Literal[
 assert get_args(Scheduler) == tuple(SCHEDULERS)  # noqa: S101  invariant: one list, spelt twice for the type checker
 
 WebhookEvent = Literal["session.succeeded", "session.failed", "session.cancelled", "session.expired", "session.started"]
+Upscaler = Literal[
+    "latent", "latent_antialiased", "latent_bicubic", "latent_bicubic_antialiased", "latent_nearest",
+    "latent_nearest_exact", "lanczos", "nearest",
+]  # fmt: skip
 MAX_PREVIEW_PX = 8192
 DEFAULT_STRENGTH = 0.8
 WEBHOOK_EVENTS: tuple[WebhookEvent, ...] = get_args(WebhookEvent)  # the ends, told unless others are named; the start
-
-# Names of the contract that this version does not run yet. A request that uses one is refused by name, never ignored.
-NOT_YET = frozenset({"hires"})
 
 ALIASES: dict[str, str] = {
     "steps": "num_inference_steps",
@@ -116,6 +117,19 @@ class VariationInput(BaseModel):
     strength: Annotated[float, Field(ge=0, le=1)]
 
 
+class HiresInput(BaseModel):
+    """A second pass: the picture is enlarged and drawn on at that size."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    scale: Annotated[float | None, Field(ge=1, le=8, description="of width and height")] = None
+    width: Annotated[int | None, Field(ge=1, le=65_536, description="px, in place of scale")] = None
+    height: Annotated[int | None, Field(ge=1, le=65_536, description="px, in place of scale")] = None
+    upscaler: Upscaler = "latent"
+    strength: Annotated[float, Field(ge=0, le=1, description="how far from the enlarged picture")] = 0.7
+    steps: Annotated[int | None, Field(ge=1, le=MAX_STEPS, description="as num_inference_steps, of this pass")] = None
+
+
 class PreviewInput(BaseModel):
     """Pictures of an image on its way: which steps show one, and how large at most."""
 
@@ -156,6 +170,10 @@ class RequestInput(BaseModel):
     variation: Annotated[
         VariationInput | None,
         Field(description="seed, strength; image i mixes in seed+i of it, and all begin at the request's seed"),
+    ] = None
+    hires: Annotated[
+        HiresInput | None,
+        Field(description="scale, or width and height; upscaler, strength, steps: a second pass at a larger size"),
     ] = None
     num_images: Annotated[int, Field(ge=1, le=MAX_IMAGES, description="aliases: n, batch_size")] = 1
     clip_skip: Annotated[int | None, Field(ge=1, le=64, description="text encoder layers to skip")] = None
@@ -265,6 +283,7 @@ _ALIASES: dict[type[BaseModel], dict[str, str]] = {
     ControlNetInput: {"conditioning_scale": "scale", "controlnet_conditioning_scale": "scale"},
 }
 _NESTED: dict[str, type[BaseModel]] = {
+    "hires": HiresInput,
     "output": OutputInput,
     "preview": PreviewInput,
     "scheduler_options": SchedulerOptionsInput,
@@ -274,7 +293,6 @@ _NESTED: dict[str, type[BaseModel]] = {
 _LISTS: dict[str, type[BaseModel]] = {"controlnets": ControlNetInput, "loras": LoraInput}
 _SCHEMAS: tuple[type[BaseModel], ...] = (RequestInput, *_NESTED.values(), *_LISTS.values())
 _NAMES = {schema: _names(schema) for schema in _SCHEMAS}
-_NOT_YET_KEYS = {fold(name): name for name in NOT_YET}
 
 
 def _is_text(field: FieldInfo) -> bool:
@@ -290,7 +308,7 @@ TEXT_FIELDS = frozenset(
 
 def field_of(name: str) -> str | None:
     """The top-level field that a name is a spelling of."""
-    return _NAMES[RequestInput].get(fold(name)) or _NOT_YET_KEYS.get(fold(name))
+    return _NAMES[RequestInput].get(fold(name))
 
 
 def _fold(body: dict[str, Any], schema: type[BaseModel], prefix: str, faults: list[Fault]) -> dict[str, Any]:
@@ -301,7 +319,7 @@ def _fold(body: dict[str, Any], schema: type[BaseModel], prefix: str, faults: li
     for key, value in body.items():
         name = names.get(fold(key))
         if name is None:
-            faults.append(_unknown(key, prefix, names, at_top=schema is RequestInput))
+            faults.append(_unknown(key, prefix, names))
         elif name in found:
             message = f"{prefix}{name} is given twice, as {spelt[name]!r} and {key!r}; send one"
             faults.append(Fault(field=prefix + name, code="duplicate_field", message=message))
@@ -323,10 +341,7 @@ def _fold_inside(name: str, value: Any, faults: list[Fault]) -> Any:
     return value
 
 
-def _unknown(key: str, prefix: str, names: dict[str, str], *, at_top: bool) -> Fault:
-    if at_top and (known := _NOT_YET_KEYS.get(fold(key))):
-        message = f"{known} is not supported by this version; leave it out"
-        return Fault(field=known, code="unsupported_field", message=message)
+def _unknown(key: str, prefix: str, names: dict[str, str]) -> Fault:
     near = nearest(fold(key), names)
     hint = f"; did you mean {prefix}{names[near]}?" if near else ""
     shown = prefix + key[:64]

@@ -41,6 +41,7 @@ class Asked:
     files: dict[str, Path] = field(default_factory=dict)
     nets: tuple[Path, ...] = ()
     loras: tuple[Path, ...] = ()
+    latents: Tensor | None = None  # in place of the input picture, for the oracle
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,7 @@ class Rig:
 
     def _pictures(self, asked: Asked, size: tuple[int, int]) -> tuple[dict[str, Any], Any, Any]:
         what = asked.request
-        image = _sized(asked.files["image"], "RGB", size) if what.image else None
+        image = _sized(asked.files["image"], "RGB", size) if what.image and asked.latents is None else asked.latents
         mask = _sized(asked.files["mask"], "L", size) if what.mask else None
         if mask is not None and what.mask_blur:
             mask = VaeImageProcessor.blur(mask, what.mask_blur)
@@ -175,7 +176,7 @@ class Rig:
         if controls:
             uses = what.controlnets
             one = len(controls) == 1
-            found["control_image" if image else "image"] = controls[0] if one else controls
+            found["control_image" if image is not None else "image"] = controls[0] if one else controls
             found["controlnet_conditioning_scale"] = uses[0].scale if one else [use.scale for use in uses]
             found["control_guidance_start"] = uses[0].start if one else [use.start for use in uses]
             found["control_guidance_end"] = uses[0].end if one else [use.end for use in uses]

@@ -306,6 +306,43 @@ def test_pictures_are_made_larger(served: RunningServer) -> None:
     post(served, "/sdapi/v1/extra-single-image", asked | {"upscaler_1": "ESRGAN"}, 404)
 
 
+def test_hires_fix_draws_on_at_the_larger_size(served: RunningServer) -> None:
+    sent = TINY | {
+        "enable_hr": True, "hr_scale": 2, "hr_upscaler": "Latent (bicubic)", "denoising_strength": 0.5,
+        "hr_second_pass_steps": 4, "hr_sampler_name": "Use same sampler", "hr_prompt": "", "seed": 9,
+    }  # fmt: skip
+    answer = post(served, "/sdapi/v1/txt2img", sent)
+    assert pixels(answer["images"][0]).shape == (32, 32, 3)
+    told = json.loads(answer["info"])
+    assert told["denoising_strength"] == 0.5
+    assert told["extra_generation_params"] == {
+        "Hires upscale": "2", "Hires steps": "4", "Hires upscaler": "Latent (bicubic)",
+    }  # fmt: skip
+    session = get(served, f"/api/inference/sessions/{told['session_id']}")
+    assert session["request"]["hires"] == {
+        "width": 32, "height": 32, "upscaler": "latent_bicubic", "strength": 0.5, "steps": 8,
+    }  # fmt: skip
+    assert (session["progress"]["steps"], session["usage"]["steps_run"]) == (3 + 4, 3 + 4)
+    names = (
+        "model",
+        "prompt",
+        "prompt_syntax",
+        "width",
+        "height",
+        "num_inference_steps",
+        "guidance_scale",
+        "scheduler",
+    )
+    native = {name: session["request"][name] for name in (*names, "scheduler", "scheduler_options", "seed", "hires")}
+    again = served.client.wait(served.client.submit(**native)["id"])
+    assert np.array_equal(
+        pixels(base64.b64encode(served.client.image(again["id"])).decode()), pixels(answer["images"][0])
+    )
+    named = [one["name"] for one in get(served, "/sdapi/v1/latent-upscale-modes")]
+    assert named[0] == "Latent"
+    assert "Latent (bicubic)" in named
+
+
 def test_png_info_reads_what_was_written(served: RunningServer) -> None:
     answer = post(served, "/sdapi/v1/txt2img", TINY | {"prompt": "one, two: three", "seed": 9})
     told = post(served, "/sdapi/v1/png-info", {"image": "data:image/png;base64," + answer["images"][0]})
@@ -321,7 +358,9 @@ def test_png_info_reads_what_was_written(served: RunningServer) -> None:
     [
         ({"sampler_name": "DPM fast"}, 404, "sampler_name"),
         ({"sampler_name": "Euler a", "scheduler": "karras"}, 422, "scheduler"),
-        ({"enable_hr": True}, 422, "enable_hr"),
+        ({"enable_hr": True, "hr_upscaler": "ESRGAN_4x"}, 404, "hr_upscaler"),
+        ({"enable_hr": True, "hr_checkpoint_name": "other"}, 422, "hr_checkpoint_name"),
+        ({"enable_hr": True, "hr_resize_x": 33}, 422, "hires.width"),
         ({"tiling": True}, 422, "tiling"),
         ({"s_churn": 1}, 422, "s_churn"),
         ({"steps": 0}, 422, "steps"),

@@ -13,6 +13,7 @@ import mezzotint
 from mezzotint.fieldnames import CASES, Case, fold, spell, spelt
 from mezzotint.schema import (
     ControlNetInput,
+    HiresInput,
     LoraInput,
     OutputInput,
     PreviewInput,
@@ -20,6 +21,7 @@ from mezzotint.schema import (
     ResizeMode,
     Scheduler,
     SchedulerOptionsInput,
+    Upscaler,
     VariationInput,
     WebhookEvent,
     WebhookInput,
@@ -60,6 +62,13 @@ CONTROLNET = {
 LORA = {"name": TEXT, "scale": st.floats(-4, 4)}
 WEBHOOK = {"url": TEXT, "events": st.lists(st.sampled_from(get_args(WebhookEvent)), max_size=5)}
 VARIATION = {"seed": st.integers(0, 2**63 - 1), "strength": st.floats(0, 1)}
+HIRES = {
+    "scale": st.floats(1, 8),
+    **dict.fromkeys(("width", "height"), st.integers(1, 65_536)),
+    "upscaler": st.sampled_from(get_args(Upscaler)),
+    "strength": st.floats(0, 1),
+    "steps": st.integers(1, 1000),
+}
 PREVIEW = {
     "every_steps": st.integers(0, 1000),
     "at_steps": st.lists(st.integers(1, 1000), max_size=8),
@@ -77,6 +86,7 @@ FIELDS = {
     "eta": st.floats(0, 1),
     "seed": st.integers(0, 2**63 - 1),
     "variation": st.fixed_dictionaries(VARIATION),
+    "hires": some(**HIRES),
     "webhook": st.fixed_dictionaries(WEBHOOK),
     "preview": st.fixed_dictionaries(PREVIEW),
     "num_images": st.integers(1, 64),
@@ -111,6 +121,7 @@ def test_the_strategies_know_every_field() -> None:
         (OUTPUT, OutputInput),
         (OPTIONS, SchedulerOptionsInput),
         (VARIATION, VariationInput),
+        (HIRES, HiresInput),
         (WEBHOOK, WebhookInput),
         (PREVIEW, PreviewInput),
     ):

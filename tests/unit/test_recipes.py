@@ -13,7 +13,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from mezzotint import images, metadata, recipes
-from mezzotint.request import Output
+from mezzotint.request import Hires, Output
 from mezzotint.schema import RequestInput, parse
 from tests.pictures import picture, png_chunk
 from tests.requests import request
@@ -55,6 +55,20 @@ def test_our_own_files_give_back_the_request(form: str) -> None:
     text = metadata.texts(data)["parameters"]
     assert text.startswith("é, 猫\n")
     assert f"Seed: 8, Size: {asked.width}x{asked.height}" in text
+
+
+@pytest.mark.parametrize("source", ["mezzotint", "parameters"])
+def test_a_second_pass_comes_back_from_either_text(source: str) -> None:
+    hires = Hires(width=40, height=40, upscaler="lanczos", strength=0.3, steps=20)
+    asked = request(hires=hires)
+    data = images.encode(np.zeros((40, 40, 3), np.uint8), asked, 8, MADE_WITH)
+    found = recipes.of_texts({source: metadata.texts(data)[source]})
+    assert found is not None
+    sent, faults = parse(found.body)
+    assert (faults, sent.strength) == ([], None)
+    assert sent.hires is not None
+    assert (sent.hires.upscaler, sent.hires.strength, sent.hires.steps) == ("lanczos", 0.3, 20)
+    assert sent.hires.scale == 2.5 if source == "parameters" else sent.hires.width == 40
 
 
 def test_the_text_of_automatic1111_is_read_whole() -> None:

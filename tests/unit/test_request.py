@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from mezzotint.catalog import TYPES, Model
 from mezzotint.errors import STATUS, InvalidRequest
 from mezzotint.request import Picture, Resolved, World, resolve
-from mezzotint.schema import MAX_SEED, NOT_YET, RequestInput, parse, sources
+from mezzotint.schema import MAX_SEED, RequestInput, parse, sources
 
 TINY = Model(
     id="tiny",
@@ -211,9 +211,40 @@ def test_a_whole_number_is_not_made_of_something_else(value: object) -> None:
         assert faults({"steps": value}) == {"num_inference_steps": "invalid_value"}
 
 
-@pytest.mark.parametrize("name", sorted(NOT_YET))
-def test_a_field_that_is_not_supported_yet_is_refused_by_name(name: str) -> None:
-    assert faults({name: 1}) == {name: "unsupported_field"}
+@pytest.mark.parametrize(
+    ("hires", "size"),
+    [
+        ({}, (128, 96)),
+        ({"scale": 1.5}, (96, 72)),
+        ({"scale": 1.3}, (80, 64)),
+        ({"width": 256}, (256, 192)),
+        ({"height": 192}, (256, 192)),
+        ({"width": 256, "height": 256}, (256, 256)),
+    ],
+)
+def test_a_second_pass_has_the_size_that_is_told_of_it(hires: dict[str, Any], size: tuple[int, int]) -> None:
+    found = resolved({"width": 64, "height": 48, "hires": hires}).request
+    assert found.hires is not None
+    assert (found.hires.width, found.hires.height) == size
+    assert [(one.width, one.height) for one in found.passes] == [(64, 48), size]
+    assert found.steps == 16 + int(16 * 0.7) == sum(one.steps for one in found.passes)
+    assert (found.largest.width, found.largest.hires) == (size[0], None)
+
+
+@pytest.mark.parametrize(
+    ("sent", "expected"),
+    [
+        ({"hires": {"scale": 2, "width": 128}}, {"hires.scale": "invalid_value"}),
+        ({"hires": {"width": 129}}, {"hires.width": "unsupported_size"}),
+        ({"width": 1024, "height": 1024, "hires": {}}, {"hires.width": "unsupported_size"}),
+        ({"hires": {"upscaler": "esrgan"}}, {"hires.upscaler": "invalid_value"}),
+        ({"hires": {"size": 2}}, {"hires.size": "unknown_field"}),
+        ({"image": "asset:small", "hires": {}}, {"hires": "invalid_value"}),
+        ({"hires": {"strength": 2}}, {"hires.strength": "invalid_value"}),
+    ],
+)
+def test_a_second_pass_that_cannot_be_is_refused_by_name(sent: dict[str, Any], expected: dict[str, str]) -> None:
+    assert faults(sent) == expected
 
 
 def test_what_is_not_an_object_is_refused() -> None:

@@ -25,6 +25,8 @@ _HIRES = (
     "hr_scale", "hr_upscaler", "hr_second_pass_steps", "hr_resize_x", "hr_resize_y", "hr_checkpoint_name",
     "hr_sampler_name", "hr_scheduler", "hr_prompt", "hr_negative_prompt", "hr_additional_modules", "hr_cfg",
 )  # fmt: skip
+_HIRES_SAME = ("hr_checkpoint_name", "hr_sampler_name", "hr_scheduler", "hr_prompt", "hr_negative_prompt")
+_OUT = "leave it out"
 _ANCESTRAL = frozenset({"euler_ancestral", "kdpm2_ancestral"})
 
 
@@ -82,7 +84,7 @@ def read(sent: dict[str, Any], models: Mapping[str, Model], *, has_image: bool) 
     sampler = _sampler(fields, body, warnings)
     _neutral(fields)
     image, mask = _picture(fields, body) if has_image else (None, None)
-    _refuse_hires(fields, has_image)
+    _hires(fields, body, has_image=has_image)
     units = _scripts(fields, models)
     settings = fields.table("override_settings")
     task_id = fields.get("force_task_id")
@@ -138,7 +140,7 @@ def _sampler(fields: Fields, body: dict[str, Any], warnings: list[dict[str, Any]
 
 
 def _neutral(fields: Fields) -> None:
-    out = "leave it out"
+    out = _OUT
     fields.neutral(("s_churn", "s_tmin", "s_tmax", "s_min_uncond"), lambda value: value == 0, out)
     fields.neutral(("s_noise", "initial_noise_multiplier"), lambda value: value in (0, 1), out)
     fields.neutral(("seed_resize_from_w", "seed_resize_from_h"), lambda value: _at_most_zero(value), out)
@@ -153,13 +155,36 @@ def _at_most_zero(value: Any) -> bool:
     return isinstance(value, int | float) and value <= 0
 
 
-def _refuse_hires(fields: Fields, has_image: bool) -> None:
-    out = "the second, larger pass is not built yet; send false"
-    fields.neutral(("enable_hr",), lambda value: value is False, out)
-    fields.neutral(("firstphase_width", "firstphase_height", "firstpass_image"), lambda value: value in (0, ""), out)
-    fields.free(*_HIRES)
-    if not has_image:
-        fields.free("denoising_strength")  # of the second pass
+def _hires(fields: Fields, body: dict[str, Any], *, has_image: bool) -> None:
+    """The second, larger pass of txt2img. What belongs to it is not read while it is off."""
+    fields.neutral(("firstphase_width", "firstphase_height", "firstpass_image"), lambda value: value in (0, ""), _OUT)
+    if has_image:
+        fields.neutral(("enable_hr",), lambda value: value is False, "img2img has no second pass; send false")
+    if has_image or not fields.flag("enable_hr", False):
+        fields.free(*_HIRES)
+        if not has_image:
+            fields.free("denoising_strength")  # of the second pass
+        return
+    strength = fields.number("denoising_strength", 0.75, 0, 1)
+    steps = fields.whole("hr_second_pass_steps", 0, 0, 1000) or body["num_inference_steps"]
+    hires: dict[str, Any] = {"strength": strength, "steps": a1111_names.asked_steps(steps, strength)}
+    sides = {name: fields.whole(f"hr_resize_{axis}", 0, 0, 65_536) for axis, name in (("x", "width"), ("y", "height"))}
+    scale = fields.number("hr_scale", 2.0, 1, 8)
+    given: dict[str, Any] = {name: side for name, side in sides.items() if side}
+    hires |= given or {"scale": scale}
+    try:
+        hires["upscaler"] = a1111_names.upscaler(fields.text("hr_upscaler", "") or "Latent")
+    except a1111_names.UnknownName as error:
+        fields.faults.append(Fault(field="hr_upscaler", code="upscaler_not_found", message=str(error)))
+    same = "the second pass runs as the first; leave it out"
+    fields.neutral(_HIRES_SAME, _is_same, same)
+    fields.neutral(("hr_cfg",), lambda value: value in (0, body["guidance_scale"]), same)
+    fields.neutral(("hr_additional_modules",), lambda value: value in ([], ["Use same choices"]), same)
+    body["hires"] = hires
+
+
+def _is_same(value: Any) -> bool:
+    return isinstance(value, str) and (not value or value.lower().startswith("use same"))
 
 
 def _picture(fields: Fields, body: dict[str, Any]) -> tuple[str | None, str | None]:

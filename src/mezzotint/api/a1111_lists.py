@@ -6,7 +6,7 @@ from typing import Any
 import psutil
 from fastapi import APIRouter
 
-from mezzotint import recipes
+from mezzotint import a1111_names, recipes
 from mezzotint.api import a1111_controlnet, a1111_models, a1111_pictures
 from mezzotint.api.a1111 import Body
 from mezzotint.api.a1111_reading import Fields
@@ -52,6 +52,10 @@ async def embeddings() -> dict[str, Any]:
 
 
 @lists.get("/latent-upscale-modes")
+async def latent_upscale_modes() -> list[dict[str, Any]]:
+    return [{"name": theirs} for theirs, ours in a1111_names.UPSCALERS.items() if ours.startswith("latent")]
+
+
 @lists.get("/sd-vae")
 @lists.get("/hypernetworks")
 @lists.get("/face-restorers")

@@ -29,6 +29,7 @@ def generate(
     scheduler_options: Annotated[str | None, typer.Option(help="JSON object")] = None,
     eta: Annotated[float | None, typer.Option(help="noise of ddim")] = None,
     variation: Annotated[str | None, typer.Option(help='JSON object: {"seed": 1, "strength": 0.2}')] = None,
+    hires: Annotated[str | None, typer.Option(help='JSON object, a second pass: {"scale": 2, "strength": 0.7}')] = None,
     seed: Annotated[int | None, typer.Option(help="drawn when absent; image i uses seed+i")] = None,
     num_images: Annotated[int | None, typer.Option("--num-images", "-n")] = None,
     clip_skip: Annotated[int | None, typer.Option(help="text encoder layers to skip")] = None,
@@ -61,6 +62,7 @@ def generate(
         "metadata": metadata,
         "scheduler_options": scheduler_options,
         "variation": variation,
+        "hires": hires,
         "preview": preview,
         "webhook": webhook,
     }

@@ -17,6 +17,7 @@ from torch import Tensor
 from mezzotint import images
 from mezzotint.engine import inputs, prepare, snapshot
 from mezzotint.engine.batching import Batch, pick_batch
+from mezzotint.engine.enlarge import begin_second
 from mezzotint.engine.inputs import Pictures
 from mezzotint.engine.limits import MAX_ROWS, Limits
 from mezzotint.engine.memory import Key, Residents, give_back, names_of
@@ -188,7 +189,7 @@ class Engine:
             announced = self._announce(running, "encoding")
             warnings = self._prepare(running)
             running.stage = "denoising"
-            is_drawn = all(one.sampler.done for one in running.trajectories)
+            is_drawn = all(one.done for one in running.trajectories)
             return announced + warnings + self._announce(running, "decoding" if is_drawn else "denoising")
         except Exception as error:
             if is_memory(error):
@@ -210,7 +211,8 @@ class Engine:
         adapters = [self._residents.lora(submit.model, ref) for ref in submit.loras]
         loras = tuple((lora, asked.scale) for lora, asked in zip(adapters, request.loras, strict=True))
         text, negative = self._texts(running, family, loras)
-        running.pictures = inputs.read(request, submit.inputs) if submit.inputs else Pictures()
+        passes = [inputs.read(one, submit.inputs) if submit.inputs else Pictures() for one in request.passes]
+        running.pictures = passes[0]
         parts = prepare.Parts(
             family=family,
             model=submit.model.sha256,
@@ -221,10 +223,11 @@ class Engine:
             pictures=running.pictures,
             nets=[self._residents.controlnet(submit.model, ref) for ref in submit.controlnets],
             loras=loras,
+            larger=passes[-1].controls,
             done=submit.done,
         )
         if submit.inputs:
-            with self._watch.time(_work("pictures", prepare.key(parts, 0))):
+            with self._watch.time(_work("pictures", prepare.key(parts, 0, request.passes[0]))):
                 running.trajectories = prepare.trajectories(parts)
         else:
             running.trajectories = prepare.trajectories(parts)
@@ -360,13 +363,13 @@ class Engine:
         for running in self._sessions.values():
             if not chosen.intersection(running.trajectories):
                 continue
-            lowest = next((one for one in running.trajectories if not one.sampler.done), running.trajectories[-1])
+            lowest = next((one for one in running.trajectories if not one.done), running.trajectories[-1])
             request = running.submit.request
             progress = wire.Progress(
                 session_id=running.id,
                 attempt=running.submit.attempt,
                 image_index=lowest.index,
-                step=lowest.sampler.step,
+                step=lowest.step,
                 steps=request.steps,
                 done=running.steps_so_far,
                 total=request.steps * request.num_images,
@@ -375,13 +378,13 @@ class Engine:
             events.append((progress, b""))
             events += self._show(running, lowest)
             events += self._check(running)
-            if all(one.sampler.done for one in running.trajectories):
+            if all(one.done for one in running.trajectories):
                 events += self._announce(running, "decoding")
         return events
 
     def _show(self, running: Running, trajectory: Trajectory) -> list[Event]:
         """The image that progress is told of, as it looks by now, if this step is one to show it at."""
-        request, step = running.submit.request, trajectory.sampler.step
+        request, step = running.submit.request, trajectory.step
         asked, shown = request.preview, (trajectory.index, step)
         if asked is None or trajectory.sampler.done or running.shown == shown or not asked.at(step):
             return []
@@ -422,7 +425,7 @@ class Engine:
                 session_id=running.id,
                 attempt=running.submit.attempt,
                 index=trajectory.index,
-                step=trajectory.sampler.step,
+                step=trajectory.step,
                 usage=running.usage(),
             )
             events.append((told, snapshot.take(trajectory)))
@@ -433,8 +436,23 @@ class Engine:
     def _decode_one(self) -> list[Event]:
         for running in [one for one in self._sessions.values() if not self._waits(one)]:
             for trajectory in running.trajectories:
-                if trajectory.sampler.done:
+                if trajectory.done:
                     return self._decode(running, trajectory)
+                if trajectory.sampler.done:
+                    return self._enlarge(running, trajectory)
+        return []
+
+    def _enlarge(self, running: Running, trajectory: Trajectory) -> list[Event]:
+        """Into its second pass."""
+        self.phase = "decoding"
+        try:
+            begin_second(trajectory)
+        except (MemoryError, RuntimeError) as error:
+            if not is_memory(error):
+                raise
+            return self._give_way(running, "not enough memory for the second pass")
+        finally:
+            self.phase = None
         return []
 
     def _decode(self, running: Running, trajectory: Trajectory) -> list[Event]:
@@ -462,7 +480,7 @@ class Engine:
             log.exception("session %s: its picture cannot be encoded", running.id)
             return self._fail(running, "internal", "the picture could not be encoded; the server's log has the cause")
         running.trajectories.remove(trajectory)
-        running.steps_done += trajectory.sampler.steps
+        running.steps_done += trajectory.steps
         image = wire.ImageDone(
             session_id=running.id,
             attempt=submit.attempt,

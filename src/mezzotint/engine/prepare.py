@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from mezzotint.engine.inputs import Pictures
 from mezzotint.engine.samplers import Sampler
-from mezzotint.engine.trajectory import BatchKey, ControlPlan, Kept, Trajectory
+from mezzotint.engine.trajectory import BatchKey, ControlPlan, Kept, SecondPass, Trajectory
 from mezzotint.families.base import Conditioning, ControlNet, Family
 from mezzotint.families.lora import LoraSet
 from mezzotint.request import Request, Variation
@@ -32,6 +32,7 @@ class Parts:
     pictures: Pictures
     nets: Sequence[ControlNet]
     loras: LoraSet
+    larger: Sequence[Tensor] = ()  # the ControlNets' pictures at the size of the second pass
     done: Sequence[int] = ()  # images that need not be drawn any more
 
 
@@ -59,9 +60,9 @@ class _Encoded:
         return mean + deviation * sampler.draw(tuple(mean.shape))
 
 
-def key(parts: Parts, index: int) -> BatchKey:
-    """What the image of this index shares calls by."""
-    request, family = parts.request, parts.family
+def key(parts: Parts, index: int, request: Request) -> BatchKey:
+    """What the image of this index shares calls by in this pass of the request."""
+    family = parts.family
     return BatchKey(
         model=parts.model,
         executor=family.executor.name,
@@ -74,13 +75,13 @@ def key(parts: Parts, index: int) -> BatchKey:
 
 
 def _trajectory(parts: Parts, encoded: _Encoded, index: int) -> Trajectory:
-    request, family = parts.request, parts.family
+    request, family = parts.request.passes[0], parts.family
     height, width = request.height // family.vae_factor, request.width // family.vae_factor
     shape = (1, family.latent_channels, height, width)
     sampler = Sampler(request, family.scheduler_config, request.seed_of(index))
     latents, extra, kept = _start(parts, encoded, sampler, shape, request.alone(index).variation)
     return Trajectory(
-        key=key(parts, index),
+        key=key(parts, index, request),
         family=family,
         index=index,
         seed=request.seed_of(index),
@@ -94,17 +95,29 @@ def _trajectory(parts: Parts, encoded: _Encoded, index: int) -> Trajectory:
         kept=kept,
         shows=request.preview is not None,
         loras=parts.loras,
-        controls=tuple(
-            ControlPlan(
-                net=net,
-                image=image,
-                scale=asked.scale,
-                start=asked.start,
-                end=asked.end,
-                mode=asked.control_mode,
-            )
-            for net, image, asked in zip(parts.nets, parts.pictures.controls, request.controlnets, strict=True)
-        ),
+        controls=_controls(parts, parts.pictures.controls),
+        second=_second(parts, index),
+    )
+
+
+def _second(parts: Parts, index: int) -> SecondPass | None:
+    hires = parts.request.hires
+    if hires is None:
+        return None
+    request = parts.request.passes[1]
+    return SecondPass(
+        key=key(parts, index, request),
+        sampler=Sampler(request, parts.family.scheduler_config, request.seed_of(index)),
+        upscaler=hires.upscaler,
+        variation=request.alone(index).variation,
+        controls=_controls(parts, parts.larger),
+    )
+
+
+def _controls(parts: Parts, images: Sequence[Tensor]) -> tuple[ControlPlan, ...]:
+    return tuple(
+        ControlPlan(net=net, image=image, scale=asked.scale, start=asked.start, end=asked.end, mode=asked.control_mode)
+        for net, image, asked in zip(parts.nets, images, parts.request.controlnets, strict=True)
     )
 
 
@@ -114,14 +127,14 @@ def _start(
     """First latents, the UNet's extra channels, and what is put back after each step."""
     family, pictures = parts.family, parts.pictures
     if pictures.image is None:
-        return sampler.pure_noise(_varied(sampler.draw(shape), variation)), None, None
+        return sampler.pure_noise(varied(sampler.draw(shape), variation)), None, None
     if pictures.mask is None:
         begun = encoded.sample(sampler)
-        return sampler.noised(begun, _varied(sampler.draw(shape), variation)), None, None
+        return sampler.noised(begun, varied(sampler.draw(shape), variation)), None, None
 
     whole = parts.request.strength == 1.0  # nothing of the picture shines through
     image = None if whole and family.inpaints else encoded.sample(sampler)
-    noise = _varied(sampler.draw(shape), variation)
+    noise = varied(sampler.draw(shape), variation)
     latents = sampler.pure_noise(noise) if whole or image is None else sampler.noised(image, noise)
     mask = functional.interpolate(pictures.mask, size=shape[2:])
     if family.inpaints:
@@ -131,7 +144,7 @@ def _start(
     return latents, None, Kept(mask=mask, latents=image, noise=noise)
 
 
-def _varied(noise: Tensor, variation: Variation | None) -> Tensor:
+def varied(noise: Tensor, variation: Variation | None) -> Tensor:
     """Noise turned towards that of another seed along the arc between them, column by column as AUTOMATIC1111 does it.
 
     K. Shoemake, Animating Rotation with Quaternion Curves, 1985. Columns that lie together are mixed straight.

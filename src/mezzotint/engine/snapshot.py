@@ -32,7 +32,7 @@ def take(trajectory: Trajectory) -> bytes:
             return msgspec.msgpack.Ext(_TENSOR, name.encode())
         return value.item()  # a number of numpy's; else this is a bug and fails here
 
-    state = {"latents": trajectory.latents, "sampler": trajectory.sampler.state()}
+    state = {"latents": trajectory.latents, "sampler": trajectory.sampler.state(), "passed": trajectory.passed}
     body = msgspec.msgpack.encode(state, enc_hook=as_known)
     tensors["state"] = torch.frombuffer(bytearray(body), dtype=torch.uint8)
     return save(tensors)
@@ -46,9 +46,17 @@ def put_back(trajectory: Trajectory, data: bytes) -> None:
         decoder = msgspec.msgpack.Decoder(ext_hook=lambda _, name: tensors[bytes(name).decode()])
         state = decoder.decode(body)
         latents, sampler = state["latents"], state["sampler"]
-        if latents.shape != trajectory.latents.shape or latents.dtype != trajectory.latents.dtype:
+        second = trajectory.second if state.get("passed") else None
+        if bool(state.get("passed")) != (second is not None):
+            raise Unreadable("it is of another pass")
+        shape = tuple(trajectory.latents.shape)
+        if second is not None:
+            shape = (*shape[:2], second.key.height, second.key.width)
+        if latents.shape != shape or latents.dtype != trajectory.latents.dtype:
             raise Unreadable("it is of another size")
-        trajectory.sampler.restore(sampler)
+        (second or trajectory).sampler.restore(sampler)
     except (SafetensorError, msgspec.DecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
         raise Unreadable(str(error)) from error
+    if second is not None:
+        trajectory.enter_second(latents)
     trajectory.latents = latents

@@ -9,6 +9,7 @@ from mezzotint.engine.inputs import Pictures
 from mezzotint.engine.samplers import Sampler
 from mezzotint.families.base import Conditioning, Control, ControlNet, Executor, Family
 from mezzotint.families.lora import LoraSet
+from mezzotint.request import Variation
 from mezzotint.session import Usage
 from mezzotint.workers.wire import Submit
 
@@ -51,6 +52,17 @@ class ControlPlan:
         return not (call / total < self.start or (call + 1) / total > self.end)
 
 
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class SecondPass:
+    """What a trajectory goes on with, once its first picture is enlarged."""
+
+    key: BatchKey
+    sampler: Sampler
+    upscaler: str
+    variation: Variation | None
+    controls: tuple[ControlPlan, ...]
+
+
 @dataclass(kw_only=True, slots=True, eq=False)
 class Trajectory:
     """One image on its way. `latents` is (1, channels, height, width), float32, on the CPU."""
@@ -69,6 +81,8 @@ class Trajectory:
     kept: Kept | None = None
     loras: LoraSet = ()
     controls: tuple[ControlPlan, ...] = ()
+    second: SecondPass | None = None  # still to come
+    passed: int = 0  # steps of the pass before
     shows: bool = False  # pictures of it are wanted on its way
     estimate: Tensor | None = None  # of its final latents after the last call, when it shows any
     waited: int = 0  # batches of its key that ran without it
@@ -81,7 +95,30 @@ class Trajectory:
 
     @property
     def remaining(self) -> int:
-        return self.sampler.total - self.sampler.calls
+        """Model calls."""
+        later = self.second.sampler.total if self.second else 0
+        return self.sampler.total - self.sampler.calls + later
+
+    @property
+    def done(self) -> bool:
+        return self.sampler.done and self.second is None
+
+    @property
+    def step(self) -> int:
+        """Requested steps that are done, of all its passes."""
+        return self.passed + self.sampler.step
+
+    @property
+    def steps(self) -> int:
+        """That it has done when it is done."""
+        return self.passed + self.sampler.steps + (self.second.sampler.steps if self.second else 0)
+
+    def enter_second(self, latents: Tensor) -> None:
+        """Go on with the second pass, which begins at these."""
+        assert self.second is not None  # noqa: S101  invariant: asked for while it is to come
+        self.passed, self.checked_calls, self.estimate = self.sampler.steps, 0, None
+        self.key, self.sampler, self.controls = self.second.key, self.second.sampler, self.second.controls
+        self.latents, self.second = latents, None
 
     @property
     def texts(self) -> list[Conditioning]:
@@ -153,7 +190,7 @@ class Running:
     @property
     def steps_so_far(self) -> int:
         """Requested steps of all its images that are done, in this attempt or before it."""
-        return self.steps_done + sum(trajectory.sampler.step for trajectory in self.trajectories)
+        return self.steps_done + sum(trajectory.step for trajectory in self.trajectories)
 
     def usage(self) -> Usage:
         """What this attempt has taken so far."""
