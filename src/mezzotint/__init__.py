@@ -3,14 +3,20 @@
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["Client", "InvalidRequest", "Mezzotint", "MezzotintError", "__version__"]
+__all__ = ["AsyncClient", "Client", "InvalidRequest", "Mezzotint", "MezzotintError", "__version__"]
 
 if TYPE_CHECKING:
-    from mezzotint.client import Client
+    from mezzotint.client import AsyncClient, Client
     from mezzotint.errors import InvalidRequest, MezzotintError
     from mezzotint.server import Mezzotint
 
-_HOME = {"Client": "client", "InvalidRequest": "errors", "Mezzotint": "server", "MezzotintError": "errors"}
+_HOME = {
+    "AsyncClient": "client",
+    "Client": "client",
+    "InvalidRequest": "errors",
+    "Mezzotint": "server",
+    "MezzotintError": "errors",
+}
 
 
 def __getattr__(name: str) -> Any:  # lazy, so that the client alone imports in a blink

@@ -1,38 +1,86 @@
-"""A client of a running server, for programs: the verbs of the contract over HTTP. Imports nothing heavy."""
+"""Clients of a running server, for programs: the verbs of the contract over HTTP. Imports nothing heavy.
 
-import json
-from collections.abc import Iterator, Sequence
+`Client` blocks, `AsyncClient` is awaited; both say the same verbs (verbs.py) and differ in nothing else.
+"""
+
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import httpx2
 
-from mezzotint.errors import CallerError, Fault, InvalidRequest, MezzotintError, TryLater
+from mezzotint import verbs
+from mezzotint.errors import MezzotintError, TryLater
+from mezzotint.verbs import SESSIONS, Call, EventLines, error_of, pause_s
 
-SESSIONS = "/api/inference/sessions"
-BATCHES = "/api/inference/batches"
+if TYPE_CHECKING:
+    from mezzotint import answers
+
+T = TypeVar("T")
+
 DEFAULT_URL = "http://127.0.0.1:7801"
+RETRIES = 2
+RECONNECTS = 6  # of an event stream, in a row: about eight seconds, as long as a server takes to start again
+
+# The connection was there and is lost: the server may have heard us.
+_LOST = (httpx2.ReadError, httpx2.RemoteProtocolError, httpx2.WriteError)
 
 
 class ServerUnreachable(MezzotintError):
     """No server answered at the address."""
 
 
-class Client:
+class _Base:
+    """The address, the key and the patience of both clients."""
+
+    def __init__(
+        self, url: str = DEFAULT_URL, api_key: str | None = None, *, timeout_s: float = 30.0, retries: int = RETRIES
+    ) -> None:
+        """`retries`: how often a call is sent again when the server says when (429, 503), or when the connection is
+        lost and a repeat cannot do it twice. 0: every refusal is raised at once.
+        """
+        self._url, self._retries = url, retries
+        self._options: dict[str, Any] = {
+            "base_url": url,
+            "headers": {"Authorization": f"Bearer {api_key}"} if api_key else {},
+            "timeout": timeout_s,
+            "trust_env": False,
+            # reading every certificate authority takes as long as drawing a step; plain HTTP needs none
+            "verify": not url.lower().startswith("http://"),
+        }
+
+    def _try_again(self, call: Call[Any], error: Exception, tried: int) -> float:
+        """Seconds until the next try. Raises when there is to be none."""
+        known = error if isinstance(error, MezzotintError) else None
+        may = isinstance(error, TryLater) or (isinstance(error, _LOST) and call.repeats)
+        if may and tried < self._retries:
+            return pause_s(known, tried)
+        raise known or self._unreachable(error) from error
+
+    def _connect_again(self, error: Exception, begun: bool, tried: int) -> float:
+        """The same for an event stream, which goes on behind the last event that was heard."""
+        if begun and self._retries and tried < RECONNECTS:
+            return pause_s(None, tried)
+        raise self._unreachable(error) from error
+
+    def _unreachable(self, error: Exception) -> ServerUnreachable:
+        message = f"no server answers at {self._url} ({error}); start one with `mezzotint serve`"
+        return ServerUnreachable(message, code="unreachable")
+
+
+class Client(_Base):
     """Talks to one server. Not for use from two threads at once.
 
     Every method raises ServerUnreachable when nothing answers, and the server's own errors as InvalidRequest, TryLater,
     or MezzotintError with its code.
     """
 
-    def __init__(self, url: str = DEFAULT_URL, api_key: str | None = None, *, timeout_s: float = 30.0) -> None:
-        # reading every certificate authority takes as long as drawing a step; plain HTTP needs none
-        certificates = not url.lower().startswith("http://")
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        self._http = httpx2.Client(
-            base_url=url, headers=headers, timeout=timeout_s, trust_env=False, verify=certificates
-        )
-        self._url = url
+    def __init__(
+        self, url: str = DEFAULT_URL, api_key: str | None = None, *, timeout_s: float = 30.0, retries: int = RETRIES
+    ) -> None:
+        super().__init__(url, api_key, timeout_s=timeout_s, retries=retries)
+        self._http = httpx2.Client(**self._options)
 
     def __enter__(self) -> "Client":
         return self
@@ -45,116 +93,278 @@ class Client:
     def close(self) -> None:
         self._http.close()
 
-    def submit(self, **request: Any) -> dict[str, Any]:
+    def submit(self, **request: Any) -> "answers.Session":
         """Accept a request; returns the session. It is on the server's disk when this returns."""
-        return self._json("POST", SESSIONS, json=request)
+        return self._do(verbs.submit(request))
 
-    def session(self, session_id: str) -> dict[str, Any]:
-        return self._json("GET", f"{SESSIONS}/{session_id}")
+    def validate(self, **request: Any) -> "answers.Validation":
+        """A dry run: every fault, what it would be resolved to, and what it would take."""
+        return self._do(verbs.validate(request))
 
-    def sessions(self, **filters: Any) -> Iterator[dict[str, Any]]:
+    def session(self, session_id: str) -> "answers.Session":
+        return self._do(verbs.session(session_id))
+
+    def sessions(self, **filters: Any) -> "Iterator[answers.Session]":
         """All sessions that match, newest first, page by page. Filters as in the contract: active, state, model, ..."""
         while True:
-            page = self._json("GET", SESSIONS, params=filters)
+            page = self._do(verbs.sessions(filters))
             yield from page["sessions"]
             if page["next_cursor"] is None:
                 return
             filters["cursor"] = page["next_cursor"]
 
-    def cancel(self, session_id: str) -> dict[str, Any]:
-        return self._json("POST", f"{SESSIONS}/{session_id}/cancel")
+    def cancel(self, session_id: str) -> "answers.Session":
+        return self._do(verbs.change(session_id, "cancel"))
 
-    def pause(self, session_id: str) -> dict[str, Any]:
-        return self._json("POST", f"{SESSIONS}/{session_id}/pause")
+    def pause(self, session_id: str) -> "answers.Session":
+        return self._do(verbs.change(session_id, "pause"))
 
-    def resume(self, session_id: str) -> dict[str, Any]:
-        return self._json("POST", f"{SESSIONS}/{session_id}/resume")
-
-    def create_batch(self, requests: Sequence[dict[str, Any]], **options: Any) -> dict[str, Any]:
-        """Up to 1,000 requests at once. `options`: defaults, skip_invalid, stop_on_first_error, metadata."""
-        return self._json("POST", BATCHES, json={"requests": list(requests), **options})
-
-    def batch(self, batch_id: str) -> dict[str, Any]:
-        return self._json("GET", f"{BATCHES}/{batch_id}")
-
-    def cancel_batch(self, batch_id: str) -> dict[str, Any]:
-        return self._json("POST", f"{BATCHES}/{batch_id}/cancel")
+    def resume(self, session_id: str) -> "answers.Session":
+        return self._do(verbs.change(session_id, "resume"))
 
     def delete(self, session_id: str) -> None:
-        self._send("DELETE", f"{SESSIONS}/{session_id}")
+        self._do(verbs.delete(session_id))
 
-    def events(self, session_id: str, after: int = 0) -> Iterator[tuple[int, str, dict[str, Any]]]:
-        """(id, kind, data) of each event until the session ends."""
-        headers = {"Last-Event-ID": str(after)}
-        try:
-            with self._http.stream("GET", f"{SESSIONS}/{session_id}/events", headers=headers, timeout=None) as answer:
-                if answer.status_code != 200:
-                    answer.read()
-                    raise _error(answer)
-                number, kind = 0, ""
-                for line in answer.iter_lines():
-                    name, _, value = line.partition(": ")
-                    if name == "id":
-                        number = int(value)
-                    elif name == "event":
-                        kind = value
-                    elif name == "data":
-                        yield number, kind, json.loads(value)
-        except httpx2.TransportError as error:
-            raise self._unreachable(error) from error
+    def events(self, session_id: str, after: int = 0) -> "Iterator[answers.Event]":
+        """Each event until the session ends. A lost connection is made again, behind the last event."""
+        from mezzotint.answers import Event
+
+        lines, tried, begun = EventLines(after), 0, False
+        while True:
+            headers = {"Last-Event-ID": str(lines.last_id)}
+            path = f"{SESSIONS}/{session_id}/events"
+            try:
+                with self._http.stream("GET", path, headers=headers, timeout=None) as answer:
+                    if answer.status_code != 200:
+                        answer.read()
+                        raise error_of(answer)
+                    begun = True
+                    for line in answer.iter_lines():
+                        if (event := lines.read(line)) is not None:
+                            tried = 0
+                            yield Event(*event)
+                            if event[1] == "end":
+                                return
+                lost: Exception = EOFError("the stream of events ended early")
+            except httpx2.TransportError as error:
+                lost = error
+            time.sleep(self._connect_again(lost, begun, tried))
+            tried += 1
 
     def image(self, session_id: str, index: int = 0) -> bytes:
-        return self._send("GET", f"{SESSIONS}/{session_id}/images/{index}").content
+        return self._do(verbs.image(session_id, index))
 
-    def wait(self, session_id: str) -> dict[str, Any]:
+    def trace(self, session_id: str) -> "answers.Trace":
+        """Where the session's time went, and the batches it ran in."""
+        return self._do(verbs.trace(session_id))
+
+    def wait(self, session_id: str) -> "answers.Session":
         """Block until the session has ended; returns it."""
-        for _, kind, data in self.events(session_id):
-            if kind == "end":
-                return data
+        for event in self.events(session_id):
+            if event.kind == "end":
+                return cast("answers.Session", event.data)
         return self.session(session_id)
 
-    def devices(self) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = self._json("GET", "/api/devices")["devices"]
-        return found
+    def create_batch(self, requests: Sequence[dict[str, Any]], **options: Any) -> "answers.Batch":
+        """Up to 1,000 requests at once. `options`: defaults, skip_invalid, stop_on_first_error, metadata."""
+        return self._do(verbs.create_batch(requests, options))
+
+    def batch(self, batch_id: str) -> "answers.Batch":
+        return self._do(verbs.batch(batch_id))
+
+    def cancel_batch(self, batch_id: str) -> "answers.Batch":
+        return self._do(verbs.cancel_batch(batch_id))
+
+    def upload(self, picture: bytes) -> "answers.Asset":
+        """Keep a picture on the server; `asset:{id}` stands for it in requests."""
+        return self._do(verbs.upload(picture))
+
+    def capabilities(self, device_id: str | None = None) -> dict[str, Any]:
+        return self._do(verbs.capabilities(device_id))
+
+    def supported_types(self, device_id: str | None = None) -> "answers.SupportedTypes":
+        return self._do(verbs.supported_types(device_id))
+
+    def devices(self) -> "list[answers.Device]":
+        return self._do(verbs.devices())
+
+    def workers(self) -> "list[answers.Worker]":
+        return self._do(verbs.workers())
 
     def models(self) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = self._json("GET", "/api/models")["models"]
-        return found
+        return self._do(verbs.models())
 
     def model(self, model_id: str) -> dict[str, Any]:
-        return self._json("GET", f"/api/models/{model_id}")
+        return self._do(verbs.model(model_id))
 
-    def workers(self) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = self._json("GET", "/api/workers")["workers"]
-        return found
+    def load_model(self, model_id: str, device: str | None = None) -> dict[str, Any]:
+        return self._do(verbs.placed(model_id, "load", device))
 
-    def _json(self, method: str, path: str, **options: Any) -> dict[str, Any]:
-        body: dict[str, Any] = self._send(method, path, **options).json()
-        return body
+    def unload_model(self, model_id: str, device: str | None = None) -> dict[str, Any]:
+        return self._do(verbs.placed(model_id, "unload", device))
 
-    def _send(self, method: str, path: str, **options: Any) -> httpx2.Response:
-        try:
-            answer = self._http.request(method, path, **options)
-        except httpx2.TransportError as error:
-            raise self._unreachable(error) from error
-        if answer.status_code >= 400:
-            raise _error(answer)
-        return answer
+    def rescan_models(self) -> dict[str, Any]:
+        return self._do(verbs.rescan())
 
-    def _unreachable(self, error: Exception) -> ServerUnreachable:
-        message = f"no server answers at {self._url} ({error}); start one with `mezzotint serve`"
-        return ServerUnreachable(message, code="unreachable")
+    def _do(self, call: Call[T]) -> T:
+        tried = 0
+        while True:
+            try:
+                answer = self._http.request(call.method, call.path, **call.options)
+                if answer.status_code >= 400:
+                    raise error_of(answer)
+                return call.read(answer)
+            except (httpx2.TransportError, TryLater) as error:
+                time.sleep(self._try_again(call, error, tried))
+                tried += 1
 
 
-def _error(answer: httpx2.Response) -> MezzotintError:
-    try:
-        body = answer.json()
-        code, message = body["code"], body["detail"]
-    except (ValueError, KeyError, TypeError):
-        return MezzotintError(f"the server answered {answer.status_code} with no body of ours", code="foreign_server")
-    if "errors" in body:
-        return InvalidRequest([Fault(**fault) for fault in body["errors"]])
-    if "retry-after" in answer.headers:
-        return TryLater(message, code=code, retry_after_s=int(answer.headers["retry-after"]))
-    kind = CallerError if answer.status_code < 500 else MezzotintError
-    return kind(message, code=code, field=body.get("field"))
+class AsyncClient(_Base):
+    """As Client, awaited; `sessions` and `events` are asynchronous iterators. For one event loop."""
+
+    def __init__(
+        self, url: str = DEFAULT_URL, api_key: str | None = None, *, timeout_s: float = 30.0, retries: int = RETRIES
+    ) -> None:
+        super().__init__(url, api_key, timeout_s=timeout_s, retries=retries)
+        self._http = httpx2.AsyncClient(**self._options)
+
+    async def __aenter__(self) -> "AsyncClient":
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+    async def submit(self, **request: Any) -> "answers.Session":
+        """Accept a request; returns the session. It is on the server's disk when this returns."""
+        return await self._do(verbs.submit(request))
+
+    async def validate(self, **request: Any) -> "answers.Validation":
+        """A dry run: every fault, what it would be resolved to, and what it would take."""
+        return await self._do(verbs.validate(request))
+
+    async def session(self, session_id: str) -> "answers.Session":
+        return await self._do(verbs.session(session_id))
+
+    async def sessions(self, **filters: Any) -> "AsyncIterator[answers.Session]":
+        """All sessions that match, newest first, page by page. Filters as in the contract: active, state, model, ..."""
+        while True:
+            page = await self._do(verbs.sessions(filters))
+            for one in page["sessions"]:
+                yield one
+            if page["next_cursor"] is None:
+                return
+            filters["cursor"] = page["next_cursor"]
+
+    async def cancel(self, session_id: str) -> "answers.Session":
+        return await self._do(verbs.change(session_id, "cancel"))
+
+    async def pause(self, session_id: str) -> "answers.Session":
+        return await self._do(verbs.change(session_id, "pause"))
+
+    async def resume(self, session_id: str) -> "answers.Session":
+        return await self._do(verbs.change(session_id, "resume"))
+
+    async def delete(self, session_id: str) -> None:
+        await self._do(verbs.delete(session_id))
+
+    async def events(self, session_id: str, after: int = 0) -> "AsyncIterator[answers.Event]":
+        """Each event until the session ends. A lost connection is made again, behind the last event."""
+        import asyncio
+
+        from mezzotint.answers import Event
+
+        lines, tried, begun = EventLines(after), 0, False
+        while True:
+            headers = {"Last-Event-ID": str(lines.last_id)}
+            path = f"{SESSIONS}/{session_id}/events"
+            try:
+                async with self._http.stream("GET", path, headers=headers, timeout=None) as answer:
+                    if answer.status_code != 200:
+                        await answer.aread()
+                        raise error_of(answer)
+                    begun = True
+                    async for line in answer.aiter_lines():
+                        if (event := lines.read(line)) is not None:
+                            tried = 0
+                            yield Event(*event)
+                            if event[1] == "end":
+                                return
+                lost: Exception = EOFError("the stream of events ended early")
+            except httpx2.TransportError as error:
+                lost = error
+            await asyncio.sleep(self._connect_again(lost, begun, tried))
+            tried += 1
+
+    async def image(self, session_id: str, index: int = 0) -> bytes:
+        return await self._do(verbs.image(session_id, index))
+
+    async def trace(self, session_id: str) -> "answers.Trace":
+        """Where the session's time went, and the batches it ran in."""
+        return await self._do(verbs.trace(session_id))
+
+    async def wait(self, session_id: str) -> "answers.Session":
+        """Until the session has ended; returns it."""
+        async for event in self.events(session_id):
+            if event.kind == "end":
+                return cast("answers.Session", event.data)
+        return await self.session(session_id)
+
+    async def create_batch(self, requests: Sequence[dict[str, Any]], **options: Any) -> "answers.Batch":
+        """Up to 1,000 requests at once. `options`: defaults, skip_invalid, stop_on_first_error, metadata."""
+        return await self._do(verbs.create_batch(requests, options))
+
+    async def batch(self, batch_id: str) -> "answers.Batch":
+        return await self._do(verbs.batch(batch_id))
+
+    async def cancel_batch(self, batch_id: str) -> "answers.Batch":
+        return await self._do(verbs.cancel_batch(batch_id))
+
+    async def upload(self, picture: bytes) -> "answers.Asset":
+        """Keep a picture on the server; `asset:{id}` stands for it in requests."""
+        return await self._do(verbs.upload(picture))
+
+    async def capabilities(self, device_id: str | None = None) -> dict[str, Any]:
+        return await self._do(verbs.capabilities(device_id))
+
+    async def supported_types(self, device_id: str | None = None) -> "answers.SupportedTypes":
+        return await self._do(verbs.supported_types(device_id))
+
+    async def devices(self) -> "list[answers.Device]":
+        return await self._do(verbs.devices())
+
+    async def workers(self) -> "list[answers.Worker]":
+        return await self._do(verbs.workers())
+
+    async def models(self) -> list[dict[str, Any]]:
+        return await self._do(verbs.models())
+
+    async def model(self, model_id: str) -> dict[str, Any]:
+        return await self._do(verbs.model(model_id))
+
+    async def load_model(self, model_id: str, device: str | None = None) -> dict[str, Any]:
+        return await self._do(verbs.placed(model_id, "load", device))
+
+    async def unload_model(self, model_id: str, device: str | None = None) -> dict[str, Any]:
+        return await self._do(verbs.placed(model_id, "unload", device))
+
+    async def rescan_models(self) -> dict[str, Any]:
+        return await self._do(verbs.rescan())
+
+    async def _do(self, call: Call[T]) -> T:
+        import asyncio
+
+        tried = 0
+        while True:
+            try:
+                answer = await self._http.request(call.method, call.path, **call.options)
+                if answer.status_code >= 400:
+                    raise error_of(answer)
+                return call.read(answer)
+            except (httpx2.TransportError, TryLater) as error:
+                await asyncio.sleep(self._try_again(call, error, tried))
+                tried += 1

@@ -155,3 +155,48 @@ def _children(pid: int) -> list[int]:
     found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     assert os.path.isdir(f"/proc/{pid}")
     return [int(child) for child in found]
+
+
+def test_a_request_is_checked_without_being_run(tmp_path: Path, server: RunningServer) -> None:
+    (tmp_path / "good.json").write_text(json.dumps({"prompt": "a boat", "GuidanceScale": 3, "quality": 1}))
+    (tmp_path / "bad.json").write_text(json.dumps({"prompt": "a boat", "steps": 0, "width": 63}))
+    (tmp_path / "right.json").write_text(json.dumps({"prompt": "a boat", "steps": 2}))
+    for at in ((), ("--server", server.url)):
+        bad = run("validate", "bad.json", *at, cwd=tmp_path)
+        assert bad.returncode == 2
+        assert bad.stdout.startswith("not valid: 2 faults\n")
+        assert "num_inference_steps must be a whole number from 1 to 1000" in bad.stdout
+        assert "width 63" in bad.stdout
+        right = run("validate", "right.json", "--json", *at, cwd=tmp_path)
+        assert right.returncode == 0, right.stderr
+        told = json.loads(right.stdout)
+        assert (told["valid"], told["resolved"]["num_inference_steps"]) == (True, 2)
+    assert "quality is not a field" in run("validate", "good.json", "--server", server.url, cwd=tmp_path).stdout
+    piped = subprocess.run(
+        [BIN, "validate", "-", "--server", server.url], input='{"prompt": "x"}', capture_output=True, text=True
+    )
+    assert (piped.returncode, piped.stdout.splitlines()[0]) == (0, "valid")
+    for name, text in (("none.json", None), ("list.json", "[]"), ("half.json", "{")):
+        if text is not None:
+            (tmp_path / name).write_text(text)
+        refused = run("validate", name, cwd=tmp_path)
+        assert (refused.returncode, len(refused.stderr.splitlines())) == (2, 1)
+        assert name in refused.stderr
+
+
+def test_bench_tells_what_it_measured(tmp_path: Path, server: RunningServer) -> None:
+    done = run("bench", "--steps", "2", "-n", "4", "--server", server.url, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert (told["model"], told["width"], told["steps"], told["images"]) == ("icons", 64, 2, 4)
+    assert 0 < told["alone_s"] < told["together_s"] * 4
+    assert told["pictures_per_minute"] == pytest.approx(60 * 4 / told["together_s"], rel=0.01)
+    alone = run("bench", "--steps", "1", "-n", "2", cwd=tmp_path)
+    assert alone.returncode == 0, alone.stderr
+    assert "2 at once" in alone.stdout
+
+
+def test_the_shell_completes_commands(tmp_path: Path) -> None:
+    asked = {"_MEZZOTINT_COMPLETE": "complete_bash", "COMP_WORDS": "mezzotint se", "COMP_CWORD": "1"}
+    done = subprocess.run([BIN], env=os.environ | asked, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert set(done.stdout.split()) == {"serve", "sessions"}

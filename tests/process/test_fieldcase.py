@@ -18,7 +18,8 @@ OWN = {"user_id": {"Guidance_scale": 1}}
 @pytest.fixture(scope="module")
 def ended(server: RunningServer) -> dict[str, Any]:
     accepted = server.client.submit(prompt="x", steps=1, metadata=OWN)
-    return server.client.wait(accepted["id"])
+    found: dict[str, Any] = server.client.wait(accepted["id"])
+    return found
 
 
 def keys(body: Any, path: str = "") -> Iterator[str]:

@@ -47,7 +47,8 @@ def operate(server: RunningServer, kind: str, **data: Any) -> dict[str, Any]:
 
 def ended(server: RunningServer, batch_id: str) -> dict[str, Any]:
     wait_for(lambda: server.client.batch(batch_id)["state"] != "running", 60)
-    return server.client.batch(batch_id)
+    found: dict[str, Any] = server.client.batch(batch_id)
+    return found
 
 
 def test_a_batch_runs_what_it_was_given_with_the_defaults(server: RunningServer) -> None:

@@ -54,7 +54,7 @@ def undisturbed(server: RunningServer, **asked: Any) -> list[str]:
 
 
 def attempts(server: RunningServer, session_id: str) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = server.client._json("GET", f"/api/inference/sessions/{session_id}/trace")["attempts"]
+    found: list[dict[str, Any]] = server.client.trace(session_id)["attempts"]
     return found
 
 

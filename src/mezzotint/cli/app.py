@@ -14,14 +14,23 @@ from typer.exceptions import TyperException
 
 from mezzotint import __version__
 from mezzotint.cli import keys, sessions
+from mezzotint.cli.bench import bench
 from mezzotint.cli.flags import BAD_USE, DONE, FAILED, INTERRUPTED, UNREACHABLE
 from mezzotint.cli.generate import generate
 from mezzotint.cli.machine import devices, doctor
 from mezzotint.cli.models import models_add, models_list, models_show, models_tune, models_verify
 from mezzotint.cli.serve import serve
+from mezzotint.cli.validate import validate
 from mezzotint.errors import BadSetting, CallerError, InvalidRequest, MezzotintError
 
-COMMANDS: dict[str, Callable[..., None]] = {"generate": generate, "serve": serve, "devices": devices, "doctor": doctor}
+COMMANDS: dict[str, Callable[..., None]] = {
+    "generate": generate,
+    "serve": serve,
+    "validate": validate,
+    "devices": devices,
+    "doctor": doctor,
+    "bench": bench,
+}
 GROUPS: dict[str, tuple[str, dict[str, Callable[..., None]]]] = {
     "keys": ("Who may use a server.", {"create": keys.create, "list": keys.listed, "revoke": keys.revoke}),
     "sessions": (

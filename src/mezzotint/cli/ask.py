@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mezzotint.client import Client
+    from mezzotint.client import AsyncClient, Client
 
 
-def either(server: str | None, of_client: Any, of_mezzotint: Any, *, await_ready: bool) -> Any:
+def either(
+    server: str | None, of_client: Any, of_mezzotint: Any, *, await_ready: bool, models: list[Path] | None = None
+) -> Any:
     """What a running server says, or without one an engine that is started for it; `of_mezzotint` is awaited."""
     if server is not None:
         with client(server) as there:
@@ -24,7 +26,8 @@ def either(server: str | None, of_client: Any, of_mezzotint: Any, *, await_ready
         from mezzotint.server import Mezzotint
 
         with tempfile.TemporaryDirectory(prefix="mezzotint-") as data:
-            async with Mezzotint(settings=settings(data=Path(data), drain_s=0.0)) as mezzotint:
+            given = settings(data=Path(data), models=tuple(models or ()) or None, drain_s=0.0)
+            async with Mezzotint(settings=given) as mezzotint:
                 if await_ready:
                     await mezzotint.supervisor.until_ready()
                 return await of_mezzotint(mezzotint)
@@ -37,6 +40,12 @@ def client(server: str) -> "Client":
     from mezzotint.client import Client
 
     return Client(server, os.environ.get("MEZZOTINT_API_KEY"))
+
+
+def async_client(server: str) -> "AsyncClient":
+    from mezzotint.client import AsyncClient
+
+    return AsyncClient(server, os.environ.get("MEZZOTINT_API_KEY"))
 
 
 def settings(**given: Any) -> Any:

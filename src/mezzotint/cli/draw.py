@@ -10,7 +10,7 @@ from mezzotint.errors import MezzotintError
 
 def on_server(server: str, given: dict[str, Any], output: Path | None, show: Any) -> tuple[Any, list[Path]]:
     with ask.client(server) as client:
-        session = client.submit(**given)
+        session: Any = client.submit(**given)
         try:
             for _, kind, data in client.events(session["id"]):
                 show(kind, data)
@@ -19,7 +19,7 @@ def on_server(server: str, given: dict[str, Any], output: Path | None, show: Any
             with contextlib.suppress(MezzotintError):
                 client.cancel(session["id"])
             raise
-        _check(session)
+        check(session)
         pictures = [client.image(session["id"], image["index"]) for image in session["images"]]
     return session, _write(session, pictures, output)
 
@@ -49,7 +49,7 @@ def alone(given: dict[str, Any], output: Path | None, models: list[Path], show: 
                 drawing.result()
                 session = await mezzotint.operations.get(submitted.id)
                 body = bodies.session(session)
-                _check(body)
+                check(body)
                 found = [await mezzotint.operations.image(session.id, image.index) for image in session.images]
                 return body, [path.read_bytes() for _, path in found]
 
@@ -64,7 +64,8 @@ async def _watch(submitted: Any, show: Any) -> None:
         show(event.kind, bodies.event(submitted.id, event))
 
 
-def _check(session: dict[str, Any]) -> None:
+def check(session: Any) -> None:
+    """Raises MezzotintError with the session's own error, when it did not succeed."""
     if session["state"] != "succeeded":
         error = session["error"] or {"message": f"session {session['id']} was {session['state']}"}
         raise MezzotintError(error["message"], code=error.get("code", session["state"]))

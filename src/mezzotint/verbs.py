@@ -1,0 +1,183 @@
+"""What a client can ask of a server, each as one HTTP call with its answer's type. Sends nothing: clients do.
+
+The verbs of `Client` and `AsyncClient` are these, so that the two cannot differ.
+"""
+
+import json
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from mezzotint.errors import CallerError, Fault, InvalidRequest, MezzotintError, TryLater
+
+if TYPE_CHECKING:
+    import httpx2
+
+    from mezzotint import answers
+
+T = TypeVar("T")
+
+SESSIONS = "/api/inference/sessions"
+BATCHES = "/api/inference/batches"
+MAX_WAIT_S = 60.0  # of one Retry-After
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call(Generic[T]):
+    """One request and how its answer is read. `repeats`: sent twice it does what it does once."""
+
+    method: str
+    path: str
+    read: "Callable[[httpx2.Response], T]"
+    options: dict[str, Any] = field(default_factory=dict)
+    repeats: bool = True
+
+
+def _get(path: str, **options: Any) -> Call[Any]:
+    return Call(method="GET", path=path, read=_json, options=options)
+
+
+def _post(path: str, *, repeats: bool = True, **options: Any) -> Call[Any]:
+    return Call(method="POST", path=path, read=_json, options=options, repeats=repeats)
+
+
+def _json(answer: "httpx2.Response") -> Any:
+    return answer.json()
+
+
+def _once() -> dict[str, str]:
+    """A key of this call alone: a repeat after a lost connection finds what the first one made."""
+    return {"Idempotency-Key": secrets.token_urlsafe(18)}
+
+
+def submit(request: Mapping[str, Any]) -> "Call[answers.Session]":
+    return _post(SESSIONS, json=dict(request), headers=_once())
+
+
+def validate(request: Mapping[str, Any]) -> "Call[answers.Validation]":
+    return _post("/api/inference/validate", json=dict(request))
+
+
+def session(session_id: str) -> "Call[answers.Session]":
+    return _get(f"{SESSIONS}/{session_id}")
+
+
+def sessions(filters: Mapping[str, Any]) -> Call[dict[str, Any]]:
+    return _get(SESSIONS, params=dict(filters))
+
+
+def change(session_id: str, verb: str) -> "Call[answers.Session]":
+    """cancel, pause, resume. Said twice, the second may be refused: the first has changed the state."""
+    return _post(f"{SESSIONS}/{session_id}/{verb}", repeats=False)
+
+
+def delete(session_id: str) -> Call[None]:
+    return Call(method="DELETE", path=f"{SESSIONS}/{session_id}", read=lambda _: None, repeats=False)
+
+
+def image(session_id: str, index: int) -> Call[bytes]:
+    return Call(method="GET", path=f"{SESSIONS}/{session_id}/images/{index}", read=lambda answer: answer.content)
+
+
+def trace(session_id: str) -> "Call[answers.Trace]":
+    return _get(f"{SESSIONS}/{session_id}/trace")
+
+
+def create_batch(requests: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> "Call[answers.Batch]":
+    return _post(BATCHES, json={"requests": list(requests), **options}, headers=_once())
+
+
+def batch(batch_id: str) -> "Call[answers.Batch]":
+    return _get(f"{BATCHES}/{batch_id}")
+
+
+def cancel_batch(batch_id: str) -> "Call[answers.Batch]":
+    return _post(f"{BATCHES}/{batch_id}/cancel")
+
+
+def upload(picture: bytes) -> "Call[answers.Asset]":
+    kinds = {b"\x89PNG": "image/png", b"\xff\xd8": "image/jpeg"}
+    kind = next((kind for start, kind in kinds.items() if picture.startswith(start)), "image/webp")
+    return _post("/api/assets", content=picture, headers={"Content-Type": kind})
+
+
+def capabilities(device_id: str | None) -> Call[dict[str, Any]]:
+    return _get(f"/api/inference/capabilities{_below(device_id)}")
+
+
+def supported_types(device_id: str | None) -> "Call[answers.SupportedTypes]":
+    return _get(f"/api/inference/supported-types{_below(device_id)}")
+
+
+def devices() -> "Call[list[answers.Device]]":
+    return _list("/api/devices", "devices")
+
+
+def workers() -> "Call[list[answers.Worker]]":
+    return _list("/api/workers", "workers")
+
+
+def models() -> Call[list[dict[str, Any]]]:
+    return _list("/api/models", "models")
+
+
+def model(model_id: str) -> Call[dict[str, Any]]:
+    return _get(f"/api/models/{model_id}")
+
+
+def placed(model_id: str, verb: str, device: str | None) -> Call[dict[str, Any]]:
+    """load, unload."""
+    return _post(f"/api/models/{model_id}/{verb}", json={} if device is None else {"device": device})
+
+
+def rescan() -> Call[dict[str, Any]]:
+    return _post("/api/models/rescan")
+
+
+def _list(path: str, name: str) -> Call[Any]:
+    return Call(method="GET", path=path, read=lambda answer: answer.json()[name])
+
+
+def _below(device_id: str | None) -> str:
+    return "" if device_id is None else f"/{device_id}"
+
+
+class EventLines:
+    """Server-sent events out of their lines. `last_id` is where to go on after a lost connection."""
+
+    def __init__(self, after: int) -> None:
+        self.last_id, self._kind = after, ""
+
+    def read(self, line: str) -> "tuple[int, str, dict[str, Any]] | None":
+        """The event that this line completes."""
+        name, _, value = line.partition(": ")
+        if name == "id":
+            self.last_id = int(value)
+        elif name == "event":
+            self._kind = value
+        elif name == "data":
+            return self.last_id, self._kind, json.loads(value)
+        return None
+
+
+def error_of(answer: "httpx2.Response") -> MezzotintError:
+    """What a server's refusal is to a program."""
+    try:
+        body = answer.json()
+        code, message = body["code"], body["detail"]
+    except (ValueError, KeyError, TypeError):
+        return MezzotintError(f"the server answered {answer.status_code} with no body of ours", code="foreign_server")
+    if "errors" in body:
+        return InvalidRequest([Fault(**fault) for fault in body["errors"]])
+    if "retry-after" in answer.headers:
+        return TryLater(message, code=code, retry_after_s=int(answer.headers["retry-after"]))
+    kind = CallerError if answer.status_code < 500 else MezzotintError
+    return kind(message, code=code, field=body.get("field"))
+
+
+def pause_s(error: MezzotintError | None, tried: int) -> float:
+    """Before the next try: what the server says, else longer each time."""
+    if isinstance(error, TryLater):
+        return min(MAX_WAIT_S, float(error.retry_after_s))
+    return 0.25 * 2.0 ** min(tried, 5)

@@ -1,0 +1,172 @@
+"""Both clients of ours and a real server: typed answers, patience with one that says when, lost connections."""
+
+import asyncio
+import inspect
+import socket
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any, ClassVar, get_args, get_origin, get_type_hints
+
+import pytest
+from typing_extensions import is_typeddict
+
+from mezzotint import AsyncClient, Client, InvalidRequest, MezzotintError, answers
+from mezzotint.errors import TryLater
+from tests.pictures import encoded, picture
+from tests.process.conftest import RunningServer, wait_for
+
+pytestmark = pytest.mark.anyio
+
+
+def fits(value: Any, kind: Any) -> bool:
+    """Whether a body is what its type says: every field there, none more, each of its type."""
+    if is_typeddict(kind):
+        hints = get_type_hints(kind)
+        assert value.keys() == hints.keys(), f"{kind.__name__}: {value.keys() ^ hints.keys()}"
+        wrong = [name for name, hint in hints.items() if not fits(value[name], hint)]
+        assert not wrong, f"{kind.__name__}: {wrong} of {value}"
+        return True
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is list:
+        return isinstance(value, list) and all(fits(one, parts[0]) for one in value)
+    if origin is dict:
+        return isinstance(value, dict) and all(fits(one, parts[1]) for one in value.values())
+    if parts:
+        return any(value is None if one is type(None) else value is not None and fits(value, one) for one in parts)
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return kind is Any or type(value) is kind
+
+
+async def test_every_answer_is_what_its_type_says(server: RunningServer) -> None:
+    async with AsyncClient(server.url) as client:
+        sent = await client.submit(prompt="a cat", steps=2, preview={"at_steps": [1]}, metadata={"mine": 1})
+        assert fits(sent, answers.Session)
+        ended = await client.wait(sent["id"])
+        assert fits(ended, answers.Session)
+        assert (ended["state"], len(ended["images"])) == ("succeeded", 1)
+        assert fits(await client.trace(sent["id"]), answers.Trace)
+        assert fits(await client.validate(prompt="a cat", steps=2), answers.Validation)
+        refused = await client.validate(steps=0)
+        assert fits(refused, answers.Validation)
+        assert not refused["valid"]
+        batch = await client.create_batch([{"prompt": "a"}], defaults={"steps": 1})
+        assert fits(batch, answers.Batch)
+        assert fits(await client.batch(batch["id"]), answers.Batch)
+        asset = await client.upload(encoded(picture()))
+        assert fits(asset, answers.Asset)
+        assert all(fits(one, answers.Device) for one in await client.devices())
+        assert all(fits(one, answers.Worker) for one in await client.workers())
+        assert fits(await client.supported_types(), answers.SupportedTypes)
+        assert (await client.capabilities())["version"]
+        assert {one["id"] for one in await client.models()} >= {"icons"}
+        assert (await client.model("icons"))["family"] == "sd"
+        assert [one["id"] async for one in client.sessions(batch=batch["id"])] == [batch["items"][0]["session_id"]]
+        drawn = await client.submit(prompt="a cat", steps=1, image=f"asset:{asset['id']}")
+        assert (await client.wait(drawn["id"]))["type"] == "img2img"
+        assert (await client.image(drawn["id"])).startswith(b"\x89PNG")
+        await client.delete(drawn["id"])
+        with pytest.raises(MezzotintError, match="not here"):
+            await client.session(drawn["id"])
+        with pytest.raises(InvalidRequest):
+            await client.submit(steps=0)
+
+
+async def test_fifty_sessions_are_followed_at_once(server: RunningServer) -> None:
+    async with AsyncClient(server.url) as client:
+        sent = await asyncio.gather(*(client.submit(prompt="a cat", steps=2, seed=seed) for seed in range(50)))
+        ended = await asyncio.gather(*(client.wait(one["id"]) for one in sent))
+        assert {one["state"] for one in ended} == {"succeeded"}
+        assert [one["request"]["seed"] for one in ended] == list(range(50))
+
+
+def test_both_clients_have_the_same_verbs() -> None:
+    blocking, awaited = (
+        {name: inspect.signature(verb) for name, verb in vars(kind).items() if not name.startswith("_")}
+        for kind in (Client, AsyncClient)
+    )
+    assert blocking.keys() == awaited.keys()
+    for name in blocking:
+        assert list(blocking[name].parameters) == list(awaited[name].parameters), name
+
+
+class Busy(BaseHTTPRequestHandler):
+    """Refuses twice, or hangs up once, and notes the keys it was sent."""
+
+    keys: ClassVar[list[str | None]] = []
+    protocol_version = "HTTP/1.1"
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["content-length"]))
+        self.keys.append(self.headers["idempotency-key"])
+        if self.path.endswith("/cancel") or (self.server.hangs_up and len(self.keys) == 1):  # type: ignore[attr-defined]
+            self.close_connection = True
+            self.connection.close()
+            return
+        full = len(self.keys) < 3 and not self.server.hangs_up  # type: ignore[attr-defined]
+        body = b'{"code": "queue_full", "detail": "full"}' if full else b'{"id": "ses_1"}'
+        self.send_response(429 if full else 202)
+        self.send_header("content-length", str(len(body)))
+        if full:
+            self.send_header("retry-after", "1")
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture(params=[False, True], ids=["refuses", "hangs up"])
+def busy(request: pytest.FixtureRequest) -> Iterator[ThreadingHTTPServer]:
+    Busy.keys.clear()
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Busy)
+    http.hangs_up = request.param  # type: ignore[attr-defined]
+    threading.Thread(target=http.serve_forever, daemon=True).start()
+    yield http
+    http.shutdown()
+    http.server_close()
+
+
+def test_a_call_is_repeated_when_the_server_says_so_and_never_done_twice(busy: ThreadingHTTPServer) -> None:
+    url = f"http://127.0.0.1:{busy.server_port}"
+    with Client(url) as client:
+        assert client.submit(prompt="x")["id"] == "ses_1"
+        assert len(Busy.keys) == (2 if busy.hangs_up else 3)  # type: ignore[attr-defined]
+        assert len(set(Busy.keys)) == 1
+        assert Busy.keys[0]
+    Busy.keys.clear()
+    with Client(url, retries=0) as impatient, pytest.raises(MezzotintError) as refused:
+        impatient.submit(prompt="x")
+    assert isinstance(refused.value, TryLater) != busy.hangs_up  # type: ignore[attr-defined]
+    Busy.keys.clear()
+    with Client(url) as client, pytest.raises(MezzotintError):
+        client.cancel("ses_1")  # a second cancel would be refused: it is not said twice
+    assert len(Busy.keys) == 1
+
+
+def test_events_are_followed_across_a_restart_of_the_server(tmp_path: Path) -> None:
+    told: list[tuple[int, str]] = []
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with RunningServer(tmp_path / "data", "--port", str(port)) as server:
+        server.worker_pid()
+        client: Any = Client(server.url)
+        sent = client.submit(prompt="a cat", steps=400, seed=3)
+
+        def follow() -> None:
+            told.extend((event.id, event.kind) for event in client.events(sent["id"]))
+
+        following = threading.Thread(target=follow)
+        following.start()
+        wait_for(lambda: client.session(sent["id"])["progress"]["step"] > 20, 60)
+        server.kill()
+        server.start()
+        following.join(120)
+        assert not following.is_alive()
+        assert told[-1][1] == "end"
+        assert [number for number, _ in told] == sorted({number for number, _ in told})
+        assert client.session(sent["id"])["attempt"] == 2
+        client.close()
