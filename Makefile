@@ -5,7 +5,7 @@ READY := .venv/.ready
 PAGE := src/mezzotint/page/index.html
 NODE := $(shell command -v npm)
 
-.PHONY: setup page clients demo test torture check lint format serve bench train evaluate-model clean
+.PHONY: setup page clients demo test torture fuzz check lint format serve bench train evaluate-model clean
 
 setup: $(READY) $(if $(NODE),$(PAGE))
 
@@ -37,6 +37,10 @@ test: setup
 # workers and servers killed at random under load: about eight minutes; TORTURE="--worker-kills 350 --seed 8" for more
 torture: setup
 	$(BIN)/python -m tests.torture $(TORTURE)
+
+# ten thousand requests, right and wrong, of every call that the OpenAPI document names
+fuzz: setup
+	FUZZ_CASES=16000 $(BIN)/python -m pytest -s tests/fuzz
 
 check: lint test
 

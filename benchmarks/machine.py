@@ -18,14 +18,15 @@ MEZZOTINT = Path(sys.executable).parent / "mezzotint"
 @contextlib.contextmanager
 def running_server(data: Path, *flags: str) -> Iterator[str]:
     """The URL of a server of its own, ended afterwards."""
-    server = subprocess.Popen(
-        [MEZZOTINT, "serve", "--port", "0", "--data", data, *flags], stderr=subprocess.PIPE, text=True
-    )
-    try:
-        yield _listening(server)
-    finally:
-        server.terminate()
-        server.communicate()
+    log = data.with_suffix(".log")  # a pipe that nobody reads would stop the server once it is full
+    with log.open("ab") as written:
+        written.truncate(0)
+        server = subprocess.Popen([MEZZOTINT, "serve", "--port", "0", "--data", data, *flags], stderr=written)
+        try:
+            yield _listening(server, log)
+        finally:
+            server.terminate()
+            server.wait()
 
 
 def describe() -> str:
@@ -40,9 +41,10 @@ def keep(name: str, result: dict[str, Any]) -> None:
         file.write(json.dumps(line) + "\n")
 
 
-def _listening(server: "subprocess.Popen[str]") -> str:
-    assert server.stderr is not None
-    for line in server.stderr:
-        if (told := json.loads(line))["event"] == "listening":
-            return str(told["url"])
+def _listening(server: "subprocess.Popen[bytes]", log: Path) -> str:
+    while server.poll() is None:
+        for line in log.read_text(encoding="utf-8").splitlines(keepends=True):
+            if line.endswith("\n") and (told := json.loads(line))["event"] == "listening":
+                return str(told["url"])
+        time.sleep(0.02)
     raise RuntimeError("the server did not start")

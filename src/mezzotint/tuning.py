@@ -44,7 +44,9 @@ class Choices:
 
     def ref(self, model: wire.ModelRef, device: str, dtype: str | None = None) -> wire.ModelRef:
         """The model with what is to run it. With `dtype`, which a session has begun with, in no other."""
-        choice = self._adopted.setdefault((model.id, device), self.wanted(model, device))
+        choice = self._adopted.get((model.id, device))
+        if choice is None:  # asked for with every request, and `wanted` reads a file
+            choice = self._adopted[model.id, device] = self.wanted(model, device)
         if dtype is not None and dtype != choice.dtype:
             choice = Choice(dtype=dtype)
         graphs = profiles.graphs_of(self.cache, model.sha256) if choice.executor == "openvino" else ""

@@ -15,7 +15,7 @@ import pytest
 
 from mezzotint.errors import CallerError
 from mezzotint.schema import RequestInput
-from tests.process.conftest import RunningServer
+from tests.process.conftest import RunningServer, wait_for
 
 SESSIONS = "/api/inference/sessions"
 JSON = {"Content-Type": "application/json"}
@@ -200,3 +200,14 @@ def test_no_address_in_any_field_is_called(server: RunningServer) -> None:
                 with contextlib.suppress(CallerError):  # it has ended
                     server.client.cancel(answer.json()["id"])
         assert select.select([canary], [], [], 0.5)[0] == []
+
+
+def test_a_caller_who_leaves_in_the_middle_of_a_body_is_no_error_of_ours(server: RunningServer) -> None:
+    where = urlsplit(server.url)
+    before = len(server.log.read_text())
+    for _ in range(5):
+        with socket.create_connection((where.hostname, where.port)) as line:
+            head = f"POST {SESSIONS} HTTP/1.1\r\nHost: {where.netloc}\r\nContent-Type: application/json\r\n"
+            line.sendall(f"{head}Content-Length: 100\r\n\r\n{{".encode())
+    wait_for(lambda: server.log.read_text()[before:].count("before the body was whole") == 5, 30)
+    assert "unhandled error" not in server.log.read_text()[before:]

@@ -7,7 +7,15 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import JSONResponse
 
-from mezzotint.api import a1111_answer, a1111_fields, a1111_options, a1111_pictures, a1111_progress, foreign
+from mezzotint.api import (
+    a1111_answer,
+    a1111_fields,
+    a1111_options,
+    a1111_pictures,
+    a1111_progress,
+    foreign,
+    foreign_bodies,
+)
 from mezzotint.api.a1111_tasks import Task, Tasks, caller, owner
 from mezzotint.api.inference import Ops
 from mezzotint.api.reading import IdempotencyKey, read_json
@@ -29,7 +37,7 @@ async def body(request: Request) -> dict[str, Any]:
     return sent
 
 
-def tasks(request: Request) -> Tasks:
+async def tasks(request: Request) -> Tasks:
     found: Tasks = request.app.state.tasks
     return found
 
@@ -38,14 +46,14 @@ Body = Annotated[dict[str, Any], Depends(body)]
 Known = Annotated[Tasks, Depends(tasks)]
 
 
-@router.post(TXT2IMG)
+@router.post(TXT2IMG, openapi_extra=foreign_bodies.TXT2IMG)
 async def txt2img(
     request: Request, ops: Ops, sent: Body, known: Known, idempotency_key: IdempotencyKey = None
 ) -> JSONResponse:
     return await _draw(request, ops, sent, known, idempotency_key, TXT2IMG)
 
 
-@router.post(IMG2IMG)
+@router.post(IMG2IMG, openapi_extra=foreign_bodies.IMG2IMG)
 async def img2img(
     request: Request, ops: Ops, sent: Body, known: Known, idempotency_key: IdempotencyKey = None
 ) -> JSONResponse:
@@ -66,7 +74,7 @@ async def progress(
     return a1111_progress.progress(session, task.name if task else "", preview)
 
 
-@router.post("/sdapi/v1/interrupt")
+@router.post("/sdapi/v1/interrupt", openapi_extra=foreign_bodies.INTERRUPT)
 async def interrupt(
     request: Request, ops: Ops, sent: Body, known: Known, id_task: Annotated[str | None, Query(max_length=128)] = None
 ) -> dict[str, Any]:
@@ -86,7 +94,7 @@ async def skip(request: Request) -> dict[str, Any]:
     return {}
 
 
-@router.post("/internal/progress")
+@router.post("/internal/progress", openapi_extra=foreign_bodies.PROGRESS)
 async def internal_progress(request: Request, ops: Ops, sent: Body, known: Known) -> dict[str, Any]:
     named = sent.get("id_task")
     task = known.named(named, caller(request)) if isinstance(named, str) else None
@@ -109,7 +117,7 @@ async def options(ops: Ops) -> dict[str, Any]:
     return a1111_options.shown(kept, ops.checkpoint(None), ops.facts(), await ops.digests())
 
 
-@router.post("/sdapi/v1/options")
+@router.post("/sdapi/v1/options", openapi_extra=foreign_bodies.OPTIONS)
 async def set_options(ops: Ops, sent: Body) -> None:
     """Any subset, or the whole object back. What is not used here is not kept."""
     settings = a1111_options.read(sent, ops.facts(), await ops.digests())

@@ -7,7 +7,7 @@ import psutil
 from fastapi import APIRouter
 
 from mezzotint import a1111_names, recipes
-from mezzotint.api import a1111_controlnet, a1111_models, a1111_pictures
+from mezzotint.api import a1111_controlnet, a1111_models, a1111_pictures, foreign_bodies
 from mezzotint.api.a1111 import Body
 from mezzotint.api.a1111_reading import Fields
 from mezzotint.api.a1111_tasks import owner
@@ -123,7 +123,7 @@ async def _checkpoint(ops: Operations) -> str:
     return kept if kept in ops.facts() else ops.checkpoint(None).id
 
 
-@lists.post("/png-info")
+@lists.post("/png-info", openapi_extra=foreign_bodies.PNG_INFO)
 async def png_info(ops: Ops, sent: Body) -> dict[str, Any]:
     """What a picture's file says of how it was made; empty when it says nothing."""
     fields = Fields(sent)
@@ -134,13 +134,13 @@ async def png_info(ops: Ops, sent: Body) -> dict[str, Any]:
     return await asyncio.to_thread(recipes.png_info, data)
 
 
-@lists.post("/extra-single-image")
+@lists.post("/extra-single-image", openapi_extra=foreign_bodies.UPSCALE)
 async def extra_single_image(ops: Ops, sent: Body) -> dict[str, Any]:
     """A picture at another size."""
     return {"image": await a1111_pictures.upscale(ops, sent.get("image"), Fields(sent), "image"), "html_info": ""}
 
 
-@lists.post("/extra-batch-images")
+@lists.post("/extra-batch-images", openapi_extra=foreign_bodies.UPSCALE)
 async def extra_batch_images(ops: Ops, sent: Body) -> dict[str, Any]:
     """The same for several."""
     pictures = sent.get("imageList")
@@ -181,7 +181,7 @@ async def control_types(ops: Ops) -> dict[str, Any]:
     return a1111_controlnet.control_types(await _controlnets(ops))
 
 
-@router.post("/controlnet/detect")
+@router.post("/controlnet/detect", openapi_extra=foreign_bodies.DETECT)
 async def detect(ops: Ops, sent: Body) -> dict[str, Any]:
     """The control map of each picture."""
     return await a1111_pictures.detect(ops, sent)

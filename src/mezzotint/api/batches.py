@@ -7,18 +7,14 @@ from fastapi.responses import JSONResponse
 
 from mezzotint import bodies
 from mezzotint.api.inference import Ops
-from mezzotint.api.reading import IdempotencyKey, read_json
+from mezzotint.api.reading import IdempotencyKey, read_json, takes
 from mezzotint.errors import STATUS
 from mezzotint.inputs import BatchInput, EnvelopeInput
 
 router = APIRouter(prefix="/api/inference")
 
 
-def _takes(schema: dict[str, Any]) -> dict[str, Any]:
-    return {"requestBody": {"required": True, "content": {"application/json": {"schema": schema}}}}
-
-
-@router.post("/batches", status_code=202, tags=["batches"], openapi_extra=_takes(BatchInput.model_json_schema()))
+@router.post("/batches", status_code=202, tags=["batches"], openapi_extra=takes(BatchInput.model_json_schema()))
 async def create(request: Request, ops: Ops, idempotency_key: IdempotencyKey = None) -> Response:
     """Accept many requests, all or none; with `skip_invalid` those that are valid. On disk before this answers."""
     batch = await ops.create_batch(read_json(await request.body()), idempotency_key)
@@ -38,7 +34,7 @@ async def cancel(batch_id: str, ops: Ops) -> dict[str, Any]:
     return await ops.cancel_batch(batch_id)
 
 
-@router.post("/operations", tags=["operations"], openapi_extra=_takes(EnvelopeInput.model_json_schema()))
+@router.post("/operations", tags=["operations"], openapi_extra=takes(EnvelopeInput.model_json_schema()))
 async def operations(request: Request, ops: Ops) -> Response:
     """Any operation by name. What goes wrong comes in the same envelope, with the code's status."""
     told = await ops.handle(read_json(await request.body()))

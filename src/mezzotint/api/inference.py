@@ -24,7 +24,7 @@ REQUEST = {
 }
 
 
-def operations(request: Request) -> Operations:
+async def operations(request: Request) -> Operations:  # what is not async waits for a thread
     found: Operations = request.app.state.operations
     return found
 

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 
-from mezzotint.api import files, foreign, openai_fields, openai_forms, openai_stream
+from mezzotint.api import files, foreign, foreign_bodies, openai_fields, openai_forms, openai_stream
 from mezzotint.api.inference import Ops
 from mezzotint.api.openai_fields import Asked
 from mezzotint.api.reading import IdempotencyKey, read_json
@@ -25,7 +25,7 @@ URL_S = 3600
 _MODEL_SUFFIX = "{model_id:path}"  # ids hold no slash, but what is asked for may
 
 
-@router.post("/images/generations")
+@router.post("/images/generations", openapi_extra=foreign_bodies.GENERATIONS)
 async def generate(request: Request, ops: Ops, idempotency_key: IdempotencyKey = None) -> Response:
     """Pictures of a prompt; fields as OpenAI has them, and ours beside them. Answers when they are done."""
     sent = read_json(await request.body())
@@ -38,7 +38,7 @@ async def generate(request: Request, ops: Ops, idempotency_key: IdempotencyKey =
     return await _answer(request, ops, session, asked, "image_generation")
 
 
-@router.post("/images/edits")
+@router.post("/images/edits", openapi_extra=foreign_bodies.EDITS)
 async def edit(request: Request, ops: Ops, idempotency_key: IdempotencyKey = None) -> Response:
     """Pictures that begin at one, and with a mask change only what is transparent in it. multipart/form-data."""
     form = await openai_forms.read(request, ops.max_upload_bytes)
