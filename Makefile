@@ -32,7 +32,7 @@ clients: setup
 	PYTHON=$(BIN)/python tests/clients/install.sh
 
 test: setup
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 # workers and servers killed at random under load: about eight minutes; TORTURE="--worker-kills 350 --seed 8" for more
 torture: setup

@@ -13,11 +13,13 @@ import msgspec
 from mezzotint import __version__
 from mezzotint.catalog import TYPES, Model, fitting
 from mezzotint.families.table import SCHEDULER_OPTIONS, SCHEDULER_STEPS, SCHEDULERS
+from mezzotint.measurements import Point
 from mezzotint.preprocessors import PREPROCESSORS
 from mezzotint.schema import MAX_IMAGES, MAX_STEPS
+from mezzotint.workers.wire import Work
 
 # Ways to talk to a server -> where their routes begin.
-DIALECTS = {"mezzotint": "/api/"}
+DIALECTS = {"mezzotint": "/api/", "openai": "/v1/", "automatic1111": "/sdapi/v1/"}
 
 # What a request of a type must hold.
 _FIELDS = {
@@ -66,6 +68,37 @@ def body(facts: Facts) -> dict[str, Any]:
         "dialects": [{"name": name, "prefix": prefix} for name, prefix in DIALECTS.items()],
         "version": __version__,
     }
+
+
+def batching(
+    models: Mapping[str, Model], ids: Mapping[str, str], points: Mapping[str, Mapping[Work, Point]]
+) -> dict[str, Any]:
+    """How many rows share a model call at most, by model and shape; a picture with guidance takes two.
+
+    `ids`: of models by digest. `points`: what was measured, by device.
+    """
+    shapes: dict[tuple[str, str, str, str, int, int], list[Point]] = {}
+    for device, measured in points.items():
+        for work, point in measured.items():
+            model = models.get(ids.get(work.model, ""))
+            if work.what == "step" and point.cap and model is not None and not work.nets and not work.loras:
+                size = work.width * model.size_multiple, work.height * model.size_multiple
+                shapes.setdefault((device, model.id, work.executor, work.dtype, *size), []).append(point)
+    told = [
+        {
+            "device": device,
+            "model": model_id,
+            "executor": executor,
+            "dtype": dtype,
+            "width": width,
+            "height": height,
+            "rows": max(seen, key=lambda point: point.seen_at).cap,
+            "rows_timed": sorted({point.work.rows for point in seen if point.recent_s}),
+        }
+        for (device, model_id, executor, dtype, width, height), seen in sorted(shapes.items())
+    ]
+    unknown = {} if told else {"max_batch": "it is learned as models run, and none has run here yet"}
+    return {"max_batch": told or None, "unknown": unknown}
 
 
 def types(facts: Facts) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from schemathesis import GenerationMode
 
 from tests.process.conftest import RunningServer
 
-CASES = int(os.environ.get("FUZZ_CASES", "350"))
+CASES = int(os.environ.get("FUZZ_CASES", "200"))
 SAYING = 45  # calls that take something, about; the others have one case each
 ABSENT = {"model", "device", "type", "image", "mask", "controlnets", "loras", "webhook", "strength", "hires"}
 LEFT_OUT = {"/api/inference/events"}  # a stream without an end

@@ -70,7 +70,7 @@ def test_a_second_pass_equals_the_pipelines(rig: Rig, tmp_path: Path, upscaler: 
     assert difference(oracle(rig, other, tmp_path), expected) > 1, "any picture would pass"
 
 
-@pytest.mark.parametrize("scheduler", ["ddim", "euler_ancestral", "heun", "dpm_multistep", "dpm_sde"])
+@pytest.mark.parametrize("scheduler", ["euler_ancestral", "heun", "dpm_sde"])
 def test_both_passes_run_the_sampler_asked_for(rig: Rig, tmp_path: Path, scheduler: str) -> None:
     asked = Asked(request=hires(scheduler=scheduler, num_images=2))
     drawn = rig.draw([*COMPANY, asked], stagger=1)[-1]

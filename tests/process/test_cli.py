@@ -41,9 +41,10 @@ def test_a_server_draws_the_same_bytes_as_the_command_alone(tmp_path: Path, serv
 
 def test_a_picture_is_repeated_from_its_file_and_flags_change_it(tmp_path: Path, server: RunningServer) -> None:
     for name, flags in (("one.png", ()), ("one.webp", ("--loras", "blob:0.5", "--negative-prompt", "red"))):
-        made = run("generate", "a (boat)", "--seed", "11", "--steps", "3", *flags, "-o", name, cwd=tmp_path)
+        asked = ("--seed", "11", "--steps", "3", *flags, "-o", name, "--server", server.url)
+        made = run("generate", "a (boat)", *asked, cwd=tmp_path)
         assert made.returncode == 0, made.stderr
-        for at in ((), ("--server", server.url)):
+        for at in ((), ("--server", server.url))[name.endswith("webp") :]:
             again = run("generate", "--from", name, "-o", f"again-{name}", *at, cwd=tmp_path)
             assert again.returncode == 0, again.stderr
             assert again.stderr == ""

@@ -60,7 +60,9 @@ async def test_every_answer_is_what_its_type_says(server: RunningServer) -> None
         assert all(fits(one, answers.Device) for one in await client.devices())
         assert all(fits(one, answers.Worker) for one in await client.workers())
         assert fits(await client.supported_types(), answers.SupportedTypes)
-        assert (await client.capabilities())["version"]
+        learned = (await client.capabilities())["batching"]["max_batch"]
+        assert {(one["model"], one["device"]) for one in learned} == {("icons", "cpu:0")}
+        assert all(one["rows"] >= 1 and one["rows_timed"] for one in learned)
         assert {one["id"] for one in await client.models()} >= {"icons"}
         assert (await client.model("icons"))["family"] == "sd"
         assert [one["id"] async for one in client.sessions(batch=batch["id"])] == [batch["items"][0]["session_id"]]
@@ -154,7 +156,7 @@ def test_events_are_followed_across_a_restart_of_the_server(tmp_path: Path) -> N
     with RunningServer(tmp_path / "data", "--port", str(port)) as server:
         server.worker_pid()
         client: Any = Client(server.url)
-        sent = client.submit(prompt="a cat", steps=400, seed=3)
+        sent = client.submit(prompt="a cat", steps=80, seed=3)
 
         def follow() -> None:
             told.extend((event.id, event.kind) for event in client.events(sent["id"]))

@@ -52,7 +52,7 @@ async def test_promises_come_from_measurements_and_differ_as_the_sessions_do(eng
     family = await promised(engine, **OTHER)
     assert family.basis == "extrapolated", "a model of the same family, by size"
 
-    for body in (SMALL, LARGE, OTHER) * 4:
+    for body in (SMALL, LARGE, OTHER) * 3:
         await draw(engine, **body)
     small, large, other = [await promised(engine, **body) for body in (SMALL, LARGE, OTHER)]
     assert {one.basis for one in (small, large, other)} == {"measured"}

@@ -13,7 +13,7 @@ from tests.process.conftest import RunningServer, picture
 DOCS = Path(__file__).parent.parent.parent / "docs"
 
 
-@pytest.mark.parametrize("page", ["openai.md", "a1111.md"])
+@pytest.mark.parametrize("page", ["openai.md", "a1111.md", "coming-from.md"])
 def test_what_a_page_shows_works(page: str, server: RunningServer, tmp_path: Path) -> None:
     text = (DOCS / page).read_text(encoding="utf-8")
     (program,) = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)

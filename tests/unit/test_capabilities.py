@@ -8,6 +8,8 @@ import pytest
 from mezzotint import capabilities
 from mezzotint.capabilities import Facts
 from mezzotint.catalog import TYPES, Model
+from mezzotint.measurements import Point
+from mezzotint.workers.wire import Work
 from tests.unit.test_request import ADAPTERS, BROKEN, OTHER, PAINTER, TINY
 
 LIMITS = {"max_pixels": 1 << 20, "queue_size": 10, "queue_free": 10, "max_upload_bytes": 1 << 20}
@@ -111,3 +113,20 @@ def test_the_etag_stays_while_only_the_moment_changes(changes: dict[str, Any]) -
 def test_the_etag_changes_with_the_answer(after: Facts) -> None:
     before = facts(TINY, *ADAPTERS)
     assert capabilities.etag(capabilities.body(before)) != capabilities.etag(capabilities.body(after))
+
+
+def test_batch_sizes_are_those_that_were_learned_last_by_shape() -> None:
+    def step(rows: int, cap: int, seen_at: float, **other: Any) -> Point:
+        work = Work(what="step", model="digest", height=8, width=16, windows=1, rows=rows, **other)
+        return Point(work=work, recent_s=[0.1], cap=cap, seen_at=seen_at)
+
+    points = [step(2, 16, 1.0), step(8, 6, 2.0), step(4, 9, 3.0, loras=True), step(2, 4, 1.0, executor="openvino")]
+    model = replace(TINY, size_multiple=8)
+    told = capabilities.batching({TINY.id: model}, {"digest": TINY.id}, {"cpu:0": {one.work: one for one in points}})
+    assert [(one["executor"], one["width"], one["height"], one["rows"]) for one in told["max_batch"]] == [
+        ("openvino", 128, 64, 4),
+        ("torch", 128, 64, 6),
+    ]
+    assert told["max_batch"][1]["rows_timed"] == [2, 8]
+    assert told["unknown"] == {}
+    assert capabilities.batching({TINY.id: model}, {}, {"cpu:0": {}})["max_batch"] is None

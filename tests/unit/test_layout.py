@@ -1,15 +1,18 @@
 """The house stays as docs/architecture.md draws it: who imports whom, what is public, what is documented."""
 
 import ast
+import inspect
 import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import mezzotint
+from mezzotint.cli.app import COMMANDS, GROUPS
 from mezzotint.config import Settings
 from mezzotint.errors import STATUS
 from mezzotint.schema import RequestInput
@@ -36,7 +39,7 @@ ALLOWED: dict[str, set[str]] = {
     "webhooks": {"", "bodies", "errors", "store", "webhook_rules"},
     "schema": {"errors", "families.table", "fieldnames"},
     "advice": {"catalog", "request", "schema"},
-    "capabilities": {"", "catalog", "families.table", "preprocessors", "schema"},
+    "capabilities": {"", "catalog", "families.table", "measurements", "preprocessors", "schema", "workers.wire"},
     "request": {"advice", "catalog", "errors", "families.table", "preprocessors", "schema", "webhook_rules"},
     "session": {"errors", "request"},
     "events": set(),
@@ -227,3 +230,38 @@ def test_every_request_field_is_documented_and_is_a_flag_of_generate() -> None:
 def test_no_source_file_is_longer_than_600_lines() -> None:
     lengths = {str(path): len(path.read_text().splitlines()) for path in SOURCE.rglob("*.py")}
     assert {path: length for path, length in lengths.items() if length > 600} == {}
+
+
+PAGES = sorted([*(REPOSITORY / "docs").glob("*.md"), REPOSITORY / "README.md"])
+COMMAND = re.compile(r"(?:^|`)(?:\.venv/bin/)?mezzotint ([a-z][^`\n#]*)", re.MULTILINE)
+
+
+def test_commands_and_variables_on_the_pages_are_there() -> None:
+    known = {f"MEZZOTINT_{name.upper()}" for name in Settings.model_fields} | {"MEZZOTINT_SERVER", "MEZZOTINT_API_KEY"}
+    tables = COMMANDS | {f"{group} {verb}": run for group, (_, verbs) in GROUPS.items() for verb, run in verbs.items()}
+    wrong: list[str] = []
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        wrong += [f"{page.name}: {name}" for name in re.findall(r"MEZZOTINT_[A-Z_]*[A-Z]", text) if name not in known]
+        for line in COMMAND.findall(text.replace("\\\n", " ")):
+            words = line.split()
+            verb = " ".join(words[: 2 if words[0] in GROUPS else 1]).rstrip(",.;:")
+            for flag in [word.partition("=")[0].rstrip(",.;:") for word in words if re.match("--[a-z]", word)]:
+                if verb not in tables or not _has(tables[verb], flag):
+                    wrong.append(f"{page.name}: mezzotint {verb} {flag}")
+            if verb not in tables and verb not in GROUPS:
+                wrong.append(f"{page.name}: mezzotint {verb}")
+    assert wrong == []
+    assert _has(COMMANDS["generate"], "--steps")
+    assert not _has(COMMANDS["generate"], "--stepz")
+
+
+def _has(command: Any, flag: str) -> bool:
+    """A parameter is its own flag, unless its option names others."""
+    for name, parameter in inspect.signature(command).parameters.items():
+        options = [one for one in getattr(parameter.annotation, "__metadata__", ()) if hasattr(one, "param_decls")]
+        # typer keeps the first of them where a default would stand
+        named = [decl for one in options for decl in (one.default, *(one.param_decls or ())) if str(decl)[:2] == "--"]
+        if flag in ("--help", *(named or [f"--{name.replace('_', '-')}"])):
+            return True
+    return False

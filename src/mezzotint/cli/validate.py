@@ -27,7 +27,7 @@ def validate(
         server,
         lambda client: client.validate(**body),
         lambda m: m.validate_request(**body),
-        await_ready=True,
+        await_ready=False,
         models=models,
     )
     typer.echo(json.dumps(told) if as_json else "\n".join(_lines(told)))

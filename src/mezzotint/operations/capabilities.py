@@ -37,8 +37,9 @@ class CapabilityVerbs(DeviceVerbs):
                 "max_upload_bytes": settings.max_upload_bytes,
                 "max_batch_requests": MAX_BATCH,
             },
-            batching={
-                "max_batch": None,
-                "unknown": {"max_batch": "workers learn it as they run and do not report it in this version"},
-            },
+            batching=capabilities.batching(
+                parts.catalog.models,
+                {ref.sha256: ref.id for ref in parts.refs.known.values()},
+                {name: parts.measurements.of(name) for name in seats},
+            ),
         )
