@@ -62,7 +62,8 @@ async def test_every_answer_is_what_its_type_says(server: RunningServer) -> None
         assert fits(await client.supported_types(), answers.SupportedTypes)
         learned = (await client.capabilities())["batching"]["max_batch"]
         assert {(one["model"], one["device"]) for one in learned} == {("icons", "cpu:0")}
-        assert all(one["rows"] >= 1 and one["rows_timed"] for one in learned)
+        assert all(one["rows"] >= 1 for one in learned)
+        assert any(one["rows_timed"] for one in learned)  # not each: the first call of a shape is not timed
         assert {one["id"] for one in await client.models()} >= {"icons"}
         assert (await client.model("icons"))["family"] == "sd"
         assert [one["id"] async for one in client.sessions(batch=batch["id"])] == [batch["items"][0]["session_id"]]
