@@ -1,5 +1,6 @@
 """One request on a full-size Stable Diffusion 1.5 with random weights: diffusers with its defaults, and Mezzotint over
-HTTP. Run it by `python -m benchmarks.full_size --size 256`; random weights cost the same as trained ones.
+HTTP as `mezzotint models tune` sets it up, in float32 and in the dtype that it finds fastest. Run it by
+`python -m benchmarks.full_size --size 256 --tune`, later without it. Random weights cost the same as trained ones.
 """
 
 import argparse
@@ -28,6 +29,12 @@ for _ in range(int(sys.argv[4])):
     started = time.perf_counter()
     draw()
     print(time.perf_counter() - started)
+from torch.utils.flop_counter import FlopCounterMode
+with FlopCounterMode(display=False) as counted:
+    draw()
+from mezzotint.engine.speed import gflops
+torch.set_float32_matmul_precision("medium")  # the faster of the two here
+print(counted.get_total_flops() / gflops(torch.device("cpu"), torch.float32) / 1e9)
 """
 
 
@@ -76,25 +83,35 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--runs", type=int, default=3)
-    parser.add_argument("--executor", default="torch")
-    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--tune", action="store_true", help="first; it takes minutes, and its result stays")
     asked = parser.parse_args()
     model = build(load_settings().cache / "benchmarks" / "random-sd15")
+    if asked.tune:
+        subprocess.run([machine.MEZZOTINT, "models", "tune", model.name, "--models", model.parent], check=True)
     command = [sys.executable, "-c", PEER, str(model), str(asked.size), str(asked.steps), str(asked.runs)]
     told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    times = {"diffusers": [float(line) for line in told.split()]}
-    flags = ["--executor", asked.executor, "--dtype", asked.dtype]
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        machine.running_server(Path(folder) / "data", "--models", str(model.parent), *flags) as url,
-    ):
-        _draw(url, model.name, asked)  # loads the model
-        times["mezzotint, HTTP"] = [_draw(url, model.name, asked) for _ in range(asked.runs)]
+    *taken, least = map(float, told.split())
+    times = {"diffusers": taken}
+    for dtype in ("float32", "auto"):
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            machine.running_server(
+                Path(folder) / "data", "--models", str(model.parent), "--executor", "auto", "--dtype", dtype
+            ) as url,
+        ):
+            _draw(url, model.name, asked)  # loads the model
+            with_what = httpx2.get(f"{url}/api/models/{model.name}").raise_for_status().json()["executors"]["cpu:0"]
+            name = f"{dtype}: {with_what['executor']} {with_what['dtype']}"
+            times[name] = [_draw(url, model.name, asked) for _ in range(asked.runs)]
     medians = {name: statistics.median(taken) for name, taken in times.items()}
     print(f"{machine.describe()}, SD 1.5 random, {asked.size} px, {asked.steps} steps, median of {asked.runs}")
     for name, median in medians.items():
-        print(f"{name:18}{median:8.2f} s a request  {medians['diffusers'] / median:5.2f} x")
-    machine.keep("full_size", {"asked": vars(asked), "medians_s": medians, "times_s": times})
+        print(f"{name:28}{median:8.2f} s a request  {medians['diffusers'] / median:5.2f} x")
+    print(f"{least:.2f} s would do if float32 products ran at the rate measured here and nothing else took time:")
+    print(
+        f"no program is more than {medians['diffusers'] / least:.2f} x as fast as diffusers in float32 on this machine"
+    )
+    machine.keep("full_size", {"least_float32_s": least, "asked": vars(asked), "medians_s": medians, "times_s": times})
 
 
 def _draw(url: str, model: str, asked: argparse.Namespace) -> float:

@@ -185,7 +185,7 @@ class Estimates:
     def _step(self, request: Request, ref: ModelRef, device: str) -> Work:
         """One model call for one image of it."""
         ran = self._choices.ref(ref, device)
-        plain = request.deterministic or request.loras or request.controlnets  # torch float32 runs these
+        plain = request.deterministic or request.loras  # torch float32 runs these
         factor = self._catalog.models[request.model].size_multiple
         return Work(
             what="step",

@@ -20,6 +20,8 @@ CANDIDATES = {
     "cuda": (("torch", "float32"), ("torch", "bfloat16"), ("torch", "float16")),
 }
 
+GRAPHS = 2  # of the inputs that a graph has; 2: what ControlNets add
+
 NOT_MEASURED = "not measured yet; an idle server does it, and so does `mezzotint models tune`"
 
 
@@ -47,8 +49,8 @@ class Candidate(msgspec.Struct, frozen=True, kw_only=True):
     executor: str
     dtype: str
     ms_per_step: float | None = None  # one image with guidance, alone in its call
-    ms_per_step_at_4: float | None = None  # the same, one of four in the call
-    ms_per_image: float | None = None  # one of four, all steps and the decoding: what ranks
+    ms_per_step_at_4: float | None = None  # the same, one of four in the call; None too where one fills the cores
+    ms_per_image: float | None = None  # one of four (or alone), all steps and the decoding: what ranks
     difference: float | None = None
     reason: str | None = None  # why it is not among those to choose from
 
@@ -134,8 +136,8 @@ def write(cache: Path, profile: Profile) -> None:
 
 
 def graphs_of(cache: Path, sha256: str) -> Path:
-    """Where a model's converted graphs lie: made once for each version of OpenVINO."""
-    return cache / "openvino" / f"{sha256}-{versions()['openvino']}"
+    """Where a model's converted graphs lie: made once for each version of OpenVINO and of what they take."""
+    return cache / "openvino" / f"{sha256}-{versions()['openvino']}-{GRAPHS}"
 
 
 @functools.cache

@@ -16,9 +16,10 @@ import torch
 from mezzotint.engine import convert, executors
 from mezzotint.families.base import Family, Prompt, Rows
 from mezzotint.families.sd import StableDiffusion
-from mezzotint.request import LoraUse
-from tests.models import build_lora
+from mezzotint.request import ControlNetUse, LoraUse
+from tests.models import build_controlnet, build_lora
 from tests.parity.rig import COMPANY, Asked, Rig, difference
+from tests.pictures import picture
 from tests.requests import request
 
 
@@ -130,6 +131,39 @@ def test_a_spoilt_record_is_not_believed(rig: Rig, graphs: Path, text: str) -> N
 
 def test_graphs_that_are_not_made_yet_are_a_reason(rig: Rig, tmp_path: Path) -> None:
     assert refusal(rig.family, tmp_path / "none") == "its graphs are not made yet"
+
+
+@pytest.mark.parametrize(
+    ("executor", "dtype", "most"), [("openvino", "float32", 0.5), ("openvino", "bfloat16", 4), ("torch", "bfloat16", 4)]
+)
+def test_rows_with_controlnets_share_the_call_of_those_without(
+    rig: Rig, made: Path, tmp_path: Path, executor: str, dtype: str, most: float
+) -> None:
+    net = build_controlnet(tmp_path / "edges", rig.path, seed=2)
+    picture(size=(16, 16)).save(tmp_path / "edges.png")
+    use = ControlNetUse(
+        model="edges",
+        image="asset:e",
+        preprocessor="none",
+        options={},
+        scale=1.0,
+        start=0.0,
+        end=1.0,
+        resize_mode="stretch",
+        control_mode="balanced",
+    )
+    asked = Asked(
+        request=request(type="controlnet", controlnets=(use,)),
+        files={"controlnets[0].image": tmp_path / "edges.png"},
+        nets=(net,),
+    )
+    fast = opened(rig, made, executor, dtype)
+    expected = rig.draw([asked])[0][0]
+    assert difference(expected, rig.draw([request()])[0][0]) > 1, "it does nothing"
+    for company in ([], [request(seed=9), request(seed=10)]):
+        drawn = fast.draw([asked, *company])[0][0]
+        assert difference(drawn, expected) <= most
+        assert max(fast.calls) == 2 * (1 + len(company)), "one call for all"
 
 
 def test_rows_with_adapters_run_in_the_plain_twin_beside_others(rig: Rig, made: Path, tmp_path: Path) -> None:

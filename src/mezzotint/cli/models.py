@@ -108,9 +108,10 @@ def models_tune(
         typer.echo(f"  {'':20} {'ms a step':>10} {'each of 4':>10} {'difference':>11}")
         for one in profile.ranking:
             name = f"{one.executor} {one.dtype}"
-            if one.ms_per_step is None or one.ms_per_step_at_4 is None or one.difference is None:
+            if one.ms_per_step is None or one.difference is None:
                 typer.echo(f"  {name:20} {one.reason}")
                 continue
-            figures = f"{one.ms_per_step:10.1f} {one.ms_per_step_at_4:10.1f} {one.difference:11.2f}"
+            at_4 = "-" if one.ms_per_step_at_4 is None else f"{one.ms_per_step_at_4:.1f}"
+            figures = f"{one.ms_per_step:10.1f} {at_4:>10} {one.difference:11.2f}"
             note = "  chosen" if one is profile.ranking[0] else f"  {one.reason}" if one.reason else ""
             typer.echo(f"  {name:20} {figures}{note}")

@@ -117,17 +117,23 @@ def _modules(family: "StableDiffusion") -> list[tuple[str, Any, tuple[Any, ...],
     generator = torch.Generator().manual_seed(0)
     channels, tokens = len(family.text_encoder.final_layer_norm.weight), family.tokenizer.window
 
+    def run_unet(latents: Any, timesteps: Any, hidden: Any, *residuals: Any) -> Any:
+        return unet_in_torch(family.unet)(latents, timesteps, hidden, residuals)
+
     def inputs(rows: int, height: int, width: int, windows: int) -> tuple[Any, ...]:
         latents = torch.randn(rows, family.latent_channels, height, width, generator=generator)
         hidden = torch.randn(rows, tokens * windows, channels, generator=generator)
-        return latents, torch.rand(rows, generator=generator) * 999, hidden
+        plain = latents, torch.rand(rows, generator=generator) * 999, hidden
+        residuals = [torch.randn(skip.shape, generator=generator) / 10 for skip in _skips(family.unet, plain)]
+        return *plain, *residuals
 
     # Odd sizes, so that the UNet's way for sizes its halvings do not divide is the one traced: it fits all others too.
     least = 2 ** len(family.unet.config.block_out_channels)
     traced = inputs(2, 2 * least + 1, least + least // 2 + 1, 1)
     checked = [inputs(1, 2 * least, 2 * least, 2), inputs(4, 2 * least, least + 1, 1)]
+    checked.append((*checked[0][:3], *[torch.zeros(1, 1, 1, 1)] * (len(traced) - 3)))  # without ControlNets
     return [
-        (UNET, Called(family.unet, unet_in_torch(family.unet)).eval(), traced, checked),
+        (UNET, Called(family.unet, run_unet).eval(), traced, checked),
         (
             DECODER,
             Called(family.vae, decoder_in_torch(family.vae)).eval(),
@@ -135,6 +141,21 @@ def _modules(family: "StableDiffusion") -> list[tuple[str, Any, tuple[Any, ...],
             [one[:1] for one in checked],
         ),
     ]
+
+
+def _skips(unet: Any, inputs: tuple[Any, ...]) -> list[Any]:
+    """What a ControlNet may add to, in its order: what the way down leaves for the way up, then the middle."""
+    skips: list[Any] = []
+    hooks = [
+        unet.conv_in.register_forward_hook(lambda _, __, output: skips.append(output)),
+        *(one.register_forward_hook(lambda _, __, output: skips.extend(output[1])) for one in unet.down_blocks),
+        unet.mid_block.register_forward_hook(lambda _, __, output: skips.append(output)),
+    ]
+    latents, timesteps, hidden = inputs
+    unet(latents, timesteps, encoder_hidden_states=hidden, return_dict=False)
+    for hook in hooks:
+        hook.remove()
+    return skips
 
 
 def _tensor(array: Any) -> Any:

@@ -204,7 +204,7 @@ class Engine:
         """Encode the prompts, read the pictures, draw the first latents of every image."""
         submit, request = running.submit, running.submit.request
         family = self._residents.family(submit.model)
-        plain = request.deterministic or request.loras or request.controlnets  # only torch can adapt rows
+        plain = request.deterministic or request.loras  # only torch can adapt rows
         if plain and family.executor.twin is not None:
             family = family.executor.twin
         running.executor = family.executor

@@ -12,7 +12,7 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from mezzotint.families.base import Executor, Family
-from mezzotint.families.sd import StableDiffusion, decoder_in_torch, unet_in_torch
+from mezzotint.families.sd import RunUnet, StableDiffusion, decoder_in_torch, unet_in_torch
 from mezzotint.families.weights import module_bytes
 
 UNET, DECODER = "unet.xml", "decoder.xml"
@@ -87,14 +87,15 @@ def write_manifest(manifest: Path, folder: Path, **facts: Any) -> None:
 
 def _in_torch(
     fast: StableDiffusion, plain: StableDiffusion, dtype: torch.dtype
-) -> tuple[Callable[[Tensor, Tensor, Tensor], Tensor], Callable[[Tensor], Tensor]]:
+) -> tuple[RunUnet, Callable[[Tensor], Tensor]]:
     unet, vae = _cast(plain.unet, dtype), _cast(plain.vae, dtype)
     fast.copied_bytes += module_bytes(unet, vae)
     unet.set_attn_processor(next(iter(plain.unet.attn_processors.values())))
     run_unet, run_decoder = unet_in_torch(unet), decoder_in_torch(vae)
 
-    def cast_unet(latents: Tensor, timesteps: Tensor, hidden: Tensor) -> Tensor:
-        return run_unet(latents.to(dtype), timesteps, hidden.to(dtype)).float()
+    def cast_unet(latents: Tensor, timesteps: Tensor, hidden: Tensor, residuals: Sequence[Tensor]) -> Tensor:
+        cast = [one.to(dtype) for one in residuals]
+        return run_unet(latents.to(dtype), timesteps, hidden.to(dtype), cast).float()
 
     return cast_unet, lambda latents: run_decoder(latents.to(dtype)).float()
 
@@ -112,7 +113,7 @@ def _cast(module: Any, dtype: torch.dtype) -> Any:
 
 def _in_openvino(
     plain: StableDiffusion, graphs: Path, hint: str, threads: int, runtime: Callable[[], Any]
-) -> tuple[Callable[[Tensor, Tensor, Tensor], Tensor], Callable[[Tensor], Tensor]]:
+) -> tuple[RunUnet, Callable[[Tensor], Tensor]]:
     try:
         openvino = runtime()
     except ImportError as error:
@@ -140,9 +141,13 @@ def _in_openvino(
     except (RuntimeError, OSError) as error:
         raise Unavailable(f"openvino cannot open the graphs: {str(error).splitlines()[0]}") from error
     channels, factor = int(plain.unet.config.out_channels), plain.vae_factor
-    run_unet = _caller(openvino, unet, lambda n, _, h, w: (n, channels, h, w))
-    run_decoder = _caller(openvino, decoder, lambda n, _, h, w: (n, 3, h * factor, w * factor))
-    return run_unet, run_decoder
+    call = _caller(openvino, unet, lambda n, _, h, w: (n, channels, h, w))
+    nothing = [torch.zeros(1, 1, 1, 1)] * (len(unet.inputs) - 3)  # is added to every skip of every row
+
+    def run_unet(latents: Tensor, timesteps: Tensor, hidden: Tensor, residuals: Sequence[Tensor]) -> Tensor:
+        return call(latents, timesteps, hidden, *(residuals or nothing))
+
+    return run_unet, _caller(openvino, decoder, lambda n, _, h, w: (n, 3, h * factor, w * factor))
 
 
 def _caller(openvino: Any, compiled: Any, output_shape: Callable[..., tuple[int, ...]]) -> Callable[..., Tensor]:
@@ -151,9 +156,9 @@ def _caller(openvino: Any, compiled: Any, output_shape: Callable[..., tuple[int,
 
     def run(latents: Tensor, *others: Tensor) -> Tensor:
         output = torch.empty(output_shape(*latents.shape))
-        for index, tensor in enumerate((latents, *others)):
-            shared = openvino.Tensor(tensor.to(torch.float32).contiguous().numpy(), shared_memory=True)
-            request.set_input_tensor(index, shared)
+        inputs = [one.to(torch.float32).contiguous().numpy() for one in (latents, *others)]  # held until it has run
+        for index, array in enumerate(inputs):
+            request.set_input_tensor(index, openvino.Tensor(array, shared_memory=True))
         request.set_output_tensor(openvino.Tensor(output.numpy(), shared_memory=True))
         request.infer()
         return output

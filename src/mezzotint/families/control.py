@@ -46,17 +46,17 @@ class DiffusersControlNet:
         return (*down, middle)
 
 
-def add_up(rows: Rows) -> list[Tensor] | None:
-    """What all nets add to each skip, (n, channels, h, w), the middle's last; zeros for rows without. None: nothing."""
+def add_up(rows: Rows) -> list[Tensor]:
+    """What all nets add to each skip, (n, channels, h, w), the middle's last; zeros for rows without."""
     entries: dict[ControlNet, list[tuple[int, Control]]] = {}
     for row, controls in enumerate(rows.controls):
         for control in controls:
             entries.setdefault(control.net, []).append((row, control))
-    total: list[Tensor] | None = None
+    total: list[Tensor] = []
     for net, its in entries.items():
         chosen = torch.tensor([row for row, _ in its])
         parts = net.residuals(rows, torch.stack([control.image for _, control in its]), chosen)
-        if total is None:
+        if not total:
             total = [part.new_zeros(len(rows.latents), *part.shape[1:]) for part in parts]
         chosen = chosen.to(parts[0].device)
         for place, (part, into) in enumerate(zip(parts, total, strict=True)):

@@ -20,6 +20,9 @@ from mezzotint.families.packing import pack
 from mezzotint.families.weights import load_module, module_bytes
 
 Chunk = list[tuple[int, float]]  # tokens of one window with their weights
+# (latents (n, c, h, w), timesteps (n,), hidden (n, tokens, channels), what ControlNets add to each skip, the middle's
+# last: none, or one tensor (n, channels, h, w) for each) -> output (n, c, h, w)
+RunUnet = Callable[[Tensor, Tensor, Tensor, Sequence[Tensor]], Tensor]
 
 
 class StableDiffusion:
@@ -67,22 +70,12 @@ class StableDiffusion:
 
     def predict(self, rows: Rows) -> Tensor:
         with torch.inference_mode(), self._adapted.using(rows.loras):
-            residuals = add_up(rows) if any(rows.controls) else None
+            residuals = add_up(rows) if any(rows.controls) else ()
             latents = rows.latents if rows.extra is None else torch.cat([rows.latents, rows.extra], dim=1)
             latents, timesteps = latents.to(self.device, self.dtype), rows.timesteps.to(self.device)
             added = self._added(rows, slice(None))
-            if residuals is None and added is None:
-                return self.run_unet(latents, timesteps, rows.hidden).to("cpu", torch.float32)
-            output = self.unet(
-                latents,
-                timesteps,
-                encoder_hidden_states=rows.hidden,
-                added_cond_kwargs=added,
-                down_block_additional_residuals=None if residuals is None else residuals[:-1],
-                mid_block_additional_residual=None if residuals is None else residuals[-1],
-                return_dict=False,
-            )[0]
-        return output.to("cpu", torch.float32)
+            run = self.run_unet if added is None else unet_in_torch(self.unet, added)
+            return run(latents, timesteps, rows.hidden, residuals).to("cpu", torch.float32)
 
     def encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         with torch.inference_mode():
@@ -120,11 +113,19 @@ class StableDiffusion:
         return Conditioning(hidden=hidden.flatten(0, 1), windows=count, cut=len(chunks) > MAX_WINDOWS)
 
 
-def unet_in_torch(unet: Any) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
-    """(latents (n, c, h, w), timesteps (n,), hidden (n, tokens, channels)) -> output (n, c, h, w)."""
+def unet_in_torch(unet: Any, added: dict[str, Tensor] | None = None) -> RunUnet:
+    """`added`: what the UNet takes beside the text, by name."""
 
-    def run(latents: Tensor, timesteps: Tensor, hidden: Tensor) -> Tensor:
-        output: Tensor = unet(latents, timesteps, encoder_hidden_states=hidden, return_dict=False)[0]
+    def run(latents: Tensor, timesteps: Tensor, hidden: Tensor, residuals: Sequence[Tensor]) -> Tensor:
+        output: Tensor = unet(
+            latents,
+            timesteps,
+            encoder_hidden_states=hidden,
+            added_cond_kwargs=added,
+            down_block_additional_residuals=tuple(residuals[:-1]) or None,
+            mid_block_additional_residual=residuals[-1] if residuals else None,
+            return_dict=False,
+        )[0]
         return output
 
     return run
