@@ -26,6 +26,7 @@ from mezzotint.placing import Place, best
 from mezzotint.refs import Refs
 from mezzotint.reports import Reports
 from mezzotint.request import Request, Resolved
+from mezzotint.residency import Residency, names_of
 from mezzotint.session import Preview, Progress, Session, State
 from mezzotint.store.blobs import Blobs
 from mezzotint.store.rows import Once
@@ -40,6 +41,7 @@ log = structlog.get_logger(__name__)
 TICK_S = 0.5
 IMAGES_AT_ONCE = 16  # claimed per worker: what denoises now and about as much again, ready to join
 SUSPECTS = 4  # that run together after a second loss
+REMEMBERED_S, REMEMBERED = 7 * 86400.0, 2000  # ended sessions that tell a new process what is used
 STORE_S = 10.0  # that a stop waits for the database, longer than it may be held by another process
 
 
@@ -64,6 +66,7 @@ class Dispatcher:
         self._checkpoints, self._choices, self._measurements = checkpoints, choices, measurements
         self._supervisor = supervisor
         self._line, self._lives = Line(), Lives()
+        self._residency = Residency(supervisor, refs, choices)
         self._wake = asyncio.Event()
         self._reports = Reports(store, blobs, checkpoints, events, choices, self._line, self._lives, self._wake.set)
         supervisor.on_ready, supervisor.on_message, supervisor.on_lost = (
@@ -94,6 +97,8 @@ class Dispatcher:
             self._line.join(session, spans)
             if not self._events.knows(session.id):  # else it was told with its recovery
                 self._events.tell(session.id, "state", self.view(session))
+        for ended in await self._store.ended(since=time.time() - REMEMBERED_S, owner=None, limit=REMEMBERED):
+            self._residency.used(ended.model, ended.ended_at)
         self._loop = asyncio.create_task(self._run(), name="dispatcher")
 
     async def drain(self, limit_s: float) -> None:
@@ -136,7 +141,7 @@ class Dispatcher:
         )
         if session.id != session_id:  # the key stands for an earlier one
             return self.view(session)
-        self._line.join(session, {})
+        self._join(session)
         self._wake.set()
         return self.view(session)
 
@@ -145,9 +150,13 @@ class Dispatcher:
         self.check_accepting()
         stored, sessions = await self._store.batches.add(batch, accepted, once=once)
         for session in sessions:
-            self._line.join(session, {})
+            self._join(session)
         self._wake.set()
         return stored
+
+    def _join(self, session: Session) -> None:
+        self._line.join(session, {})
+        self._residency.used(session.request.model, session.created_at)
 
     def check_accepting(self) -> None:
         """Raises TryLater while the server stops."""
@@ -212,6 +221,10 @@ class Dispatcher:
         self._line.join(resumed, spans)
         self._wake.set()
         return self.view(resumed)
+
+    def forget_use(self, model_id: str) -> None:
+        """A model that somebody had unloaded is not loaded again before it is used."""
+        self._residency.forget(model_id)
 
     def view(self, session: Session) -> Session:
         """A stored session with what only memory knows: progress, timing up to now, its place in the queue."""
@@ -280,6 +293,7 @@ class Dispatcher:
                 if time.monotonic() >= next_tick:
                     next_tick = time.monotonic() + TICK_S
                     await self._keep_time()
+                    await self._foresee()
                 await self._fill()
             except TryLater as error:
                 log.warning("cannot claim", code=error.code)  # the queue stands; the next tick tries again
@@ -299,6 +313,10 @@ class Dispatcher:
             if limit is not None and spent > limit and not live.timed_out:
                 live.timed_out = True
                 live.worker.send(wire.Cancel(session_id=live.session.id, attempt=live.session.attempt))
+
+    async def _foresee(self) -> None:
+        idle = [] if self._line else [one for one in self._supervisor.ready() if not self._lives.images_on(one)]
+        await self._residency.foresee((one.session.request for one in self._line), idle)
 
     async def _fill(self) -> None:
         if self._closing:
@@ -360,7 +378,7 @@ class Dispatcher:
 
     async def _claim(self, waiting: Waiting, worker: LocalWorker) -> None:
         session_id, request = waiting.session.id, waiting.session.request
-        names = [request.model, *(one.model for one in request.controlnets), *(one.name for one in request.loras)]
+        names = names_of(request)
         refs = [await self._refs.of(name) for name in names]
         stored = {image.index for image in waiting.session.images}
         kept = await self._checkpoints.of(session_id, [i for i in range(request.num_images) if i not in stored])

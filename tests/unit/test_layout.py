@@ -91,9 +91,10 @@ ALLOWED: dict[str, set[str]] = {
     "line": {"session"},
     "live": {"errors", "session", "workers"},
     "reports": {"checkpoints", "errors", "events", "line", "live", "session", "store", "tuning", "workers"},
+    "residency": {"refs", "request", "tuning", "workers", "workers.base", "workers.local"},
     "dispatcher": {
         "batches", "checkpoints", "errors", "estimates", "events", "line", "live", "measurements", "placing", "refs",
-        "reports", "request", "session", "store", "tuning", "workers",
+        "reports", "request", "residency", "session", "store", "tuning", "workers",
     },
     "operations": {
         "", "adding", "advice", "assets", "batch_watch", "batches", "bodies", "callers", "capabilities", "catalog",

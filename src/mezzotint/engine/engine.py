@@ -6,7 +6,7 @@ is bounded: at most one load or encoding, one decoding and one model call.
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
@@ -92,11 +92,15 @@ class Engine:
         running = Running(submit=submit, stage="loading", states=states, steps_done=steps_done)
         self._sessions[submit.session_id] = running
 
-    def load(self, model: wire.ModelRef) -> ErrorInfo | None:
-        """Load ahead of need. Returns why it cannot be loaded."""
+    def keep(self, names: Sequence[str]) -> None:
+        """What to hold on to when room is short, the most wanted first."""
+        self._residents.keep(names)
+
+    def load(self, model: wire.ModelRef, *, ahead: bool = False) -> ErrorInfo | None:
+        """Load before a session asks; `ahead`: only if nothing has to go for it. Returns why it cannot be loaded."""
         self.phase = "loading"
         try:
-            if not self._residents.has(model):
+            if not self._residents.has(model) and (not ahead or self._residents.fits(model)):
                 self._bring((model,))
         except Exception as error:
             if is_memory(error):

@@ -1,11 +1,13 @@
 """What is loaded: models, and the ControlNets and LoRAs read for them, within a budget of bytes.
 
-Must not decide which session runs; it is told what the sessions need, and lets the rest go by recency.
+Must not decide which session runs; it is told what the sessions need and what is likely to be needed, and lets the
+rest go by recency.
 """
 
 import contextlib
 import ctypes
 import gc
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -28,6 +30,7 @@ class Residents:
         self._load, self._budget = load, budget_bytes
         self._parts: OrderedDict[Key, LoadedPart] = OrderedDict()
         self._sizes: dict[ModelRef, int] = {}
+        self._places: dict[str, int] = {}  # of ids, the most wanted at 0
 
     @property
     def models(self) -> tuple[str, ...]:
@@ -41,6 +44,14 @@ class Residents:
 
     def has(self, model: ModelRef) -> bool:
         return (model,) in self._parts
+
+    def fits(self, model: ModelRef) -> bool:
+        """Whether it has room beside all that is loaded."""
+        return self.bytes + self.loads_to(model) <= self._budget
+
+    def keep(self, names: Sequence[str]) -> None:
+        """Ids, the most wanted first: when room is short they go last, and what is not named goes first."""
+        self._places = {name: place for place, name in enumerate(names)}
 
     def let_go(self, model_id: str) -> None:
         """Of a model with its adapters, or of an adapter; freed memory goes back to the system."""
@@ -104,7 +115,7 @@ class Residents:
         return self._sizes[ref]
 
     def _make_room(self, wanted: int, in_use: set[Key]) -> None:
-        for key in list(self._parts):
+        for key in sorted(self._parts, key=lambda key: -self._places.get(key[-1].id, math.inf)):  # else by recency
             if self.bytes + wanted <= self._budget:
                 return
             if key not in in_use and key in self._parts:

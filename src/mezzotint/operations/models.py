@@ -109,6 +109,7 @@ class ModelVerbs(Verbs):
             raise no_model(model_id, self._parts.catalog)
         if device is not None:
             self._check_device(device)
+        self._parts.dispatcher.forget_use(model_id)
         for name in [device] if device is not None else list(self._parts.supervisor.seats):
             worker = self._parts.supervisor.seats[name].worker
             if worker is not None and worker.alive:

@@ -20,15 +20,24 @@ class Ended:
     spans: dict[str, float]
     usage: Usage
     error: ErrorInfo | None
+    ended_at: float
 
 
 async def ended(connection: AsyncConnection, since: float, owner: str | None, limit: int) -> list[Ended]:
     """Those of an owner (None: of all) that ended since then, the latest first, `limit` at most."""
-    columns = [sessions.c[name] for name in ("state", "type", "model", "spans", "usage", "error")]
+    columns = [sessions.c[name] for name in ("state", "type", "model", "spans", "usage", "error", "ended_at")]
     query = select(*columns).where(sessions.c.ended_at >= since).order_by(sessions.c.ended_at.desc()).limit(limit)
     if owner is not None:
         query = query.where(sessions.c.owner == owner)
     return [
-        Ended(state=State(row.state), type=row.type, model=row.model, spans=row.spans, usage=row.usage, error=row.error)
+        Ended(
+            state=State(row.state),
+            type=row.type,
+            model=row.model,
+            spans=row.spans,
+            usage=row.usage,
+            error=row.error,
+            ended_at=row.ended_at,
+        )
         for row in await connection.execute(query)
     ]

@@ -50,6 +50,7 @@ class LocalWorker:
         self.hello: wire.Hello | None = None
         self.heartbeat: wire.Heartbeat | None = None
         self.models: dict[str, wire.ModelRef] = {}  # by id: as it was last told to load them
+        self.keeps: tuple[str, ...] = ()  # what it was last told to keep
         self.drawn: dict[str, wire.Submit] = {}  # by model id: the last it was given
         self._process = process
         self._reader, self._writer = streams
@@ -98,6 +99,8 @@ class LocalWorker:
                 self.models[message.model.id], self.drawn[message.model.id] = message.model, message
             case wire.Practise():
                 self.drawn[message.submit.model.id] = message.submit
+            case wire.Keep():
+                self.keeps = message.names
             case wire.Load():
                 self.models[message.model.id] = message.model
             case wire.Unload():

@@ -101,7 +101,7 @@ class Worker:
             case wire.Load() if self._is_spare and message.model.executor == "torch":  # another's threads would stay so
                 _behind_others(lambda: engine.load(message.model))
             case wire.Load():
-                error = engine.load(message.model)
+                error = engine.load(message.model, ahead=message.ahead)
                 self.send(wire.Loaded(asked=message.asked, resident=engine.resident, error=error))
             case wire.Practise() if message.submit.model.executor == "torch":
                 _behind_others(lambda: self._practise(engine, message.submit))
@@ -109,6 +109,8 @@ class Worker:
                 self._practise(engine, message.submit)
             case wire.Race():
                 self.send(wire.Speed(gflops=self._race()))
+            case wire.Keep():
+                engine.keep(message.names)
             case wire.Unload():
                 error = engine.unload(message.model_id)
                 self.send(wire.Loaded(asked=message.asked, resident=engine.resident, error=error))

@@ -15,7 +15,7 @@ from mezzotint.frames import WireError as WireError
 from mezzotint.request import Request
 from mezzotint.session import Usage
 
-VERSION = 7
+VERSION = 8
 MAX_MESSAGE_BYTES = 8 << 20
 
 
@@ -88,6 +88,13 @@ class Load(_Message, frozen=True, kw_only=True, tag="load"):
 
     model: ModelRef
     asked: str = ""  # a token to answer with; empty: nobody waits
+    ahead: bool = False  # only if nothing has to go for it
+
+
+class Keep(_Message, frozen=True, kw_only=True, tag="keep"):
+    """What to hold on to when room is short: ids of models and adapters, the most wanted first; others go sooner."""
+
+    names: tuple[str, ...]
 
 
 class Practise(_Message, frozen=True, kw_only=True, tag="practise"):
@@ -278,7 +285,7 @@ class DeviceFailed(_Message, frozen=True, kw_only=True, tag="device_failed"):
     message: str
 
 
-ToWorker = Submit | Cancel | Pause | Load | Unload | Practise | Race | Known | Stop
+ToWorker = Submit | Cancel | Pause | Load | Keep | Unload | Practise | Race | Known | Stop
 FromWorker = (
     Hello
     | Heartbeat
