@@ -4,9 +4,13 @@ Times are RFC 3339 in UTC, sizes in bytes, durations in seconds. None is not kno
 beside it, that says why.
 """
 
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, NotRequired
 
 from typing_extensions import TypedDict
+
+State = Literal["queued", "running", "paused", "succeeded", "failed", "cancelled", "expired"]
+Phase = Literal["loading", "encoding", "denoising", "decoding", "storing"]
+Basis = Literal["measured", "extrapolated", "unknown"]
 
 
 class Note(TypedDict):
@@ -18,12 +22,12 @@ class Note(TypedDict):
 
 
 class Progress(TypedDict):
-    phase: str | None  # loading, encoding, denoising, decoding, storing
-    step: int | None
-    steps: int | None
+    phase: Phase | None
+    step: int
+    steps: int
     fraction: float
     eta_s: float | None
-    image_index: int | None
+    image_index: int
     call: int | None
 
 
@@ -67,13 +71,76 @@ class SessionError(TypedDict):
     code: str
     message: str
     field: str | None
-    phase: str | None
+    phase: Phase | None
     retryable: bool
+
+
+class ControlNetUse(TypedDict):
+    model: str
+    image: str | None
+    preprocessor: str
+    options: dict[str, Any]
+    scale: float
+    start: float
+    end: float
+    resize_mode: str
+    control_mode: str
+
+
+class LoraUse(TypedDict):
+    name: str
+    scale: float
+
+
+class Output(TypedDict):
+    format: str
+    quality: int
+    embed_metadata: bool
+
+
+class Request(TypedDict):
+    """What was asked, complete: nothing is left to a default."""
+
+    model: str
+    type: str
+    prompt: str
+    negative_prompt: str
+    prompt_syntax: str
+    width: int
+    height: int
+    num_inference_steps: int
+    guidance_scale: float
+    scheduler: str
+    scheduler_options: dict[str, Any]
+    eta: float
+    seed: int | None
+    num_images: int
+    clip_skip: int | None
+    image: str | None
+    mask: str | None
+    strength: float | None
+    mask_blur: int
+    mask_fill: str
+    padding_mask_crop: int | None
+    resize_mode: str
+    controlnets: list[ControlNetUse]
+    loras: list[LoraUse]
+    output: Output
+    priority: int
+    timeout_s: float | None
+    expires_s: float | None
+    device: str | None
+    deterministic: bool
+    variation: dict[str, Any] | None
+    hires: dict[str, Any] | None
+    webhook: dict[str, Any] | None
+    preview: dict[str, Any] | None
+    cancel_on_disconnect: bool
 
 
 class Session(TypedDict):
     id: str
-    state: str
+    state: State
     type: str
     model: str
     device: str | None
@@ -81,7 +148,7 @@ class Session(TypedDict):
     priority: int
     queue_position: int | None
     batch_id: str | None
-    request: dict[str, Any]
+    request: Request
     progress: Progress
     timing: Timing
     usage: Usage
@@ -92,6 +159,20 @@ class Session(TypedDict):
     pause_requested: bool
     metadata: dict[str, Any]
     links: dict[str, str]
+
+
+class Sessions(TypedDict):
+    sessions: list[Session]
+    next_cursor: str | None
+
+
+class Preview(TypedDict):
+    """Of an image as it was at a step."""
+
+    image_index: int
+    step: int
+    format: str
+    b64_json: str
 
 
 class Event(NamedTuple):
@@ -105,8 +186,8 @@ class Event(NamedTuple):
 class BatchItem(TypedDict):
     index: int
     session_id: str | None
-    state: str | None
-    error: dict[str, Any] | None
+    state: State | None
+    error: SessionError | None
 
 
 class BatchProgress(TypedDict):
@@ -132,8 +213,14 @@ class Estimate(TypedDict):
     peak_memory_bytes: int | None
     duration_s: float | None
     queue_s: float | None
-    basis: str  # measured, extrapolated, unknown
+    basis: Basis
     unknown: dict[str, str]
+
+
+class Resolved(Request):
+    """The request as it would be run. What is drawn or kept only at acceptance is None, and `unknown` says so."""
+
+    metadata: dict[str, Any]
 
 
 class Validation(TypedDict):
@@ -141,7 +228,7 @@ class Validation(TypedDict):
     errors: list[Note]
     warnings: list[Note]
     recommendations: list[Note]
-    resolved: dict[str, Any] | None
+    resolved: Resolved | None
     estimate: Estimate | None
     unknown: dict[str, str]
     validation_time_s: float
@@ -149,17 +236,17 @@ class Validation(TypedDict):
 
 class Attempt(TypedDict):
     number: int
-    device: str
-    steps_resumed: int
+    device: str | None
+    steps_resumed: int | None
     started_at: str
     ended_at: str | None
-    ended_as: str | None
+    ended_as: State | None
     cause: str | None
 
 
 class Trace(TypedDict):
     id: str
-    state: str
+    state: State
     spans: dict[str, float]
     attempts: list[Attempt]
     batch_rows: dict[str, int] | None
@@ -180,7 +267,7 @@ class Dtype(TypedDict):
     measured_gflops: float | None
 
 
-class Device(TypedDict):
+class AvailableDevice(TypedDict):
     id: str
     kind: str
     state: str
@@ -189,25 +276,76 @@ class Device(TypedDict):
     memory: Memory
     utilization: float | None
     temperature_c: float | None
-    dtypes: list[Dtype]
+    dtypes: list[Dtype] | None
     threads: int | None
     driver: str | None
     worker: str | None
-    sessions: list[str]
-    queue_depth: int
     unknown: dict[str, str]
 
 
+class Device(AvailableDevice):
+    sessions: list[str]
+    queue_depth: int
+
+
+class Devices(TypedDict):
+    devices: list[Device]
+
+
 class Worker(TypedDict):
-    id: str
-    pid: int
+    id: str | None
+    pid: int | None
     device: str
     state: str
     resident_models: list[str]
     sessions: list[str]
     restarts: int
-    uptime_s: float
+    uptime_s: float | None
     last_exit: str | None
+
+
+class Workers(TypedDict):
+    workers: list[Worker]
+
+
+class Defaults(TypedDict):
+    """What a request gets that says nothing itself."""
+
+    num_inference_steps: int
+    guidance_scale: float
+    scheduler: str
+    vae: str | None
+
+
+class Model(TypedDict):
+    """A file or folder that the catalog found; of an invalid one only what is required here."""
+
+    id: str
+    kind: str
+    state: str
+    reason: str | None
+    bytes: NotRequired[int]
+    resident_on: NotRequired[list[str]]
+    trigger_words: NotRequired[list[str]]
+    thumbnail: NotRequired[str | None]
+    # of ControlNets, LoRAs, VAEs: the checkpoints that they can go with
+    fits: NotRequired[list[str]]
+    control_type: NotRequired[str | None]
+    # of checkpoints
+    family: NotRequired[str]
+    types: NotRequired[list[str]]
+    executors: NotRequired[dict[str, dict[str, Any]]]
+    width: NotRequired[int]
+    height: NotRequired[int]
+    size_multiple: NotRequired[int]
+    min_size: NotRequired[int]
+    prediction_type: NotRequired[str]
+    defaults: NotRequired[Defaults]
+    settings: NotRequired[dict[str, Any]]
+
+
+class Models(TypedDict):
+    models: list[Model]
 
 
 class SupportedType(TypedDict):
@@ -216,9 +354,97 @@ class SupportedType(TypedDict):
     needs: list[str]
 
 
+class UnsupportedType(TypedDict):
+    type: str
+    needs: list[str]
+
+
 class SupportedTypes(TypedDict):
     types: list[SupportedType]
-    unsupported: list[dict[str, Any]]
+    unsupported: list[UnsupportedType]
+
+
+class Option(TypedDict):
+    """Of a preprocessor."""
+
+    name: str
+    default: float
+    min: float
+    max: float
+    whole: bool
+
+
+class Preprocessor(TypedDict):
+    name: str
+    makes: str | None
+    options: list[Option]
+
+
+class Scheduler(TypedDict):
+    name: str
+    options: list[str]
+    max_steps: int
+
+
+class AvailableControlNet(TypedDict):
+    id: str
+    control_type: str | None
+    fits: list[str]
+
+
+class AvailableLora(TypedDict):
+    id: str
+    fits: list[str]
+    trigger_words: list[str]
+
+
+class FamilyLoras(TypedDict):
+    family: str | None
+    loras: list[AvailableLora]
+
+
+class Dialect(TypedDict):
+    name: str
+    prefix: str
+
+
+class Capabilities(TypedDict):
+    devices: list[AvailableDevice]
+    types: list[SupportedType]
+    unsupported: list[UnsupportedType]
+    models: list[dict[str, Any]]
+    schedulers: list[Scheduler]
+    controlnets: list[AvailableControlNet]
+    preprocessors: list[Preprocessor]
+    loras: list[FamilyLoras]
+    limits: dict[str, int]
+    batching: dict[str, Any]
+    dialects: list[Dialect]
+    version: str
+
+
+class Summary(TypedDict):
+    """Of sessions that ended. Percentiles by name, p50 to p99; None of none."""
+
+    sessions: int
+    states: dict[str, int]
+    errors: dict[str, int]
+    total_s: dict[str, float] | None
+    spans: dict[str, dict[str, float] | None]
+    steps_per_s: float | None
+    peak_memory_bytes: dict[str, float] | None
+
+
+class Group(Summary):
+    model: str
+    type: str
+
+
+class Analytics(TypedDict):
+    window_s: float
+    truncated: bool
+    all: Summary
+    groups: list[Group]
 
 
 class Asset(TypedDict):
@@ -227,3 +453,26 @@ class Asset(TypedDict):
     height: int
     bytes: int
     sha256: str
+
+
+class Problem(TypedDict):
+    """Of every error, with its HTTP status: RFC 9457, and `error` for clients of OpenAI's API."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    code: str
+    field: str | None
+    request_id: str
+    errors: NotRequired[list[Note]]
+    error: dict[str, Any]
+
+
+class Envelope(TypedDict):
+    """What an operation answers: `data`, or `error` when it did not succeed."""
+
+    success: bool
+    data: NotRequired[dict[str, Any]]
+    error: NotRequired[dict[str, Any]]
+    request_id: str | None

@@ -179,7 +179,7 @@ class Client(_Base):
         """Keep a picture on the server; `asset:{id}` stands for it in requests."""
         return self._do(verbs.upload(picture))
 
-    def capabilities(self, device_id: str | None = None) -> dict[str, Any]:
+    def capabilities(self, device_id: str | None = None) -> "answers.Capabilities":
         return self._do(verbs.capabilities(device_id))
 
     def supported_types(self, device_id: str | None = None) -> "answers.SupportedTypes":
@@ -191,19 +191,19 @@ class Client(_Base):
     def workers(self) -> "list[answers.Worker]":
         return self._do(verbs.workers())
 
-    def models(self) -> list[dict[str, Any]]:
+    def models(self) -> "list[answers.Model]":
         return self._do(verbs.models())
 
-    def model(self, model_id: str) -> dict[str, Any]:
+    def model(self, model_id: str) -> "answers.Model":
         return self._do(verbs.model(model_id))
 
-    def load_model(self, model_id: str, device: str | None = None) -> dict[str, Any]:
+    def load_model(self, model_id: str, device: str | None = None) -> "answers.Model":
         return self._do(verbs.placed(model_id, "load", device))
 
-    def unload_model(self, model_id: str, device: str | None = None) -> dict[str, Any]:
+    def unload_model(self, model_id: str, device: str | None = None) -> "answers.Model":
         return self._do(verbs.placed(model_id, "unload", device))
 
-    def rescan_models(self) -> dict[str, Any]:
+    def rescan_models(self) -> "answers.Models":
         return self._do(verbs.rescan())
 
     def _do(self, call: Call[T]) -> T:
@@ -328,7 +328,7 @@ class AsyncClient(_Base):
         """Keep a picture on the server; `asset:{id}` stands for it in requests."""
         return await self._do(verbs.upload(picture))
 
-    async def capabilities(self, device_id: str | None = None) -> dict[str, Any]:
+    async def capabilities(self, device_id: str | None = None) -> "answers.Capabilities":
         return await self._do(verbs.capabilities(device_id))
 
     async def supported_types(self, device_id: str | None = None) -> "answers.SupportedTypes":
@@ -340,19 +340,19 @@ class AsyncClient(_Base):
     async def workers(self) -> "list[answers.Worker]":
         return await self._do(verbs.workers())
 
-    async def models(self) -> list[dict[str, Any]]:
+    async def models(self) -> "list[answers.Model]":
         return await self._do(verbs.models())
 
-    async def model(self, model_id: str) -> dict[str, Any]:
+    async def model(self, model_id: str) -> "answers.Model":
         return await self._do(verbs.model(model_id))
 
-    async def load_model(self, model_id: str, device: str | None = None) -> dict[str, Any]:
+    async def load_model(self, model_id: str, device: str | None = None) -> "answers.Model":
         return await self._do(verbs.placed(model_id, "load", device))
 
-    async def unload_model(self, model_id: str, device: str | None = None) -> dict[str, Any]:
+    async def unload_model(self, model_id: str, device: str | None = None) -> "answers.Model":
         return await self._do(verbs.placed(model_id, "unload", device))
 
-    async def rescan_models(self) -> dict[str, Any]:
+    async def rescan_models(self) -> "answers.Models":
         return await self._do(verbs.rescan())
 
     async def _do(self, call: Call[T]) -> T:

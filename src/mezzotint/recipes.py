@@ -15,7 +15,6 @@ from mezzotint.schema import RequestInput
 _PAIR = re.compile(r'\s*([A-Za-z][\w \-/]*?):\s*("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)')
 _LORA = re.compile(r"<lora:([^:<>]+)(?::([-\d.]+))?[^<>]*>", re.IGNORECASE)
 MIN_PAIRS = 3
-_NEEDS_PICTURES = frozenset({"img2img", "inpainting", "controlnet"})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,6 +24,7 @@ class Recipe:
     source: str  # mezzotint, invokeai, a1111, comfyui
     body: dict[str, Any]
     models: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()  # fields whose pictures went into it, which its file does not hold
     warnings: tuple[str, ...] = field(default=())
 
 
@@ -91,11 +91,13 @@ def _mezzotint(text: str) -> Recipe | None:
         if name in RequestInput.model_fields and value is not None and name != "type"
     }
     body["seed"] = int(chunk["seed"])
-    warnings: tuple[str, ...] = ()
-    if request.get("type") in _NEEDS_PICTURES or request.get("strength") is not None:
-        warnings = ("it began at pictures that its file does not hold; send them with the request",)
+    needs = {
+        "image": request.get("strength") is not None,
+        "mask": request.get("type") == "inpainting",
+        "controlnets": bool(request.get("controlnets")),
+    }
     names = tuple(str(one) for one in (model.get("sha256"), model.get("id")) if one)
-    return Recipe(source="mezzotint", body=body, models=names, warnings=warnings)
+    return Recipe(source="mezzotint", body=body, models=names, needs=tuple(name for name, one in needs.items() if one))
 
 
 # ---- AUTOMATIC1111
@@ -135,7 +137,13 @@ def _a1111(text: str) -> Recipe | None:
     if pairs.get("RNG") != "CPU":
         warnings = (*warnings, "its noise was drawn on a GPU; the same seed draws another picture here")
     names = tuple(pairs[name] for name in ("Model hash", "Model") if pairs.get(name))
-    return Recipe(source="a1111", body=body, models=names, warnings=warnings)
+    needs = {
+        "image": "strength" in body,
+        "mask": "strength" in body and ("Mask blur" in pairs or "Masked content" in pairs),
+        "controlnets": "ControlNet 0" in pairs,
+    }
+    needed = tuple(name for name, one in needs.items() if one)
+    return Recipe(source="a1111", body=body, models=names, needs=needed, warnings=warnings)
 
 
 def _hires(pairs: Mapping[str, str], body: dict[str, Any]) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def session(session_id: str) -> "Call[answers.Session]":
     return _get(f"{SESSIONS}/{session_id}")
 
 
-def sessions(filters: Mapping[str, Any]) -> Call[dict[str, Any]]:
+def sessions(filters: Mapping[str, Any]) -> "Call[answers.Sessions]":
     return _get(SESSIONS, params=dict(filters))
 
 
@@ -102,7 +102,7 @@ def upload(picture: bytes) -> "Call[answers.Asset]":
     return _post("/api/assets", content=picture, headers={"Content-Type": kind})
 
 
-def capabilities(device_id: str | None) -> Call[dict[str, Any]]:
+def capabilities(device_id: str | None) -> "Call[answers.Capabilities]":
     return _get(f"/api/inference/capabilities{_below(device_id)}")
 
 
@@ -118,20 +118,20 @@ def workers() -> "Call[list[answers.Worker]]":
     return _list("/api/workers", "workers")
 
 
-def models() -> Call[list[dict[str, Any]]]:
+def models() -> "Call[list[answers.Model]]":
     return _list("/api/models", "models")
 
 
-def model(model_id: str) -> Call[dict[str, Any]]:
+def model(model_id: str) -> "Call[answers.Model]":
     return _get(f"/api/models/{model_id}")
 
 
-def placed(model_id: str, verb: str, device: str | None) -> Call[dict[str, Any]]:
+def placed(model_id: str, verb: str, device: str | None) -> "Call[answers.Model]":
     """load, unload."""
     return _post(f"/api/models/{model_id}/{verb}", json={} if device is None else {"device": device})
 
 
-def rescan() -> Call[dict[str, Any]]:
+def rescan() -> "Call[answers.Models]":
     return _post("/api/models/rescan")
 
 

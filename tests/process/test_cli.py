@@ -55,6 +55,23 @@ def test_a_picture_is_repeated_from_its_file_and_flags_change_it(tmp_path: Path,
     assert (tmp_path / "mezzotint-12.png").read_bytes() != (tmp_path / "one.png").read_bytes()
 
 
+def test_a_picture_that_others_went_into_is_repeated_with_them_or_not_at_all(
+    tmp_path: Path, server: RunningServer
+) -> None:
+    at = ("--server", server.url)
+    assert run("generate", "a boat", "--steps", "3", "-o", "boat.png", *at, cwd=tmp_path).returncode == 0
+    canny = '{"model": "icons-canny", "image": "boat.png", "preprocessor": "canny"}'
+    for flags, word in ((("--image", "boat.png"), "--image"), (("--controlnets", canny), "--controlnets")):
+        made = run("generate", "a ship", "--steps", "4", *flags, "-o", "ship.png", *at, cwd=tmp_path)
+        assert made.returncode == 0, made.stderr
+        refused = run("generate", "--from", "ship.png", "-o", "no.png", *at, cwd=tmp_path)
+        assert (refused.returncode, (tmp_path / "no.png").exists()) == (2, False)
+        assert refused.stderr.endswith(f"was made with a picture that it does not hold; give it with {word}\n")
+        again = run("generate", "--from", "ship.png", *flags, "-o", "again.png", *at, cwd=tmp_path)
+        assert again.returncode == 0, again.stderr
+        assert (tmp_path / "again.png").read_bytes() == (tmp_path / "ship.png").read_bytes()
+
+
 def test_names_and_formats_follow_the_flags(tmp_path: Path, server: RunningServer) -> None:
     at = ("--server", server.url, "--steps", "1")
     assert run("generate", "x", "--seed", "5", "-n", "2", *at, cwd=tmp_path).returncode == 0

@@ -111,8 +111,8 @@ ALLOWED: dict[str, set[str]] = {
         "workers.base", "workers.limits",
     },
     "api": {
-        "", "a1111_names", "api", "api_keys", "bodies", "callers", "capabilities", "catalog", "errors", "events",
-        "families.table", "fieldnames", "image_wire", "infotext", "inputs", "operations", "preferences",
+        "", "a1111_names", "answers", "api", "api_keys", "bodies", "callers", "capabilities", "catalog", "errors",
+        "events", "families.table", "fieldnames", "image_wire", "infotext", "inputs", "operations", "preferences",
         "preprocessors", "quotas", "recipes", "schema", "session",
     },
     "answers": set(),

@@ -12,10 +12,11 @@ import pytest
 
 import mezzotint
 from tests.process.conftest import RunningServer
+from tests.web.contract import CONTRACT, generated
 
 PAGE = Path(mezzotint.__file__).parent / "page"
 WEB = Path(__file__).parents[2] / "web"
-SHOTS = Path(os.environ.get("MEZZOTINT_SHOTS", WEB.parent / "out" / "page"))
+SHOTS = Path(os.environ.get("PAGE_SHOTS", WEB.parent / "out" / "page"))
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 MOST_SCRIPT_BYTES = 150_000
 
@@ -57,3 +58,7 @@ def test_the_page_is_small_and_may_run_nothing_but_its_own_script(server: Runnin
     scripts = list(PAGE.glob("assets/*.js"))
     assert scripts
     assert sum(len(gzip.compress(script.read_bytes())) for script in scripts) < MOST_SCRIPT_BYTES
+
+
+def test_the_page_reads_what_the_document_says() -> None:
+    assert CONTRACT.read_text(encoding="utf-8") == generated(), "make contract"

@@ -121,8 +121,9 @@ export async function adapters({ page, url, shot }) {
   assert.deepEqual(loras, [{ name: "monochrome", scale: 1 }]);
 }
 
-export async function restore({ page, url }) {
-  const [id] = await drawn(page, url, [{ prompt: "a purple teapot", seed: 99, steps: 5, scheduler: "euler" }]);
+export async function restore({ page, url, shot }) {
+  const hires = { scale: 1.5, strength: 0.6 };
+  const [id] = await drawn(page, url, [{ prompt: "a purple teapot", seed: 99, steps: 5, scheduler: "euler", hires }]);
   const file = (await PNG(page, url, id)).toString("base64");
   await open(page, url, "make");
   await page.getByLabel("Prompt", { exact: true }).waitFor();
@@ -136,6 +137,13 @@ export async function restore({ page, url }) {
   assert.equal(await page.getByLabel("Seed").inputValue(), "99");
   assert.equal(await page.getByLabel("Steps").inputValue(), "5");
   assert.equal(await page.getByLabel("Sampler").inputValue(), "euler");
+  assert.equal(await page.getByLabel("Enlarged 1.50 times").inputValue(), "1.5");
+  await page.getByLabel("Enlarged 1.50 times").scrollIntoViewIfNeeded();
+  await shot("restore");
+  await page.getByRole("button", { name: "Draw it" }).click();
+  await page.waitForFunction(() => document.querySelector("article img")?.naturalWidth === 96);
+  const { sessions } = await api(page, "GET", `${url}${SESSIONS}?limit=1`);
+  assert.equal((await PNG(page, url, sessions[0].id)).toString("base64"), file);
 }
 
 export async function watch({ page, url, shot }) {

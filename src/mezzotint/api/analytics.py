@@ -5,6 +5,8 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Response
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from mezzotint import answers
+from mezzotint.api.document import tells
 from mezzotint.api.inference import Ops
 from mezzotint.operations.analytics import DAY_S, MAX_WINDOW_S
 
@@ -17,7 +19,7 @@ async def metrics(ops: Ops) -> Response:
     return Response(ops.metrics(), media_type=CONTENT_TYPE_LATEST)
 
 
-@router.get("/api/analytics")
+@router.get("/api/analytics", **tells(answers.Analytics))
 async def analytics(
     ops: Ops, window_s: Annotated[float, Query(gt=0, le=MAX_WINDOW_S, allow_inf_nan=False)] = DAY_S
 ) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import uuid
 
 import structlog
-from fastapi import FastAPI, Request, Response
+from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -27,6 +27,7 @@ from mezzotint.api import (
 )
 from mezzotint.api.a1111_tasks import Tasks
 from mezzotint.api.access import Access
+from mezzotint.api.document import Documented
 from mezzotint.api.fields import FieldCase
 from mezzotint.api.headers import SafeHeaders
 from mezzotint.api.patience import PatientBodies
@@ -41,7 +42,19 @@ MAX_BODY_BYTES = 1 << 20
 
 
 def build(operations: Operations) -> ASGIApp:
-    app = FastAPI(
+    """The whole, as a server runs it."""
+    app = routed(operations.max_upload_bytes)
+    app.state.operations = operations
+    app.state.tasks = Tasks()
+    # outside FastAPI, whose own refusals have another shape
+    access = Access(app, operations)
+    gate = Gate(access, MAX_BODY_BYTES, operations.max_upload_bytes, operations.hosts, app.routes)
+    return FieldCase(SafeHeaders(RequestIds(PatientBodies(gate))))
+
+
+def routed(max_upload_bytes: int) -> Documented:
+    """Every route, with nothing behind it."""
+    app = Documented(
         title="Mezzotint",
         version=__version__,
         max_body_size=MAX_BODY_BYTES,
@@ -49,28 +62,23 @@ def build(operations: Operations) -> ASGIApp:
         docs_url=None,
         redoc_url=None,
     )
-    app.state.operations = operations
-    app.state.tasks = Tasks()
-    app.include_router(inference.router, max_body_size=operations.max_upload_bytes)  # requests may hold pictures
+    app.include_router(inference.router, max_body_size=max_upload_bytes)  # requests may hold pictures
     app.include_router(inference.feed)
-    app.include_router(batches.router, max_body_size=operations.max_upload_bytes)
-    app.include_router(capabilities.router, max_body_size=operations.max_upload_bytes)
+    app.include_router(batches.router, max_body_size=max_upload_bytes)
+    app.include_router(capabilities.router, max_body_size=max_upload_bytes)
     app.include_router(page.router)
     app.router.routes.append(page.files)
     app.include_router(models.router)
     app.include_router(analytics.router)
-    app.include_router(assets.router, max_body_size=operations.max_upload_bytes)
-    app.include_router(openai.router, max_body_size=operations.max_upload_bytes)
-    app.include_router(a1111.router, max_body_size=operations.max_upload_bytes)
-    app.include_router(a1111_lists.router, max_body_size=operations.max_upload_bytes)
+    app.include_router(assets.router, max_body_size=max_upload_bytes)
+    app.include_router(openai.router, max_body_size=max_upload_bytes)
+    app.include_router(a1111.router, max_body_size=max_upload_bytes)
+    app.include_router(a1111_lists.router, max_body_size=max_upload_bytes)
     app.include_router(reference.router)
     app.add_exception_handler(MezzotintError, _told)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(RequestValidationError, _validation)
-    # outside FastAPI, whose own refusals have another shape
-    access = Access(app, operations)
-    gate = Gate(access, MAX_BODY_BYTES, operations.max_upload_bytes, operations.hosts, app.routes)
-    return FieldCase(SafeHeaders(RequestIds(PatientBodies(gate))))
+    return app
 
 
 class RequestIds:

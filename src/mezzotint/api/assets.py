@@ -6,8 +6,9 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.datastructures import UploadFile
 
-from mezzotint import bodies
+from mezzotint import answers, bodies
 from mezzotint.api import files
+from mezzotint.api.document import tells
 from mezzotint.api.inference import Ops
 from mezzotint.errors import Fault, InvalidRequest
 from mezzotint.image_wire import Role
@@ -33,7 +34,7 @@ _BODY = {
 }
 
 
-@router.post("", status_code=201, openapi_extra=_BODY)
+@router.post("", status_code=201, openapi_extra=_BODY, **tells(answers.Asset, 201))
 async def add(request: Request, ops: Ops, role: Annotated[str, Query(max_length=64)] = "image") -> Response:
     """Keep a picture for requests to name as `asset:{id}`: PNG, JPEG or WebP, as a form's `file` or as the body."""
     if request.headers.get("content-type", "").lower().startswith("multipart/"):

@@ -5,16 +5,23 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
-from mezzotint import bodies
+from mezzotint import answers, bodies
+from mezzotint.api.document import takes, tells
 from mezzotint.api.inference import Ops
-from mezzotint.api.reading import IdempotencyKey, read_json, takes
+from mezzotint.api.reading import IdempotencyKey, read_json
 from mezzotint.errors import STATUS
 from mezzotint.inputs import BatchInput, EnvelopeInput
 
 router = APIRouter(prefix="/api/inference")
 
 
-@router.post("/batches", status_code=202, tags=["batches"], openapi_extra=takes(BatchInput.model_json_schema()))
+@router.post(
+    "/batches",
+    status_code=202,
+    tags=["batches"],
+    openapi_extra=takes(BatchInput),
+    **tells(answers.Batch, 202),
+)
 async def create(request: Request, ops: Ops, idempotency_key: IdempotencyKey = None) -> Response:
     """Accept many requests, all or none; with `skip_invalid` those that are valid. On disk before this answers."""
     batch = await ops.create_batch(read_json(await request.body()), idempotency_key)
@@ -22,19 +29,24 @@ async def create(request: Request, ops: Ops, idempotency_key: IdempotencyKey = N
     return JSONResponse(batch, 202, headers)
 
 
-@router.get("/batches/{batch_id}", tags=["batches"])
+@router.get("/batches/{batch_id}", tags=["batches"], **tells(answers.Batch))
 async def get(batch_id: str, ops: Ops) -> dict[str, Any]:
     """How it stands: counts by state, and each request's session."""
     return await ops.batch(batch_id)
 
 
-@router.post("/batches/{batch_id}/cancel", tags=["batches"])
+@router.post("/batches/{batch_id}/cancel", tags=["batches"], **tells(answers.Batch))
 async def cancel(batch_id: str, ops: Ops) -> dict[str, Any]:
     """Cancel what has not ended."""
     return await ops.cancel_batch(batch_id)
 
 
-@router.post("/operations", tags=["operations"], openapi_extra=takes(EnvelopeInput.model_json_schema()))
+@router.post(
+    "/operations",
+    tags=["operations"],
+    openapi_extra=takes(EnvelopeInput),
+    **tells(answers.Envelope),
+)
 async def operations(request: Request, ops: Ops) -> Response:
     """Any operation by name. What goes wrong comes in the same envelope, with the code's status."""
     told = await ops.handle(read_json(await request.body()))

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from mezzotint.api.reading import takes
+from mezzotint.api.document import takes
 
 
 def _of(required: str = "", **names: str) -> dict[str, Any]:

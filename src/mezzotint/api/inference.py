@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
 from fastapi.responses import JSONResponse
 
-from mezzotint import bodies
+from mezzotint import answers, bodies
 from mezzotint.api import events, files
+from mezzotint.api.document import takes, tells
 from mezzotint.api.fields import case_for
 from mezzotint.api.reading import IdempotencyKey, read_json
 from mezzotint.errors import Conflict, Fault, InvalidRequest
@@ -19,9 +20,7 @@ from mezzotint.session import Session
 router = APIRouter(prefix="/api/inference/sessions", tags=["sessions"])
 
 MAX_WAIT_S = 600
-REQUEST = {
-    "requestBody": {"required": True, "content": {"application/json": {"schema": RequestInput.model_json_schema()}}}
-}
+REQUEST = takes(RequestInput)
 
 
 async def operations(request: Request) -> Operations:  # what is not async waits for a thread
@@ -32,7 +31,7 @@ async def operations(request: Request) -> Operations:  # what is not async waits
 Ops = Annotated[Operations, Depends(operations)]
 
 
-@router.post("", status_code=202, openapi_extra=REQUEST)
+@router.post("", status_code=202, openapi_extra=REQUEST, **tells(answers.Session, 202, 200))
 async def create(
     request: Request,
     ops: Ops,
@@ -74,7 +73,7 @@ async def _left(request: Request) -> None:
         pass
 
 
-@router.get("")
+@router.get("", **tells(answers.Sessions))
 async def listed(
     ops: Ops,
     active: bool | None = None,
@@ -102,24 +101,24 @@ async def listed(
     return {"sessions": [bodies.session(session) for session in sessions], "next_cursor": next_cursor}
 
 
-@router.get("/{session_id}")
+@router.get("/{session_id}", **tells(answers.Session))
 async def get(session_id: str, ops: Ops) -> dict[str, Any]:
     return bodies.session(await ops.get(session_id))
 
 
-@router.post("/{session_id}/cancel")
+@router.post("/{session_id}/cancel", **tells(answers.Session))
 async def cancel(session_id: str, ops: Ops) -> dict[str, Any]:
     """Stop it within one denoising step. Answers at once; the session ends cancelled."""
     return bodies.session(await ops.cancel(session_id))
 
 
-@router.post("/{session_id}/pause")
+@router.post("/{session_id}/pause", **tells(answers.Session))
 async def pause(session_id: str, ops: Ops) -> dict[str, Any]:
     """Stop it at the next step, its state kept and its memory freed. Answers at once."""
     return bodies.session(await ops.pause(session_id))
 
 
-@router.post("/{session_id}/resume")
+@router.post("/{session_id}/resume", **tells(answers.Session))
 async def resume(session_id: str, ops: Ops) -> dict[str, Any]:
     """Back into the queue, at its old place; it goes on from the step where it stopped."""
     return bodies.session(await ops.resume(session_id))
@@ -139,7 +138,7 @@ async def follow(
     return events.stream(session_id, await ops.events(session_id, last_event_id), case_for(request))
 
 
-@router.get("/{session_id}/trace")
+@router.get("/{session_id}/trace", **tells(answers.Trace))
 async def trace(session_id: str, ops: Ops) -> dict[str, Any]:
     """Where its time went, every attempt at it, and how many rows shared its model calls."""
     return bodies.trace(*await ops.trace(session_id))

@@ -6,6 +6,8 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import FileResponse
 
+from mezzotint import answers
+from mezzotint.api.document import takes, tells
 from mezzotint.api.inference import Ops
 from mezzotint.api.reading import read_json
 from mezzotint.errors import Fault, InvalidRequest
@@ -17,9 +19,8 @@ _THUMBNAIL = {"Cache-Control": "private, max-age=60", "X-Content-Type-Options": 
 router = APIRouter()
 
 
-def _takes(properties: dict[str, Any], *, required: bool) -> dict[str, Any]:
-    schema = {"type": "object", "properties": properties, "additionalProperties": False}
-    return {"requestBody": {"required": required, "content": {"application/json": {"schema": schema}}}}
+def _fields(properties: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "object", "properties": properties, "additionalProperties": False}
 
 
 _TYPES: dict[str, dict[str, Any]] = {
@@ -28,40 +29,40 @@ _TYPES: dict[str, dict[str, Any]] = {
     "dtype": {"enum": [*DTYPES, None]},
     "vae": {"type": ["string", "null"]},
 }
-_SETTINGS = _takes({name: _TYPES.get(name, {"type": ["integer", "null"]}) for name in FIELDS}, required=True)
-_DEVICE = _takes({"device": {"type": "string"}}, required=False)
+_SETTINGS = takes(_fields({name: _TYPES.get(name, {"type": ["integer", "null"]}) for name in FIELDS}))
+_DEVICE = takes(_fields({"device": {"type": "string"}}), required=False)
 
 
-@router.get("/api/models", tags=["models"])
+@router.get("/api/models", tags=["models"], **tells(answers.Models))
 async def models(ops: Ops) -> dict[str, Any]:
     """Every model on disk, usable or not, with the reason."""
     return {"models": ops.models()}
 
 
-@router.get("/api/models/{model_id}", tags=["models"])
+@router.get("/api/models/{model_id}", tags=["models"], **tells(answers.Model))
 async def model(model_id: str, ops: Ops) -> dict[str, Any]:
     return ops.model(model_id)
 
 
-@router.patch("/api/models/{model_id}", tags=["models"], openapi_extra=_SETTINGS)
+@router.patch("/api/models/{model_id}", tags=["models"], openapi_extra=_SETTINGS, **tells(answers.Model))
 async def set_model(model_id: str, request: Request, ops: Ops) -> dict[str, Any]:
     """Defaults of requests that name none: size, steps, guidance, scheduler, dtype, vae. null takes one back."""
     return await ops.set_model(model_id, read_json(await request.body()))
 
 
-@router.post("/api/models/rescan", tags=["models"])
+@router.post("/api/models/rescan", tags=["models"], **tells(answers.Models))
 async def rescan(ops: Ops) -> dict[str, Any]:
     """Look at the model folders now; the server does it by itself every few seconds."""
     return {"models": await ops.rescan()}
 
 
-@router.post("/api/models/{model_id}/load", tags=["models"], openapi_extra=_DEVICE)
+@router.post("/api/models/{model_id}/load", tags=["models"], openapi_extra=_DEVICE, **tells(answers.Model))
 async def load(model_id: str, request: Request, ops: Ops) -> dict[str, Any]:
     """Answers when it is loaded; what runs goes on."""
     return await ops.load_model(model_id, _device(await request.body()))
 
 
-@router.post("/api/models/{model_id}/unload", tags=["models"], openapi_extra=_DEVICE)
+@router.post("/api/models/{model_id}/unload", tags=["models"], openapi_extra=_DEVICE, **tells(answers.Model))
 async def unload(model_id: str, request: Request, ops: Ops) -> dict[str, Any]:
     """409 `model_in_use` while a session in the worker uses it."""
     return await ops.unload_model(model_id, _device(await request.body()))
@@ -74,17 +75,17 @@ async def thumbnail(model_id: str, ops: Ops) -> Response:
     return FileResponse(path, media_type="image/png", headers=_THUMBNAIL)
 
 
-@router.get("/api/devices", tags=["devices"])
+@router.get("/api/devices", tags=["devices"], **tells(answers.Devices))
 async def devices(ops: Ops) -> dict[str, Any]:
     return {"devices": await ops.devices()}
 
 
-@router.get("/api/devices/{device_id}", tags=["devices"])
+@router.get("/api/devices/{device_id}", tags=["devices"], **tells(answers.Device))
 async def device(device_id: str, ops: Ops) -> dict[str, Any]:
     return await ops.device(device_id)
 
 
-@router.get("/api/workers", tags=["devices"])
+@router.get("/api/workers", tags=["devices"], **tells(answers.Workers))
 async def workers(ops: Ops) -> dict[str, Any]:
     return {"workers": ops.workers()}
 

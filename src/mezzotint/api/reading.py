@@ -44,8 +44,3 @@ def _inside(value: Any) -> Iterable[Any]:
     if isinstance(value, dict):
         return value.values()
     return value if isinstance(value, list) else ()
-
-
-def takes(schema: dict[str, Any], media_type: str = "application/json", *, required: bool = True) -> dict[str, Any]:
-    """For `openapi_extra` of a route that reads its body itself."""
-    return {"requestBody": {"required": required, "content": {media_type: {"schema": schema}}}}

@@ -79,7 +79,7 @@ def generate(
     options = {"format": fields.image_format(output), "quality": quality, "embed_metadata": embed_metadata}
     given["output"] = {name: value for name, value in options.items() if value is not None}
     if from_picture is not None:
-        made = repeat.fields_of(from_picture, server, models or [])
+        made = repeat.fields_of(from_picture, given.keys(), server, models or [])
         given = made | given | {"output": made.get("output", {}) | given["output"]}
     elif prompt is None:
         raise CallerError("give a prompt, or a picture with --from", code="missing_field", field="prompt")

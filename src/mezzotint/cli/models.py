@@ -1,7 +1,8 @@
 """`mezzotint models`: the models on disk. Must not open one."""
 
 import json
-from typing import Annotated
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any
 
 import typer
 
@@ -15,7 +16,7 @@ def models_list(server: Server = None, models: Models = None, as_json: Json = Fa
 
     if server is not None:
         with ask.client(server) as client:
-            found = client.models()
+            found: Sequence[Mapping[str, Any]] = client.models()
     else:
         found = offline_models(ask.settings(models=tuple(models) if models else None))
     if as_json:
@@ -41,7 +42,7 @@ def models_show(
 
     if server is not None:
         with ask.client(server) as client:
-            found = client.model(model)
+            found: Mapping[str, Any] = client.model(model)
     else:
         found = offline_model(ask.settings(models=tuple(models) if models else None), model)
     typer.echo(json.dumps(found, indent=2))

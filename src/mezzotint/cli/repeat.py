@@ -1,5 +1,6 @@
 """A picture file as the fields of the request that drew it, with a model that is here. Must not draw."""
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +11,12 @@ from mezzotint.cli import ask
 from mezzotint.errors import CallerError
 
 
-def fields_of(file: Path, server: str | None, models: list[Path]) -> dict[str, Any]:
-    """What its text says; what it cannot say goes to the error output. Raises CallerError `invalid_image`."""
+def fields_of(file: Path, given: Collection[str], server: str | None, models: list[Path]) -> dict[str, Any]:
+    """What its text says; what it cannot say goes to the error output.
+
+    `given`: fields that flags say. Raises CallerError `invalid_image` for a file that says nothing, `missing_field`
+    when pictures went into it that neither it nor a flag has.
+    """
     try:
         recipe = recipes.of_picture(file.read_bytes())
     except OSError as error:
@@ -20,6 +25,10 @@ def fields_of(file: Path, server: str | None, models: list[Path]) -> dict[str, A
     if recipe is None:
         message = f"--from {file} does not say how it was made; give a prompt instead"
         raise CallerError(message, code="invalid_image", field="from")
+    for name in recipe.needs:
+        if name not in given:
+            message = f"--from {file} was made with a picture that it does not hold; give it with --{name}"
+            raise CallerError(message, code="missing_field", field=name)
     recipe = recipes.with_models(recipe, _checkpoints(server, models))
     for warning in recipe.warnings:
         typer.echo(f"mezzotint: {file}: {warning}", err=True)

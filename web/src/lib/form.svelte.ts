@@ -1,7 +1,7 @@
 // What the form holds, and the request it stands for. Fields left at the model's own are not sent.
 
 import { upload } from "./api";
-import type { Session } from "./types";
+import type { HiresInput } from "./contract";
 
 export interface Held {
   id: string;
@@ -64,6 +64,9 @@ export class Form {
   only_masked = $state(false);
   controlnets = $state<Control[]>([]);
   loras = $state<Lora[]>([]);
+  hires = $state(1); // how much larger the second pass is; 1: there is none
+  hires_strength = $state(0.7);
+  upscaler = $state<NonNullable<HiresInput["upscaler"]>>("latent");
 
   body(): Record<string, unknown> {
     const set: Record<string, unknown> = { prompt: this.prompt, preview: { every_steps: 1 } };
@@ -94,6 +97,7 @@ export class Form {
         if (this.only_masked) set.padding_mask_crop = 32;
       }
     }
+    if (this.hires > 1 && !this.image) set.hires = { scale: this.hires, strength: this.hires_strength, upscaler: this.upscaler };
     const controls = this.controlnets.filter((one) => one.model && one.image);
     if (controls.length) {
       set.controlnets = controls.map(({ model, image, preprocessor, scale, start, end }) => ({
@@ -106,7 +110,7 @@ export class Form {
   }
 
   /** Take over a request as the server resolved it, or as a picture's metadata keeps it. */
-  fill(request: Session["request"], seed: number | string | null) {
+  fill(request: Readonly<Record<string, unknown>>, seed: number | string | null) {
     const text = (name: string, or: string) => (typeof request[name] === "string" ? (request[name] as string) : or);
     const number = (name: string) => (typeof request[name] === "number" ? (request[name] as number) : null);
     this.prompt = text("prompt", "");
@@ -134,6 +138,10 @@ export class Form {
       key: newKey(), model: String(one.model ?? ""), image: held(one.image, 0, 0), preprocessor: String(one.preprocessor ?? "none"),
       scale: Number(one.scale ?? 1), start: Number(one.start ?? 0), end: Number(one.end ?? 1),
     }));
+    const hires = request.hires as { width: number; strength: number; upscaler: NonNullable<HiresInput["upscaler"]> } | null | undefined;
+    this.hires = hires && this.width ? hires.width / this.width : 1;
+    this.hires_strength = hires?.strength ?? 0.7;
+    this.upscaler = hires?.upscaler ?? "latent";
     this.loras = list("loras").map((one) => ({ key: newKey(), name: String(one.name ?? ""), scale: Number(one.scale ?? 1) }));
   }
 }
