@@ -1,11 +1,12 @@
 """What is promised before a session runs comes from what was measured, and follows it."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mezzotint import bodies
 from mezzotint.config import load_settings
 from mezzotint.estimates import Estimate
 from mezzotint.operations import forecast, intake
@@ -75,3 +76,66 @@ async def test_promises_come_from_measurements_and_differ_as_the_sessions_do(eng
     for one in running:
         await one.cancel()
         await engine.operations.wait(one.id)
+
+
+# What is the same whatever runs: the machine's, what a caller set, and what would tell of trouble that there was not.
+STILL = {
+    "devices.memory.total_bytes", "devices.threads", "analytics.window_s", "workers.pid", "workers.restarts",
+    "trace.attempts.number", "trace.attempts.steps_resumed", "trace.spans.paused_s", "session.usage.steps_resumed",
+    "session.timing.paused_s", "session.progress.fraction", "session.progress.image_index",
+    "analytics.all.spans.paused_s", "analytics.groups.spans.paused_s",
+}  # fmt: skip
+
+
+def figures(value: Any, path: str = "") -> Iterator[tuple[str, float]]:
+    """Every number in a body, by where it stands; not told apart by place in a list, percentile or number of rows."""
+    if isinstance(value, dict):
+        for name, inner in value.items():
+            counts = name.removeprefix("p").isdigit()
+            yield from figures(inner, path if counts else f"{path}.{name}" if path else name)
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            yield from figures(inner, path)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        yield path, value
+
+
+async def test_no_figure_is_a_constant(engine: Mezzotint) -> None:
+    seen: dict[str, set[float]] = {}
+
+    async def look(**shown: Any) -> None:
+        told = await operations.capabilities()
+        shown |= {"devices": await operations.devices(), "batching": told["batching"], "workers": operations.workers()}
+        shown |= {"analytics": await operations.analytics(), "free": told["limits"]["queue_free"]}
+        for name, value in figures(shown):
+            seen.setdefault(name, set()).add(value)
+
+    operations = engine.operations
+    tiny = {**SMALL, "width": 32, "height": 32}
+    sizes = [SMALL, {**tiny, "steps": 7}, OTHER, {**OTHER, "width": 128, "height": 96, "steps": 8}]
+    for body in sizes * 3:
+        await draw(engine, **body)
+        await look()
+    for company in (0, 20):  # more than are drawn at once
+        beside = [await engine.submit(**{**OTHER, "steps": 500, "seed": seed}) for seed in range(company)]
+        for body in sizes:
+            estimate = (await operations.validate(body))["estimate"]
+            ended = await draw(engine, **body, priority=9)
+            told = bodies.session(ended)
+            trace = bodies.trace(*await operations.trace(ended.id))
+            await look(
+                estimate=estimate,
+                session={name: told[name] for name in ("timing", "usage", "progress")},
+                trace=trace,
+            )
+        for one in beside:
+            await one.cancel()
+            await operations.wait(one.id)
+    seen.pop("batching.max_batch.rows")  # goes down where larger calls gain nothing, which depends on the machine
+    assert {name for name, values in seen.items() if len(values) == 1} == STILL
+    assert {
+        "estimate.peak_memory_bytes",
+        "estimate.duration_s",
+        "estimate.queue_s",
+        "devices.utilization",
+    } < seen.keys()

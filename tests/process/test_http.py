@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import re
 import threading
 from typing import Any
 
@@ -318,7 +319,11 @@ def test_the_schema_names_every_route_and_field(server: RunningServer) -> None:
     schema = http(server, "GET", "/openapi.json").json()
     assert {SESSIONS, f"{SESSIONS}/{{session_id}}/events", "/api/workers", "/readyz"} <= schema["paths"].keys()
     body = schema["paths"][SESSIONS]["post"]["requestBody"]["content"]["application/json"]["schema"]
-    assert "num_inference_steps" in body["properties"]
+    assert body == {"$ref": "#/components/schemas/RequestInput"}
+    schemas = schema["components"]["schemas"]
+    assert "num_inference_steps" in schemas["RequestInput"]["properties"]
+    assert set(re.findall(r"#/components/schemas/(\w+)", json.dumps(schema))) <= schemas.keys()
+    assert '"#/$defs' not in json.dumps(schema)
 
 
 def test_no_answer_shows_a_path_an_address_or_a_traceback(server: RunningServer) -> None:

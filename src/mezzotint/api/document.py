@@ -23,7 +23,7 @@ def takes(
 
 def tells(body: Any, *statuses: int) -> dict[str, Any]:
     """Further arguments of a route: the body that it answers with, as `answers` has it; 200 without `statuses`."""
-    return {"response_model": None, "responses": {status: {"model": body} for status in statuses or (200,)}}
+    return {"responses": {status: {"model": body} for status in statuses or (200,)}}
 
 
 class Documented(FastAPI):
@@ -42,6 +42,10 @@ class Documented(FastAPI):
                     for content in call.get("requestBody", {}).get("content", {}).values():
                         content["schema"] = _named(content["schema"], schemas)
                     call["responses"].pop("422", None)
+                    for response in call["responses"].values():
+                        for content in response.get("content", {}).values():
+                            told = content["schema"].get("$ref")  # beside what FastAPI reads off the function
+                            content["schema"] = {"$ref": told} if told else content["schema"]
                     call["responses"]["default"] = {"description": "What went wrong", **_PROBLEM}
             self.openapi_schema = found
         return self.openapi_schema
