@@ -14,6 +14,8 @@ KEPT_ENDED = 2000  # ended sessions whose events are still in memory
 BACKLOG = 256  # events that a listener may be behind
 BACKLOG_OF_PREVIEWS = 16  # events that a listener may be behind to be shown a preview
 BACKLOG_OF_ALL = 4096  # the same for one of all sessions
+PREVIEWS_OF_ALL = 512
+GATHER_S = 0.1  # events of all sessions come in bundles of so long
 
 # Replayed to who comes later. Progress and previews are not: the next one says more.
 STORED = frozenset({"state", "image", "warning", "end"})
@@ -75,21 +77,25 @@ class Events:
         if kind in STORED:
             log.stored.append(event)
         for listener in list(log.listeners):
-            _hand(listener, log.listeners, event, kind)
+            _hand(listener, log.listeners, event, kind, BACKLOG_OF_PREVIEWS)
         for feed in list(self._feeds):
-            _hand(feed, self._feeds, (session_id, event), kind)
+            _hand(feed, self._feeds, (session_id, event), kind, PREVIEWS_OF_ALL)
         if kind == "end":
             log.ended = True
             self._ended(data)
             self._forget_old()
 
-    async def everything(self) -> AsyncIterator[tuple[str, Event]]:
-        """Events of all sessions with their ids, from now on. Ends early for a listener too slow."""
+    async def everything(self) -> AsyncIterator[list[tuple[str, Event]]]:
+        """Events of all sessions with their ids, from now on, in bundles. Ends early for a listener too slow."""
         feed: asyncio.Queue[tuple[str, Event] | None] = asyncio.Queue(maxsize=BACKLOG_OF_ALL)
         self._feeds.add(feed)
         try:
-            while (told := await feed.get()) is not None:
-                yield told
+            while (first := await feed.get()) is not None:
+                await asyncio.sleep(GATHER_S)
+                bundle: list[tuple[str, Event] | None] = [first, *(feed.get_nowait() for _ in range(feed.qsize()))]
+                yield [told for told in bundle if told is not None]
+                if bundle[-1] is None:
+                    return
         finally:
             self._feeds.discard(feed)
 
@@ -134,8 +140,10 @@ class Events:
             del self._logs[session_id]
 
 
-def _hand(listener: asyncio.Queue[_T | None], among: set[asyncio.Queue[_T | None]], told: _T, kind: str) -> None:
-    if kind == "preview" and listener.qsize() >= BACKLOG_OF_PREVIEWS:
+def _hand(
+    listener: asyncio.Queue[_T | None], among: set[asyncio.Queue[_T | None]], told: _T, kind: str, most_previews: int
+) -> None:
+    if kind == "preview" and listener.qsize() >= most_previews:
         return  # too slow for pictures, which are large; the next may find room
     if not listener.full():
         listener.put_nowait(told)

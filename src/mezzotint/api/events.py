@@ -1,7 +1,7 @@
 """The only writer of server-sent events: a session's events as a stream. Must not decide which events there are."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import msgspec
@@ -52,13 +52,15 @@ async def _lines(session_id: str, events: AsyncIterator[Event], case: Case) -> A
         yield b"id: %d\nevent: %b\ndata: %b\n\n" % (event.id, event.kind.encode(), data)
 
 
-def stream_of_all(told: AsyncIterator[tuple[str, Event]], case: Case) -> StreamingResponse:
+def stream_of_all(told: AsyncIterator[Sequence[tuple[str, Event]]], case: Case) -> StreamingResponse:
     return streamed(_lines_of_all(told, case))
 
 
-async def _lines_of_all(told: AsyncIterator[tuple[str, Event]], case: Case) -> AsyncIterator[bytes]:
+async def _lines_of_all(told: AsyncIterator[Sequence[tuple[str, Event]]], case: Case) -> AsyncIterator[bytes]:
     """Without `id` lines: nothing can be replayed, and numbers of different sessions mean nothing together."""
     yield b": from now on\n\n"
-    async for session_id, event in told:
-        body = {"session_id": session_id} | bodies.event(session_id, event)
-        yield b"event: %b\ndata: %b\n\n" % (event.kind.encode(), msgspec.json.encode(spelt(body, case)))
+    async for bundle in told:
+        yield b"".join(
+            frame(event.kind, spelt({"session_id": session_id} | bodies.event(session_id, event), case))
+            for session_id, event in bundle
+        )

@@ -149,11 +149,12 @@ async def image(
     session_id: str, index: int, request: Request, ops: Ops, size: Literal["full", "thumb"] = "full"
 ) -> Response:
     """A finished picture. `thumb` is a WebP of at most 256 px, or the picture itself when it is no larger."""
-    if size == "thumb":
-        record, small = await ops.thumbnail(session_id, index)
+    if size == "full":
+        record, path = await ops.image(session_id, index)
+    else:
+        record, path, small = await ops.thumbnail(session_id, index)
         if small is not None:
             return files.kept(request, small, sha256=f"{record.sha256}-thumb", media_type="image/webp")
-    record, path = await ops.image(session_id, index)
     return files.kept(request, path, sha256=record.sha256, media_type=f"image/{record.format}")
 
 

@@ -1,7 +1,7 @@
 """Sessions, from the caller's side: accepted, looked at, listened to, cancelled, removed. Must not know of HTTP."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -138,10 +138,10 @@ class SessionVerbs(Verbs):
         await self._parts.blobs.delete(session_id)
         self._parts.events.forget(session_id)
 
-    async def thumbnail(self, session_id: str, index: int) -> tuple[ImageRecord, Path | None]:
-        """A picture and where the small one of it is; None when it is small itself. Raises NotFound."""
-        record, _ = await self.image(session_id, index)
-        return record, await asyncio.to_thread(self._parts.blobs.thumbnail, session_id, record.sha256)
+    async def thumbnail(self, session_id: str, index: int) -> tuple[ImageRecord, Path, Path | None]:
+        """A picture, where it is, and where the small one of it is; None when it is small itself. Raises NotFound."""
+        record, path = await self.image(session_id, index)
+        return record, path, await asyncio.to_thread(self._parts.blobs.thumbnail, session_id, record.sha256)
 
     async def image(self, session_id: str, index: int) -> tuple[ImageRecord, Path]:
         session = await self.get(session_id)
@@ -158,21 +158,30 @@ class SessionVerbs(Verbs):
         live = self._parts.events.follow(session_id, after) if known else None  # from now on, before what was is read
         return _replayed(await self._parts.store.replay(session_id, after=after), live, session, after)
 
-    def everything(self) -> AsyncIterator[tuple[str, Event]]:
-        """Events of all sessions that the caller sees from now on, each with its session's id. Nothing is replayed."""
+    def everything(self) -> AsyncIterator[Sequence[tuple[str, Event]]]:
+        """Events of all sessions that the caller sees from now on, in bundles, each with its session's id.
+
+        Nothing is replayed.
+        """
         everybodys, caller = self._parts.events.everything(), asking.get()
         return everybodys if caller.may("read-all") else self._seen(everybodys, caller)
 
-    async def _seen(self, told: AsyncIterator[tuple[str, Event]], caller: Caller) -> AsyncIterator[tuple[str, Event]]:
+    async def _seen(
+        self, told: AsyncIterator[Sequence[tuple[str, Event]]], caller: Caller
+    ) -> AsyncIterator[Sequence[tuple[str, Event]]]:
         visible: dict[str, bool] = {}  # of sessions that have not ended
-        async for session_id, event in told:
-            if session_id not in visible:
-                session = event.data if isinstance(event.data, Session) else await self._parts.store.get(session_id)
-                visible[session_id] = session is not None and caller.sees(session.owner)
-            if visible[session_id]:
-                yield session_id, event
-            if event.kind == "end":
-                del visible[session_id]
+        async for bundle in told:
+            seen = []
+            for session_id, event in bundle:
+                if session_id not in visible:
+                    session = event.data if isinstance(event.data, Session) else await self._parts.store.get(session_id)
+                    visible[session_id] = session is not None and caller.sees(session.owner)
+                if visible[session_id]:
+                    seen.append((session_id, event))
+                if event.kind == "end":
+                    del visible[session_id]
+            if seen:
+                yield seen
 
     async def wait(self, session_id: str, limit_s: float | None = None) -> Session:
         """Until the session has ended or the time is over; returns it as it is then."""

@@ -5,6 +5,7 @@ import type { Picture, Preview, Progress, Session } from "./types";
 
 const LIST_MS = 5000; // places in the queue are told by the list only
 const AGAIN_MS = 1500;
+const SHOW_MS = 200; // between two times that what came is shown
 
 class Live {
   active = $state<Session[]>([]);
@@ -15,6 +16,9 @@ class Live {
   #timer: ReturnType<typeof setTimeout> | undefined;
   #ended = new Set<() => void>();
   #progressed = new Set<(session: Session, call: number) => void>();
+  #progress = new Map<string, Progress>();
+  #pictures = new Map<string, string>();
+  #show: ReturnType<typeof setTimeout> | undefined;
 
   constructor() {
     document.addEventListener("visibilitychange", () => this.#wake());
@@ -58,9 +62,10 @@ class Live {
     const on = <T>(kind: string, take: (body: T & { session_id: string }) => void) =>
       stream.addEventListener(kind, (event) => take(readJson((event as MessageEvent<string>).data)));
     on<Session>("state", (session) => this.#state(session));
-    on<Progress>("progress", ({ session_id, ...progress }) => this.#progress(session_id, progress));
+    on<Progress>("progress", ({ session_id, ...progress }) => this.#took(session_id, progress));
     on<Preview>("preview", (preview) => {
-      if (this.#find(preview.session_id)) this.previews[preview.session_id] = `data:image/${preview.format};base64,${preview.b64_json}`;
+      this.#pictures.set(preview.session_id, `data:image/${preview.format};base64,${preview.b64_json}`);
+      this.#soon();
     });
     on<Picture>("image", ({ session_id, ...picture }) => {
       const session = this.#find(session_id);
@@ -79,21 +84,38 @@ class Live {
   }
 
   #state(session: Session & { session_id?: string }) {
+    this.#progress.delete(session.id); // older than this
     const at = this.active.findIndex((one) => one.id === session.id);
     if (["succeeded", "failed", "cancelled", "expired"].includes(session.state)) {
       if (at >= 0) this.active.splice(at, 1);
       delete this.previews[session.id];
+      this.#pictures.delete(session.id);
       this.#ended.forEach((callback) => callback());
     } else if (at >= 0) this.active[at] = session;
     else this.active.unshift(session);
   }
 
-  #progress(id: string, progress: Progress) {
+  #took(id: string, progress: Progress) {
+    const before = this.#progress.get(id) ?? this.#find(id)?.progress;
+    this.#progress.set(id, progress);
+    this.#soon();
     const session = this.#find(id);
-    if (!session) return;
-    const before = session.progress.call;
-    session.progress = progress;
-    if (progress.call && progress.call !== before) this.#progressed.forEach((callback) => callback(session, progress.call!));
+    if (session && progress.call && progress.call !== before?.call) this.#progressed.forEach((callback) => callback(session, progress.call!));
+  }
+
+  /** Steps and pictures come faster than anybody looks. */
+  #soon() {
+    this.#show ??= setTimeout(() => {
+      this.#show = undefined;
+      for (const session of this.active) {
+        const progress = this.#progress.get(session.id);
+        const picture = this.#pictures.get(session.id);
+        if (progress) session.progress = progress;
+        if (picture) this.previews[session.id] = picture;
+      }
+      this.#progress.clear();
+      this.#pictures.clear();
+    }, SHOW_MS);
   }
 }
 

@@ -21,7 +21,7 @@ class Loom {
 
   constructor() {
     live.onProgress((session, call) => this.#take(session.id, session.request.prompt, session.device ?? "", call));
-    setInterval(() => this.#show(), 500);
+    setInterval(() => document.hidden || this.#show(), 1000);
   }
 
   #take(id: string, prompt: string, device: string, call: number) {
