@@ -5,7 +5,7 @@ READY := .venv/.ready
 PAGE := src/mezzotint/page/index.html
 NODE := $(shell command -v npm)
 
-.PHONY: setup page contract clients demo test torture fuzz check lint format serve bench train evaluate-model clean
+.PHONY: setup page docs contract clients demo test torture fuzz check lint format serve bench train evaluate-model clean
 
 setup: $(READY) $(if $(NODE),$(PAGE))
 
@@ -26,6 +26,10 @@ demo: setup
 	@mkdir -p out
 	@$(BIN)/mezzotint generate "a slice of pizza" --seed 7 -o out/pizza.png
 	@echo "the picture is $(CURDIR)/out/pizza.png"
+
+# the documentation site, in out/site
+docs: setup
+	$(BIN)/zensical build --clean --strict
 
 # the types of the page, from the OpenAPI document
 contract: setup
