@@ -1,5 +1,6 @@
 """The command line as a person uses it, without a server and with one."""
 
+import base64
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from tests.process.conftest import BIN, RunningServer, picture
@@ -53,6 +55,19 @@ def test_a_picture_is_repeated_from_its_file_and_flags_change_it(tmp_path: Path,
     told = json.loads(other.stdout)["session"]["request"]
     assert (told["prompt"], told["seed"], told["num_inference_steps"]) == ("a (boat)", 12, 3)
     assert (tmp_path / "mezzotint-12.png").read_bytes() != (tmp_path / "one.png").read_bytes()
+
+
+@pytest.mark.parametrize("dialect", ["/v1/images/generations", "/sdapi/v1/txt2img"])
+def test_a_picture_of_any_dialect_is_repeated_from_its_file(
+    dialect: str, tmp_path: Path, server: RunningServer
+) -> None:
+    asked = {"prompt": "a (red:1.3) boat", "steps": 3, "seed": 5, "width": 64, "height": 64}
+    answer = httpx2.post(server.url + dialect, json=asked, timeout=60).raise_for_status().json()
+    encoded = answer["data"][0]["b64_json"] if "data" in answer else answer["images"][0]
+    (tmp_path / "made.png").write_bytes(base64.b64decode(encoded))
+    again = run("generate", "--from", "made.png", "-o", "again.png", "--server", server.url, cwd=tmp_path)
+    assert (again.returncode, again.stderr) == (0, "")
+    assert picture(tmp_path / "again.png").tobytes() == picture(tmp_path / "made.png").tobytes()
 
 
 def test_a_picture_that_others_went_into_is_repeated_with_them_or_not_at_all(
