@@ -42,8 +42,10 @@ clients: setup
 test: setup
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
-# workers and servers killed at random under load: about eight minutes; TORTURE="--worker-kills 350 --seed 8" for more
+# workers and servers killed at every named point, then at random under load: about twelve minutes;
+# TORTURE="--worker-kills 350 --seed 8" for more
 torture: setup
+	FAILPOINTS=all $(BIN)/python -m pytest -q tests/process/test_failpoints.py
 	$(BIN)/python -m tests.torture $(TORTURE)
 
 # ten thousand requests, right and wrong, of every call that the OpenAPI document names

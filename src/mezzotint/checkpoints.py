@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 import structlog
 
-from mezzotint import frames, profiles
+from mezzotint import failpoints, frames, profiles
 from mezzotint.errors import TryLater
 from mezzotint.request import Request
 from mezzotint.store.blobs import FULL, sync_folder
@@ -162,6 +162,7 @@ class Checkpoints:
 
 
 def _write(root: Path, session_id: str, one: Checkpoint, *, sync: bool) -> None:
+    failpoints.reached("checkpoint.before_write")
     folder = root / session_id
     path = folder / str(one.index)
     temporary = folder / f".{one.index}.tmp"

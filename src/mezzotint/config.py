@@ -18,7 +18,7 @@ from mezzotint.webhook_rules import Policy, policy
 PREFIX = "MEZZOTINT_"
 
 # Variables of ours that are not settings of the server.
-_OTHERS = frozenset({"MEZZOTINT_SERVER", "MEZZOTINT_API_KEY", "MEZZOTINT_TRAINING"})
+_OTHERS = frozenset({"MEZZOTINT_SERVER", "MEZZOTINT_API_KEY", "MEZZOTINT_TRAINING", "MEZZOTINT_FAILPOINTS"})
 
 
 def _data_folder() -> Path:

@@ -30,10 +30,12 @@ class RunningServer:
     and keeps no spare worker unless told to.
     """
 
-    def __init__(self, data: Path, *flags: str, spare: bool = False) -> None:
+    def __init__(self, data: Path, *flags: str, spare: bool = False, failpoints: str = "") -> None:
+        """`failpoints`: of the first process; a later `start` has none."""
         plain = () if "--executor" in flags else ("--executor", "torch", "--dtype", "float32")
         self.data, self._flags = data, (*plain, *flags)
         self._environment = os.environ | {"MEZZOTINT_SPARE": str(spare).lower()}
+        self._failpoints = {"MEZZOTINT_FAILPOINTS": failpoints} if failpoints else {}
         self.log = data.parent / f"{data.name}.log"
 
     def __enter__(self) -> "RunningServer":
@@ -53,8 +55,9 @@ class RunningServer:
                 [BIN, "serve", "--port", "0", "--data", self.data, *self._flags],
                 stdout=log,
                 stderr=log,
-                env=self._environment,
+                env=self._environment | self._failpoints,
             )
+        self._failpoints = {}
         line = wait_for(lambda: self._line("listening", started), START_S)
         self.url: str = line["url"]
         self.client: Any = Client(self.url, retries=0)  # untyped: tests reach into answers as they like

@@ -118,7 +118,7 @@ async def test_no_figure_is_a_constant(engine: Mezzotint) -> None:
         await look()
     for company in (0, 20):  # more than are drawn at once
         beside = [await engine.submit(**{**OTHER, "steps": 500, "seed": seed}) for seed in range(company)]
-        for body in sizes:
+        for body in sizes if not company else sizes[::3]:
             estimate = (await operations.validate(body))["estimate"]
             ended = await draw(engine, **body, priority=9)
             told = bodies.session(ended)

@@ -14,7 +14,7 @@ import msgspec
 import torch
 from torch import Tensor
 
-from mezzotint import images
+from mezzotint import failpoints, images
 from mezzotint.engine import inputs, prepare, snapshot
 from mezzotint.engine.batching import Batch, pick_batch
 from mezzotint.engine.enlarge import begin_second
@@ -143,6 +143,7 @@ class Engine:
         events = self._drop_cancelled() + self._drop_pausing() + self._admit() + self._decode_one()
         batch = pick_batch(self._denoising(), self._served, self.limits.rows)
         if batch is not None:
+            failpoints.reached("step")
             failed = self._denoise(batch)
             events += self._report(batch) if failed is None else failed
         return events + self._watch.take()
@@ -156,6 +157,7 @@ class Engine:
     def _drop_pausing(self) -> list[Event]:
         events: list[Event] = []
         for running in [one for one in self._sessions.values() if one.pausing]:
+            failpoints.reached("pause.at_boundary")
             events += self._states(running)
             del self._sessions[running.id]
             self._ends += 1
@@ -206,6 +208,7 @@ class Engine:
 
     def _prepare(self, running: Running) -> list[Event]:
         """Encode the prompts, read the pictures, draw the first latents of every image."""
+        failpoints.reached("encode")
         submit, request = running.submit, running.submit.request
         family = self._residents.family(submit.model)
         plain = request.deterministic or request.loras  # only torch can adapt rows
@@ -425,6 +428,7 @@ class Engine:
             if trajectory.sampler.calls == trajectory.checked_calls:
                 continue
             trajectory.checked_calls = trajectory.sampler.calls
+            failpoints.reached("checkpoint.before_send")
             told = wire.Checkpoint(
                 session_id=running.id,
                 attempt=running.submit.attempt,
@@ -460,6 +464,7 @@ class Engine:
         return []
 
     def _decode(self, running: Running, trajectory: Trajectory) -> list[Event]:
+        failpoints.reached("decode")
         submit = running.submit
         self.phase = "decoding"
         try:

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Collection
 from pathlib import Path
 
+from mezzotint import failpoints
 from mezzotint.errors import TryLater
 
 _ID = re.compile(r"[A-Za-z0-9_]{1,64}")
@@ -82,7 +83,9 @@ class Blobs:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             sync_folder(self._root)
             _write(temporary, data)
+            failpoints.reached("store.tmp_written")
             temporary.rename(folder / sha256)
+            failpoints.reached("store.renamed")
             sync_folder(folder)
         except OSError as error:
             temporary.unlink(missing_ok=True)

@@ -9,6 +9,7 @@ from typing import Any
 from sqlalchemy import insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from mezzotint import failpoints
 from mezzotint.errors import Conflict, TryLater
 from mezzotint.session import Session, State
 from mezzotint.store import keys, rows
@@ -86,6 +87,8 @@ class Intake:
                 work.tell(one.id, "state", stored[one.id])
                 for warning in stored[one.id].warnings:
                     work.tell(one.id, "warning", warning)
+            failpoints.reached("accept.before_commit")
+        failpoints.reached("accept.after_commit")
         for place in places:
             place.answer = self._answer(place, meant.get(place.id), stored)
         self._line = [place for place in self._line if place.answer is None]

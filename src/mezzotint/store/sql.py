@@ -6,6 +6,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from sqlalchemy import delete, false, func, insert, select, true, update
 
+from mezzotint import failpoints
 from mezzotint.api_keys import ApiKey
 from mezzotint.errors import ErrorInfo
 from mezzotint.events import Event, Events
@@ -223,6 +224,7 @@ class Store:
             claimed = await move(work, change, in_time(now), **values)
             if claimed is None:
                 await expire(work, session_id, now)
+        failpoints.reached("claim.after_commit")
         self._intake.left(now)
         return claimed
 
@@ -276,7 +278,10 @@ class Store:
             values = {"spans": dict(spans), "usage": usage, "error": error}
             if warnings is not None:
                 values["warnings"] = tuple(warnings)
-            return await move(work, change, *guards, **values)
+            ended = await move(work, change, *guards, **values)
+            failpoints.reached("store.before_commit")
+        failpoints.reached("store.after_commit")
+        return ended
 
     @_unbroken
     async def end_queued(
@@ -302,6 +307,7 @@ class Store:
         """
         if not plain(session_id):
             return None
+        failpoints.reached("cancel.before_update")
         async with self._database.write() as work:
             state = await work.connection.scalar(
                 select(sessions.c.state).where(sessions.c.id == session_id).with_for_update()

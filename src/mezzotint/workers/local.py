@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 
 import structlog
 
-from mezzotint import children
+from mezzotint import children, failpoints
 from mezzotint.workers import wire
 
 log = structlog.get_logger(__name__)
@@ -84,7 +84,9 @@ class LocalWorker:
             "mezzotint.workers.main",
             *("--device", device, "--threads", str(threads), "--memory-bytes", str(memory_bytes)),
             *(("--spare",) if is_spare else ()),
-            env=environment() | {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": str(_kernels(memory_bytes))},
+            env=environment()
+            | failpoints.handed_on(is_spare=is_spare)
+            | {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": str(_kernels(memory_bytes))},
         )
         worker = cls(worker_id, device, process, streams)
         worker._listening = asyncio.create_task(worker._listen(on_message, on_end), name=f"{worker_id} listen")

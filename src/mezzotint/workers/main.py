@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mezzotint import profiles
+from mezzotint import failpoints, profiles
 from mezzotint.workers import wire
 from mezzotint.workers.limits import limit_myself
 
@@ -70,6 +70,7 @@ class Worker:
         threading.Thread(target=self._beat, name="heartbeat", daemon=True).start()
         if self._is_spare:
             _behind_others(_import)
+            failpoints.reached("spare.warming")
         engine = self._engine = self._start_engine()
         while True:
             while engine.idle or not self._inbox.empty():
@@ -84,8 +85,12 @@ class Worker:
 
     def send(self, message: wire.FromWorker, blob: bytes = b"") -> None:
         with self._sending:
+            frame = wire.frame(message, blob)
+            half = len(frame) // 2 if failpoints.is_armed("ipc.mid_frame") else 0
             try:
-                self._connection.sendall(wire.frame(message, blob))
+                self._connection.sendall(frame[:half])
+                failpoints.reached("ipc.mid_frame")
+                self._connection.sendall(frame[half:])
             except OSError:
                 os._exit(0)  # the API process is gone; nobody is left to tell
 
@@ -194,7 +199,9 @@ class Worker:
         versions = _versions()
 
         def load(model: wire.ModelRef) -> "Family":
+            failpoints.reached("load.start")
             plain = _load(model, device, torch.float32)
+            failpoints.reached("load.mid")
             self._refused.pop(model.id, None)
             try:
                 return executors.open_with(
