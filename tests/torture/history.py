@@ -122,7 +122,7 @@ def _remains(data: Path, known: set[str]) -> list[str]:
     kept = data / "checkpoints"
     if kept.exists():
         faults += [f"I4 a state of {one.name} is left" for one in kept.iterdir()]
-    faults += [
-        f"I4 pictures of no session: {one.name}" for one in (data / "sessions").iterdir() if one.name not in known
-    ]
+    drawn = data / "sessions"
+    if drawn.exists():
+        faults += [f"I4 pictures of no session: {one.name}" for one in drawn.iterdir() if one.name not in known]
     return faults
