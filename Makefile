@@ -40,7 +40,7 @@ clients: setup
 	PYTHON=$(BIN)/python tests/clients/install.sh
 
 test: setup
-	$(BIN)/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
 # workers and servers killed at every named point, then at random under load: about twelve minutes;
 # TORTURE="--worker-kills 350 --seed 8" for more

@@ -65,9 +65,9 @@ async def dispatching(folder: Path, models: Path, ready: Callable[[], list[Worke
 
 async def submits(worker: Worker, count: int) -> list[wire.Submit]:
     async with asyncio.timeout(10):
-        while len(worker.sent) < count:
+        while len(found := [one for one in worker.sent if isinstance(one, wire.Submit)]) < count:
             await asyncio.sleep(0.01)
-    return [one for one in worker.sent if isinstance(one, wire.Submit)]
+    return found
 
 
 async def test_owners_take_turns_and_a_higher_priority_goes_to_a_full_worker(tmp_path: Path, random_sd: Path) -> None:
