@@ -37,6 +37,7 @@ PACKAGES = (
 WORDNET = Path("/usr/share/wordnet")  # Debian's wordnet-base
 SHARED_KEYWORD = 6  # a keyword that names more concepts than this ("food") tells the model nothing
 HERE = Path(__file__).resolve().parent
+LIST = HERE / os.environ.get("MEZZOTINT_CONCEPTS", "")  # the folder of concepts.txt and rewordings.txt: `all`, or this
 Pixels = npt.NDArray[np.uint8]
 
 
@@ -80,29 +81,35 @@ def read_concepts() -> list[Concept]:
     """The concepts of concepts.txt, in its order, with their keywords. Held-out words are in none of them."""
     modules = fetch()
     held_out = held_out_words()
-    named = [line.split(" ", 1) for line in _lines("concepts.txt")]
+    named = read_labels(LIST / "concepts.txt")
     keywords = {emoji: _keywords(modules, emoji, label, held_out) for emoji, label in named}
     uses = Counter(word for words in keywords.values() for word in words)
-    concepts = [
-        Concept(emoji=emoji, label=label, keywords=tuple(w for w in keywords[emoji] if uses[w] <= SHARED_KEYWORD))
-        for emoji, label in named
-    ]
-    assert not [c for c in concepts if _words(c.label) & held_out], "a label holds a held-out word"
+    labels = {label for _, label in named}
+    told = {emoji: tuple(w for w in words if uses[w] <= SHARED_KEYWORD) for emoji, words in keywords.items()}
+    if LIST != HERE:  # there a keyword is often the name of another thing: "cat" of a cat's face
+        told = {emoji: tuple(w for w in words if w not in labels) for emoji, words in told.items()}
+    concepts = [Concept(emoji=emoji, label=label, keywords=told[emoji]) for emoji, label in named]
+    assert not [c for c in concepts if words(c.label) & held_out], "a label holds a held-out word"
     assert len({concept.label for concept in concepts}) == len(concepts), "two concepts share a label"
     return concepts
+
+
+def read_labels(path: Path) -> list[tuple[str, str]]:
+    """The emoji and the label of every line of a list of concepts."""
+    return [(emoji, label) for emoji, label in (line.split(" ", 1) for line in _lines(path))]
 
 
 def read_rewordings() -> list[Rewording]:
     """The prompts of rewordings.txt. Every answer is a label of concepts.txt."""
     return [
         Rewording(prompt=prompt.strip(), answers=tuple(answer.strip() for answer in answers.split(",")))
-        for prompt, answers in (line.split("=") for line in _lines("rewordings.txt"))
+        for prompt, answers in (line.split("=") for line in _lines(LIST / "rewordings.txt"))
     ]
 
 
-def held_out_words() -> frozenset[str]:
+def held_out_words(path: Path = LIST / "rewordings.txt") -> frozenset[str]:
     """Words kept out of every caption, so that a prompt with one of them tests the text encoder and not memory."""
-    lines = (HERE / "rewordings.txt").read_text(encoding="utf-8").splitlines()
+    lines = path.read_text(encoding="utf-8").splitlines()
     words = [word for line in lines if line.startswith("# hold out:") for word in line.split(":")[1].split()]
     return frozenset(words) | frozenset(f"{word}s" for word in words)
 
@@ -116,7 +123,7 @@ def pictures(concepts: list[Concept]) -> Pixels:
 def pictures_of(package: str, concepts: list[Concept]) -> tuple[list[int], Pixels]:
     """The indices of the concepts that a package has drawn, and their pictures (n, height, width, 3) on white."""
     names = _icons(fetch(), package)[1]
-    drawn = [index for index, concept in enumerate(concepts) if _codes(concept.emoji) in names]
+    drawn = [index for index, concept in enumerate(concepts) if codes(concept.emoji) in names]
     return drawn, _render_all(package, [concepts[index].emoji for index in drawn])
 
 
@@ -130,9 +137,14 @@ def all_pictures() -> tuple[list[str], Pixels]:
     emoji = [e for e, entry in entries.items() if entry["group"] not in ("People & Body", "Flags", "Symbols")]
     for package in STYLES.values():
         names = _icons(modules, package)[1]
-        emoji = [e for e in emoji if _codes(e) in names]
+        emoji = [e for e in emoji if codes(e) in names]
     told = [entries[e]["name"] for _ in STYLES for e in emoji]
     return told, np.concatenate([_render_all(package, emoji) for package in STYLES.values()])
+
+
+def names_of(package: str) -> dict[str, str]:
+    """The names of a package's drawings by their emoji's code points."""
+    return _icons(fetch(), package)[1]
 
 
 def caption(concept: Concept, style: str, rng: random.Random) -> str:
@@ -199,19 +211,19 @@ def _phrase(label: str, rng: random.Random) -> str:
 def _keywords(modules: Path, emoji: str, label: str, held_out: frozenset[str]) -> tuple[str, ...]:
     found: list[str] = []
     for entry in _emojibase(modules):
-        if _codes(entry["emoji"]) == _codes(emoji):
+        if codes(entry["emoji"]) == codes(emoji):
             found += [entry["label"], *entry.get("tags", [])]
     library: dict[str, list[str]] = _read(modules / "emojilib" / "dist" / "emoji-en-US.json")
     found += library.get(emoji, []) or library.get(emoji.rstrip("\ufe0f"), [])
-    words = [re.sub(r"[_:]", " ", word).lower() for word in found]
-    kept = [w for w in words if w != label and not _words(w) & held_out and re.fullmatch(r"[a-z][a-z \-’']*", w)]
+    plain = [re.sub(r"[_:]", " ", word).lower() for word in found]
+    kept = [w for w in plain if w != label and not words(w) & held_out and re.fullmatch(r"[a-z][a-z \-’']*", w)]
     return tuple(sorted(set(kept)))
 
 
 def _render_all(package: str, emoji: list[str]) -> Pixels:
     modules = fetch()
     icons, names = _icons(modules, package)
-    return np.stack([_cached(package, names[_codes(e)], icons) for e in emoji])
+    return np.stack([_cached(package, names[codes(e)], icons) for e in emoji])
 
 
 _rendered: dict[tuple[str, str], Pixels] = {}
@@ -257,16 +269,16 @@ def _read(path: Path) -> Any:
     return _parsed[path]
 
 
-def _codes(emoji: str) -> str:
+def codes(emoji: str) -> str:
     return "-".join(f"{ord(c):x}" for c in emoji if c != "\ufe0f")
 
 
-def _words(text: str) -> frozenset[str]:
+def words(text: str) -> frozenset[str]:
     return frozenset(re.findall(r"[a-z]+", text.lower()))
 
 
-def _lines(name: str) -> list[str]:
-    lines = (HERE / name).read_text(encoding="utf-8").splitlines()
+def _lines(path: Path) -> list[str]:
+    lines = path.read_text(encoding="utf-8").splitlines()
     return [line for line in lines if line and not line.startswith("#")]
 
 
