@@ -2,10 +2,11 @@ import os
 import signal
 from pathlib import Path
 
-signal.signal(signal.SIGINT, signal.default_int_handler)  # else what a shell ran behind itself hands on that it is ignored
 os.environ |= {"MEZZOTINT_THREADS": "1", "OMP_NUM_THREADS": "1"}  # tests run side by side, one on each core
 
 import pytest
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell runs behind itself inherits that it is ignored
 
 
 @pytest.fixture(scope="session")
