@@ -215,15 +215,19 @@ class Agreement(RuleBasedStateMachine):
             shutil.rmtree(self.folder)
 
     def end_all(self) -> None:
-        """Every accepted session comes to an end, and its history is the model's."""
-        for session_id, row in self.model.rows.items():
+        """Every accepted session comes to an end, each in another way, and its history is the model's."""
+        for number, (session_id, row) in enumerate(self.model.rows.items(), self.starts):
             if row.state == "paused":
-                self.resume(session_id)
+                self.cancel(session_id) if number % 2 else self.resume(session_id)
+            if row.state == "queued" and number % 2:
+                self.end_queued(session_id, [State.EXPIRED, State.FAILED][number % 4 // 2])
             if row.state == "queued":
                 self.claim(session_id)
+            if row.state == "running" and number % 3:
+                self.finish(session_id, 0, [State.FAILED, State.CANCELLED][number % 3 - 1])
             if row.state == "running":
                 self.succeed(session_id, 0)
-            if row.state == "running":
+            if row.state == "running":  # a cancel is pending
                 self.finish(session_id, 0, State.CANCELLED)
             assert row.state in FINAL
             history = self.run(self.store.transitions(session_id))
