@@ -5,7 +5,7 @@ READY := .venv/.ready
 PAGE := src/mezzotint/page/index.html
 NODE := $(shell command -v npm)
 
-.PHONY: setup page docs contract clients demo test torture fuzz check lint format serve bench train evaluate-model clean
+.PHONY: setup page docs contract clients demo test torture mutations fuzz check lint format serve bench train evaluate-model clean
 
 setup: $(READY) $(if $(NODE),$(PAGE))
 
@@ -42,11 +42,17 @@ clients: setup
 test: setup
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
-# workers and servers killed at every named point, then at random under load: about twelve minutes;
+# the store against its model, workers and servers killed at every named point, then at random under load: about
+# thirteen minutes;
 # TORTURE="--worker-kills 350 --seed 8" for more
 torture: setup
+	HISTORIES=200 $(BIN)/python -m pytest -q tests/contract/test_store_model.py
 	FAILPOINTS=all $(BIN)/python -m pytest -q tests/process/test_failpoints.py
 	$(BIN)/python -m tests.torture $(TORTURE)
+
+# promises broken on purpose, one after the other, in copies of the source: the tests must notice each
+mutations: setup
+	$(BIN)/python -m tests.mutations
 
 # ten thousand requests, right and wrong, of every call that the OpenAPI document names
 fuzz: setup
