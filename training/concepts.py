@@ -5,7 +5,6 @@ Run `python -m training.concepts`. The 218 things of `concepts.txt` keep the lab
 
 import json
 import re
-from collections.abc import Iterator
 from typing import Any
 
 from training import data
@@ -30,8 +29,8 @@ HEAD = """# Everything that both icon sets draw, written by `python -m training.
 """
 
 
-def grouped() -> Iterator[tuple[str, list[tuple[str, str]]]]:
-    """Unicode's groups, and the emoji and the label of each concept in them. No label comes twice."""
+def grouped() -> dict[str, list[tuple[str, str]]]:
+    """By Unicode's groups: the emoji and the label of each concept. No label comes twice."""
     modules = data.fetch()
     entries: dict[str, Any] = json.loads((modules / "unicode-emoji-json" / "data-by-emoji.json").read_text())
     by_hand = data.read_labels(data.HERE / "concepts.txt")
@@ -51,7 +50,7 @@ def grouped() -> Iterator[tuple[str, list[tuple[str, str]]]]:
         assert not data.words(label) & held_out, f"a label holds a held-out word: {label}"
         labels.add(label)
         groups.setdefault(entry["group"], []).append((emoji, label))
-    yield from groups.items()
+    return groups
 
 
 def _label(name: str) -> str:
@@ -65,7 +64,7 @@ def _is_variant(emoji: str) -> bool:
 def main() -> None:
     lines = [HEAD]
     count = 0
-    for group, concepts in grouped():
+    for group, concepts in grouped().items():
         lines += [f"\n# {group}\n", *(f"{emoji} {label}\n" for emoji, label in concepts)]
         count += len(concepts)
     TARGET.write_text("".join(lines), encoding="utf-8")

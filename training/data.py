@@ -78,7 +78,7 @@ def fetch() -> Path:
 
 
 def read_concepts() -> list[Concept]:
-    """The concepts of concepts.txt, in its order, with their keywords. Held-out words are in none of them."""
+    """The concepts of the chosen list, in its order, with their keywords. Held-out words are in none of them."""
     modules = fetch()
     held_out = held_out_words()
     named = read_labels(LIST / "concepts.txt")
@@ -100,7 +100,7 @@ def read_labels(path: Path) -> list[tuple[str, str]]:
 
 
 def read_rewordings() -> list[Rewording]:
-    """The prompts of rewordings.txt. Every answer is a label of concepts.txt."""
+    """The prompts of the chosen list's rewordings.txt. Every answer is a label of its concepts.txt."""
     return [
         Rewording(prompt=prompt.strip(), answers=tuple(answer.strip() for answer in answers.split(",")))
         for prompt, answers in (line.split("=") for line in _lines(LIST / "rewordings.txt"))
@@ -110,8 +110,8 @@ def read_rewordings() -> list[Rewording]:
 def held_out_words(path: Path = LIST / "rewordings.txt") -> frozenset[str]:
     """Words kept out of every caption, so that a prompt with one of them tests the text encoder and not memory."""
     lines = path.read_text(encoding="utf-8").splitlines()
-    words = [word for line in lines if line.startswith("# hold out:") for word in line.split(":")[1].split()]
-    return frozenset(words) | frozenset(f"{word}s" for word in words)
+    held = [word for line in lines if line.startswith("# hold out:") for word in line.split(":")[1].split()]
+    return frozenset(held) | frozenset(f"{word}s" for word in held)
 
 
 def pictures(concepts: list[Concept]) -> Pixels:

@@ -50,8 +50,10 @@ def traced(server: RunningServer, file: Path) -> Iterator[None]:
         said = strace.stderr.readline()
         if "attached" not in said:
             pytest.skip(f"strace may not look on here: {said.strip()}")
-        yield
-        strace.send_signal(signal.SIGINT)
+        try:
+            yield
+        finally:  # else who waits for it waits for the server's end
+            strace.send_signal(signal.SIGINT)
 
 
 def calls(file: Path) -> Iterator[str]:
