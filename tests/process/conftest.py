@@ -123,11 +123,3 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     with RunningServer(tmp_path_factory.mktemp("server") / "data") as running:
         running.worker_pid()
         yield running
-
-
-@pytest.fixture
-def own_server(tmp_path: Path) -> Iterator[RunningServer]:
-    """A server for one test, which may do with it what it likes."""
-    with RunningServer(tmp_path / "data") as running:
-        running.worker_pid()
-        yield running

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -50,31 +51,62 @@ def test_no_block_is_of_a_kind_that_nobody_looked_at() -> None:
 
 
 SHOWING = [page for page, blocks in BLOCKS.items() if {kind for kind, _ in blocks} & KINDS]
+OWN = {  # pages whose server the next one could not use
+    "http",  # makes an API key, and from then on everybody is asked for one
+    "models",  # sets what the bundled model draws with
+}
+
+
+@pytest.fixture(scope="module")
+def owned(tmp_path_factory: pytest.TempPathFactory, random_sd: Path) -> Path:
+    """What a reader is taken to have: models that the server knows, what they downloaded, pictures."""
+    owned = tmp_path_factory.mktemp("owned")
+    served, downloads = owned / "served", owned / "downloads"
+    shutil.copytree(random_sd / "tiny", served / "my-sd15")
+    build_lora(served / "ink.safetensors", served / "my-sd15")
+    net = build_controlnet(served / "edges", served / "my-sd15")
+    (net / "mezzotint.json").write_text('{"control_type": "canny"}', encoding="utf-8")
+    shutil.copytree(random_sd / "tiny", downloads / "pencil")
+    for name in ("ink", "brush"):
+        build_lora(downloads / f"{name}.safetensors", served / "my-sd15")
+    for name in ("sketch.png", "photo.png", "photo.jpg", "pizza.png"):
+        Image.new("RGB", (64, 64), "white").save(owned / name)
+    mask = Image.new("RGBA", (64, 64), "white")
+    mask.paste((0, 0, 0, 0), (16, 16, 48, 48))
+    mask.save(owned / "mask.png")
+    return owned
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, owned: Path) -> Iterator[RunningServer]:
+    with RunningServer(tmp_path_factory.mktemp("server") / "data", "--models", str(owned / "served")) as running:
+        yield running
+
+
+@pytest.fixture
+def page_server(page: Path, tmp_path: Path, owned: Path, request: pytest.FixtureRequest) -> Iterator[RunningServer]:
+    if page.stem in OWN:
+        with RunningServer(tmp_path / "data", "--models", str(owned / "served")) as running:
+            yield running
+    else:
+        yield request.getfixturevalue("server")
 
 
 @pytest.mark.parametrize("page", SHOWING, ids=[page.stem for page in SHOWING])
-def test_what_a_page_shows_works(page: Path, tmp_path: Path, random_sd: Path) -> None:
+def test_what_a_page_shows_works(page: Path, page_server: RunningServer, tmp_path: Path, owned: Path) -> None:
     for kind, text in BLOCKS[page]:
         if kind == "json":
             json.loads(text)
-    programs = [(kind, text) for kind, text in BLOCKS[page] if kind in ("python", "sh")]
-    if not programs:
-        return
-    here = tmp_path / "here"
-    _furnish(here, random_sd)
-    repositories = {"ink/tiny": random_sd / "tiny", "ink/brush": here / "downloads"}
-    with (
-        serving(repositories) as hub,
-        RunningServer(tmp_path / "data", "--models", str(here / "served")) as server,
-    ):
-        drawn = server.client.wait(server.client.submit(prompt="a boat", steps=1)["id"])["id"]
+    here = Path(shutil.copytree(owned, tmp_path / "here"))
+    with serving({"ink/tiny": owned / "served" / "my-sd15", "ink/brush": owned / "downloads"}) as hub:
+        drawn = page_server.client.wait(page_server.client.submit(prompt="a boat", steps=1)["id"])["id"]
         environment = {name: value for name, value in os.environ.items() if not name.startswith("MEZZOTINT_")}
-        environment |= {"BIN": str(BIN), "MEZZOTINT_DATA": str(server.data), "MEZZOTINT_SERVER": server.url}
+        environment |= {"BIN": str(BIN), "MEZZOTINT_DATA": str(page_server.data), "MEZZOTINT_SERVER": page_server.url}
         environment |= {"MEZZOTINT_HUB": hub.url, "MEZZOTINT_HUB_HOSTS": "127.0.0.1"}
-        for kind, text in programs:
-            if "make demo" in text:
-                continue  # this is part of what it would run
-            ours = re.sub(r"(http://127\.0\.0\.1|localhost):7801", server.url, text).replace("ses_...", drawn)
+        for kind, text in BLOCKS[page]:
+            if kind not in ("python", "sh") or "make demo" in text:  # that one is part of what it would run
+                continue
+            ours = re.sub(r"(http://127\.0\.0\.1|localhost):7801", page_server.url, text).replace("ses_...", drawn)
             command = [sys.executable, "-c", _whole(ours)] if kind == "python" else ["bash", "-c", SHELL + _here(ours)]
             done = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True, timeout=240)
             assert done.returncode == 0, ours + done.stdout + done.stderr
@@ -86,26 +118,6 @@ def _here(commands: str) -> str:
     for theirs, ours in HERE.items():
         commands = re.sub(theirs, ours, commands)
     return commands
-
-
-def _furnish(here: Path, random_sd: Path) -> None:
-    """What a reader is taken to have: pictures, models of their own, what they downloaded."""
-    for name in ("sketch.png", "photo.png", "photo.jpg", "pizza.png"):
-        here.mkdir(exist_ok=True)
-        Image.new("RGB", (64, 64), "white").save(here / name)
-    mask = Image.new("RGBA", (64, 64), "white")
-    mask.paste((0, 0, 0, 0), (16, 16, 48, 48))
-    mask.save(here / "mask.png")
-    served, downloads = here / "served", here / "downloads"
-    served.mkdir()
-    shutil.copytree(random_sd / "tiny", served / "my-sd15")
-    build_lora(served / "ink.safetensors", served / "my-sd15")
-    net = build_controlnet(served / "edges", served / "my-sd15")
-    (net / "mezzotint.json").write_text('{"control_type": "canny"}', encoding="utf-8")
-    downloads.mkdir()
-    shutil.copytree(random_sd / "tiny", downloads / "pencil")
-    for name in ("ink", "brush"):
-        build_lora(downloads / f"{name}.safetensors", served / "my-sd15")
 
 
 def _whole(program: str) -> str:
