@@ -8,6 +8,13 @@ import pytest
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell runs behind itself inherits that it is ignored
 
+SMALL = ("contract", "unit")  # folders of small files
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Small files last: whole files are shared out among processes, and a long one at the end would be waited for."""
+    items.sort(key=lambda item: item.path.relative_to(Path(__file__).parent).parts[0] in SMALL)
+
 
 @pytest.fixture(scope="session")
 def anyio_backend() -> str:

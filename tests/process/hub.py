@@ -88,7 +88,7 @@ class Answers(BaseHTTPRequestHandler):
 def serving(repositories: dict[str, Path]) -> Iterator[Hub]:
     server = Hub()
     server.repositories |= repositories
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
     thread.start()
     try:
         yield server

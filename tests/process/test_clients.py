@@ -130,7 +130,7 @@ def busy(request: pytest.FixtureRequest) -> Iterator[ThreadingHTTPServer]:
     Busy.keys.clear()
     http = ThreadingHTTPServer(("127.0.0.1", 0), Busy)
     http.hangs_up = request.param  # type: ignore[attr-defined]
-    threading.Thread(target=http.serve_forever, daemon=True).start()
+    threading.Thread(target=http.serve_forever, args=(0.02,), daemon=True).start()
     yield http
     http.shutdown()
     http.server_close()
