@@ -19,7 +19,7 @@ import structlog
 from mezzotint import failpoints, frames, profiles
 from mezzotint.errors import TryLater
 from mezzotint.request import Request
-from mezzotint.store.blobs import FULL, sync_folder
+from mezzotint.store.blobs import not_taken, sync_folder
 from mezzotint.workers.wire import ModelRef
 
 log = structlog.get_logger(__name__)
@@ -106,7 +106,7 @@ class Checkpoints:
         return [found[index] for index in sorted(found)]
 
     async def settle(self, session_id: str) -> None:
-        """On disk such that they survive a power cut, and out of memory. Raises TryLater `storage_full`."""
+        """On disk such that they survive a power cut, and out of memory. Raises TryLater."""
         own = [key for key in self._kept if key[0] == session_id]
         async with self._disk:
             for key in own:
@@ -184,9 +184,7 @@ def _write(root: Path, session_id: str, one: Checkpoint, *, sync: bool) -> None:
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        if error.errno not in FULL:
-            raise
-        raise TryLater("the disk that holds the checkpoints is full", code="storage_full", retry_after_s=10) from error
+        raise not_taken("checkpoints", error) from error
 
 
 def _read(folder: Path, session_id: str, indices: Collection[int]) -> list[Checkpoint]:

@@ -91,8 +91,9 @@ async def test_a_broken_disk_is_not_called_a_full_one(
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     monkeypatch.setattr(os, "fsync", broken)
-    with pytest.raises(OSError, match="Input/output"):
+    with pytest.raises(TryLater, match="Input/output") as caught:
         await blobs.put("ses_1", b"a")
+    assert caught.value.code == "not_ready"
     assert files(root) == set()
 
 

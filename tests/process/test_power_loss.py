@@ -3,27 +3,26 @@
 A kill cannot show this, as the kernel keeps what a killed process wrote. strace looks on instead.
 """
 
-import contextlib
 import re
-import shutil
-import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2
-import pytest
 
 from tests.process.conftest import RunningServer
+from tests.process.strace import needs_strace, traced
 
-CALLS = "write,writev,pwrite64,fdatasync,fsync,sendto,sendmsg"
+CALLS = "trace=write,writev,pwrite64,fdatasync,fsync,sendto,sendmsg"
 SESSION = re.compile(r"ses_[0-9A-Z]{26}")
 ANSWERS = 10
 
 
-@pytest.mark.skipif(shutil.which("strace") is None, reason="strace is not installed: apt-get install strace")
+@needs_strace
 def test_the_log_is_synced_before_the_answer_leaves(tmp_path: Path) -> None:
-    with RunningServer(tmp_path / "data") as server, traced(server, tmp_path / "trace"):
+    with (
+        RunningServer(tmp_path / "data") as server,
+        traced(server, tmp_path / "trace", "-y", "-s", "20000", "-e", CALLS),
+    ):
         for number in range(ANSWERS):
             body = {"prompt": "a boat", "seed": number, "steps": 1}
             httpx2.post(f"{server.url}/api/inference/sessions", json=body, timeout=30).raise_for_status()
@@ -40,20 +39,6 @@ def test_the_log_is_synced_before_the_answer_leaves(tmp_path: Path) -> None:
             (session_id,) = set(SESSION.findall(line))
             assert written.get(session_id), f"{session_id} was answered before it was on the disk"
     assert answered == ANSWERS
-
-
-@contextlib.contextmanager
-def traced(server: RunningServer, file: Path) -> Iterator[None]:
-    command = ["strace", "-f", "-y", "-s", "20000", "-e", f"trace={CALLS}", "-o", str(file)]
-    with subprocess.Popen([*command, "-p", str(server.process.pid)], stderr=subprocess.PIPE, text=True) as strace:
-        assert strace.stderr is not None
-        said = strace.stderr.readline()
-        if "attached" not in said:
-            pytest.skip(f"strace may not look on here: {said.strip()}")
-        try:
-            yield
-        finally:  # else who waits for it waits for the server's end
-            strace.send_signal(signal.SIGINT)
 
 
 def calls(file: Path) -> Iterator[str]:

@@ -17,7 +17,7 @@ from mezzotint.errors import TryLater
 _ID = re.compile(r"[A-Za-z0-9_]{1,64}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _THUMBNAIL = ".webp"
-FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class Blobs:
@@ -29,7 +29,7 @@ class Blobs:
     async def put(self, session_id: str, data: bytes) -> str:
         """Keep `data` and return its SHA-256 once it would survive a power cut. Repeating it is harmless.
 
-        Raises TryLater `storage_full`; then nothing new is left behind.
+        Raises TryLater `storage_full` or `not_ready`; then nothing new is left behind.
         """
         return await asyncio.to_thread(self._put, self.folder(session_id), data)
 
@@ -88,12 +88,19 @@ class Blobs:
             failpoints.reached("store.renamed")
             sync_folder(folder)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
-            if error.errno not in FULL:
-                raise
-            message = "the disk that holds the pictures is full; free some space"
-            raise TryLater(message, code="storage_full", retry_after_s=10) from error
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)
+            raise not_taken("pictures", error) from error
         return sha256
+
+
+def not_taken(what: str, error: OSError) -> TryLater:
+    """What is said when the disk did not take something: it is full, or it fails. Neither is anybody's guilt."""
+    if error.errno in _FULL:
+        code, message = "storage_full", f"the disk that holds the {what} is full; free some space"
+    else:
+        code, message = "not_ready", f"the disk that holds the {what} failed: {error.strerror}"
+    return TryLater(message, code=code, retry_after_s=10)
 
 
 def _write(path: Path, data: bytes) -> None:

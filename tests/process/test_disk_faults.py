@@ -1,0 +1,166 @@
+"""A disk that fails or is full while sessions run: what was accepted ends, success is success, and work goes on after.
+
+strace makes the n-th call of a thread of the server fail. A few n in the ordinary lane; `make torture` takes n = 1, 2
+and on until a run comes through untouched.
+"""
+
+import itertools
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+
+from tests.process.conftest import RunningServer, wait_for
+from tests.process.strace import INJECTED, failing, needs_strace
+from tests.torture.history import FINAL, check
+
+SESSIONS = "/api/inference/sessions"
+ASKED = {"prompt": "a boat", "seed": 4, "width": 32, "height": 32, "scheduler": "euler_ancestral"}
+OWN_FAULTS = {"not_ready", "storage_full"}  # what a failing or full disk is called
+ALL = os.environ.get("DISK_FAULTS") == "all"
+# With the n of the ordinary lane. SQLite writes by pwrite64 and syncs by fdatasync; pictures and states are fsynced.
+FAULTS = {
+    ("fdatasync", "EIO"): 4,
+    ("pwrite64", "EIO"): 2,
+    ("pwrite64", "ENOSPC"): 9,
+    ("fsync", "EIO"): 2,
+    ("fsync", "ENOSPC"): 3,
+}
+
+
+class Caller:
+    """Says it again under the same key until it is accepted, and knows what was."""
+
+    def __init__(self, server: RunningServer) -> None:
+        self.server = server
+        self.acknowledged: dict[str, str] = {}
+
+    def send(self, **asked: Any) -> str:
+        """The session's id. Whoever refuses says why in one of two words, within the ten seconds it is given."""
+        key, until = f"key-{len(self.acknowledged)}", time.monotonic() + 20
+        while True:
+            headers = {"Idempotency-Key": key}
+            answer = httpx2.post(self.server.url + SESSIONS, json=ASKED | asked, headers=headers, timeout=30)
+            if answer.is_success:
+                self.acknowledged[key] = answer.json()["id"]
+                return self.acknowledged[key]
+            assert (answer.status_code, answer.json()["code"]) in {(503, "not_ready"), (507, "storage_full")}
+            assert int(answer.headers["retry-after"]) >= 1
+            assert time.monotonic() < until, "the disk is well again, and still nothing is accepted"
+            time.sleep(0.05)
+
+    def state(self, session_id: str) -> str:
+        return str(self.server.client.session(session_id)["state"])
+
+    def say(self, session_id: str, verb: str) -> bool:
+        """Whether it was done. What the disk refused is said again."""
+        while (answer := self._post(f"{SESSIONS}/{session_id}/{verb}")).status_code in (503, 507):
+            assert answer.json()["code"] in OWN_FAULTS
+            time.sleep(0.05)
+        assert answer.status_code in (200, 202, 409)
+        return answer.is_success
+
+    def _post(self, path: str) -> httpx2.Response:
+        return httpx2.post(self.server.url + path, timeout=30)
+
+
+@pytest.fixture(scope="module")
+def caller(tmp_path_factory: pytest.TempPathFactory, random_sd: Path) -> Iterator[Caller]:
+    data = tmp_path_factory.mktemp("server") / "data"
+    with RunningServer(data, "--models", str(random_sd), "--default-model", "tiny") as server:
+        server.worker_pid()
+        yield Caller(server)
+
+
+@needs_strace
+@pytest.mark.parametrize(("call", "error"), FAULTS, ids=map("-".join, FAULTS))
+def test_a_call_of_the_disk_that_fails_loses_nothing(call: str, error: str, caller: Caller, tmp_path: Path) -> None:
+    for nth in itertools.count(1) if ALL else (FAULTS[call, error],):
+        trace = tmp_path / f"{nth}"
+        with failing(caller.server, trace, call, error, nth):
+            work(caller)
+        if INJECTED not in trace.read_text():
+            break
+    assert nth > FAULTS[call, error] if ALL else INJECTED in trace.read_text()
+    assert caller.server.client.workers()[0]["restarts"] == 0, "a disk's fault is no worker's"
+
+
+def test_the_server_stops_and_left_nothing_that_it_should_not_have(caller: Caller) -> None:
+    assert caller.server.stop() == 0
+    assert check(caller.server.data, caller.acknowledged, {}) == []
+
+
+def work(caller: Caller) -> None:
+    """Sessions side by side: one drawn, one paused and taken up again, one cancelled."""
+    drawn = caller.send(steps=2, num_images=2)
+    paused, cancelled = caller.send(steps=60), caller.send(steps=1000)
+    ids = (drawn, paused, cancelled)
+    wait_for(lambda: caller.server.client.session(paused)["progress"]["step"] > 3, 30)
+    if caller.say(paused, "pause"):
+        wait_for(lambda: caller.state(paused) in {"paused", *FINAL}, 30)
+        caller.say(paused, "resume")
+    is_cancelled = caller.say(cancelled, "cancel")
+    wait_for(lambda: all(caller.state(one) in FINAL for one in ids), 60)
+    for session_id in ids:
+        ended = caller.server.client.session(session_id)
+        if session_id == cancelled and is_cancelled:
+            assert ended["state"] == "cancelled"
+        elif ended["state"] == "failed":
+            assert ended["error"]["code"] in OWN_FAULTS
+            assert ended["error"]["retryable"]
+        elif ended["state"] == "succeeded":
+            for image in ended["images"]:
+                caller.server.client.image(session_id, image["index"])
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", disk]
+    if (done := subprocess.run(command, capture_output=True, text=True)).returncode:
+        pytest.skip(f"a small disk cannot be mounted here: {done.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+def test_a_full_disk_refuses_by_name_and_work_goes_on_when_there_is_room(small_disk: Path, random_sd: Path) -> None:
+    flags = ("--models", str(random_sd), "--default-model", "tiny")
+    with RunningServer(small_disk / "data", *flags) as server:
+        server.worker_pid()
+        caller = Caller(server)
+        before = caller.send(steps=2)
+        assert server.client.wait(before)["state"] == "succeeded"
+        running = caller.send(steps=1000)
+        wait_for(lambda: server.client.session(running)["progress"]["step"] > 0, 30)
+        ballast = small_disk / "ballast"
+        fill(ballast)
+        refused = httpx2.post(server.url + SESSIONS, json=ASKED, timeout=30)
+        assert (refused.status_code, refused.json()["code"]) == (507, "storage_full")
+        assert server.client.image(before)  # reading goes on
+        assert caller.state(running) == "running"
+        ballast.unlink()
+        freed = time.monotonic()
+        after = caller.send(steps=2)
+        assert time.monotonic() - freed < 10
+        assert server.client.wait(after)["state"] == "succeeded"
+        server.client.cancel(running)
+        assert server.client.wait(running)["state"] == "cancelled"
+        assert server.stop() == 0
+        assert check(server.data, caller.acknowledged, {}) == []
+
+
+def fill(ballast: Path) -> None:
+    """To the last byte."""
+    with ballast.open("wb", buffering=0) as file:
+        for size in (1 << 16, 1):
+            try:
+                while True:
+                    file.write(b"x" * size)
+            except OSError:
+                continue
