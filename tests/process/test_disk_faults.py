@@ -122,7 +122,7 @@ def work(caller: Caller) -> None:
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     disk = tmp_path / "disk"
     disk.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", disk]
+    command: list[str | Path] = ["mount", "-t", "tmpfs", "-o", "size=8m", "tmpfs", disk]
     if (done := subprocess.run(command, capture_output=True, text=True)).returncode:
         pytest.skip(f"a small disk cannot be mounted here: {done.stderr.strip()}")
     yield disk
