@@ -149,8 +149,8 @@ def _modules(family: "StableDiffusion") -> list[tuple[str, Any, tuple[Any, ...],
 
 
 def _fold_doubling(decoder: Any) -> None:
-    """To double a picture's sides and then convolve it 3 by 3 is one transposed convolution, 4 by 4, with sums of the same
-    weights: the same pixels for four ninths of the products. (A UNet's upsampling, to sizes that are no doubles, stays.)
+    """To double a picture's sides and then convolve it 3 by 3 is one transposed convolution, 4 by 4, with sums of the
+    same weights: the same pixels for four ninths of the products. (A UNet also goes to sizes that are no doubles.)
     Mutates the decoder."""
     import torch
     from torch.nn import functional
