@@ -254,10 +254,15 @@ def difference(a: Drawn, b: Drawn) -> float:
     return float(np.abs(a.pixels.astype(float) - b.pixels.astype(float)).mean())
 
 
+def apart(a: Drawn, b: Drawn) -> float:
+    """How far the latents are from one another, of the length of `b`'s."""
+    return float((a.latents - b.latents).norm() / b.latents.norm())
+
+
 def assert_equal(ours: Drawn, theirs: Drawn) -> None:
     """The bars of parity: pixels and, apart from the decoder, latents."""
     assert theirs.pixels.std() >= 20, "the oracle's picture says too little to compare with"
-    off = float((ours.latents - theirs.latents).norm() / theirs.latents.norm())
+    off = apart(ours, theirs)
     assert off <= 1e-3, f"the latents are off by {off}"
     assert difference(ours, theirs) <= 0.5
 
