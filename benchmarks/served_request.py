@@ -1,6 +1,8 @@
 """What serving adds to a request: over HTTP on the bundled model, against the model calls that it makes, made bare by a
-process without server, engine or picture file, with the same executor and dtype. Turn by turn in one run:
-`python -m benchmarks.served_request`, after `mezzotint models tune icons` also with `--executor auto --dtype auto`.
+process without server, engine or picture file, in a worker's environment with the same executor and dtype.
+
+Turn by turn in one run: `python -m benchmarks.served_request`, after `mezzotint models tune icons` also with
+`--executor auto --dtype auto`.
 
 The calls are: the prompt's encoding, new each time (the negative one is remembered), one of the UNet a step, and the
 decoding. A request counts from its sending to the answer that it succeeded.
@@ -22,6 +24,7 @@ from mezzotint import profiles
 from mezzotint.catalog import BUNDLED, BUNDLED_MODEL, Catalog
 from mezzotint.config import load_settings
 from mezzotint.devices import default_threads
+from mezzotint.workers.local import environment
 
 BAR = 0.05
 
@@ -86,7 +89,9 @@ def main() -> None:
         command = [sys.executable, "-m", "benchmarks.served_request", "--bare", "--steps", str(asked.steps)]
         command += ["--executor", ran["executor"], "--dtype", ran["dtype"]]
         times: dict[str, list[float]] = {"bare": [], "served": []}
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as peer:
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment()
+        ) as peer:
             for run in range(asked.runs + 2):
                 prompt = f"a rocket of size {run}"
                 taken = {"bare": _bare(peer, prompt), "served": _served(http, prompt, asked.steps)}
