@@ -37,6 +37,7 @@ class Arrival:
 @dataclass(frozen=True)
 class Outcome:
     steps: int
+    first_s: float  # from arrival to the end of its first step
     latency_s: float
     ended: float  # seconds after the start
 
@@ -69,13 +70,22 @@ def peer(name: str, load: list[Arrival]) -> list[Outcome]:
     pipeline = StableDiffusionPipeline.from_pretrained(BUNDLED / BUNDLED_MODEL, dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)
 
-    def draw(batch: list[Arrival]) -> None:
+    def draw(batch: list[Arrival]) -> float:
+        """Returns when its first step had ended."""
+        stepped = []
+
+        def step(_: Any, __: int, ___: Any, kept: dict[str, Any]) -> dict[str, Any]:
+            stepped.append(time.perf_counter())
+            return kept
+
         pipeline(
             ["a slice of pizza"] * len(batch),
             num_inference_steps=batch[0].steps,
             guidance_scale=GUIDANCE,
             generator=[torch.Generator().manual_seed(one.seed) for one in batch],
+            callback_on_step_end=step,
         )
+        return stepped[0]
 
     draw([Arrival(0.0, 2, 0)])
     waiting, outcomes = list(load), []
@@ -87,15 +97,19 @@ def peer(name: str, load: list[Arrival]) -> list[Outcome]:
             time.sleep(waiting[0].at - now)
             continue
         batch = [one for one in here if one.steps == here[0].steps][: MOST if name == "batched" else 1]
-        draw(batch)
+        stepped = draw(batch) - started
         ended = time.perf_counter() - started
-        outcomes += [Outcome(one.steps, ended - one.at, ended) for one in batch]
+        outcomes += [Outcome(one.steps, stepped - one.at, ended - one.at, ended) for one in batch]
         waiting = [one for one in waiting if one not in batch]
     return outcomes
 
 
 async def run_served(url: str, load: list[Arrival]) -> list[Outcome]:
+    stepped: dict[str, float] = {}
     async with httpx2.AsyncClient(base_url=url, timeout=600) as client:
+        listening = asyncio.Event()
+        listener = asyncio.create_task(_listen(client, stepped, listening))
+        await listening.wait()
         started = time.perf_counter()
 
         async def ask(one: Arrival) -> Outcome:
@@ -103,17 +117,30 @@ async def run_served(url: str, load: list[Arrival]) -> list[Outcome]:
             sent = time.perf_counter()
             body = {"prompt": "a slice of pizza", "steps": one.steps, "seed": one.seed, "guidance_scale": GUIDANCE}
             answer = await client.post("/api/inference/sessions", json=body, headers={"Prefer": "wait=600"})
+            ended = time.perf_counter()
             session = answer.raise_for_status().json()
             assert session["state"] == "succeeded", session["error"]
-            return Outcome(one.steps, time.perf_counter() - sent, time.perf_counter() - started)
+            return Outcome(one.steps, stepped[session["id"]] - sent, ended - sent, ended - started)
 
-        return list(await asyncio.gather(*(ask(one) for one in load)))
+        outcomes = list(await asyncio.gather(*(ask(one) for one in load)))
+        listener.cancel()
+        return outcomes
+
+
+async def _listen(client: httpx2.AsyncClient, stepped: dict[str, float], listening: asyncio.Event) -> None:
+    """When each session's first step was told, by the events of all."""
+    async with client.stream("GET", "/api/inference/events") as told:
+        async for line in told.aiter_lines():
+            listening.set()  # by the comment that opens the stream
+            if line.startswith("data: ") and (event := json.loads(line[6:])).get("step"):
+                stepped.setdefault(event["session_id"], time.perf_counter())
 
 
 def summary(outcomes: list[Outcome]) -> dict[str, float]:
     latencies = sorted(one.latency_s for one in outcomes)
     short = [one.latency_s for one in outcomes if one.steps == STEPS[0]]
     return {
+        "mean_to_first_step_s": statistics.mean(one.first_s for one in outcomes),
         "images_per_s": len(outcomes) / max(one.ended for one in outcomes),
         "mean_s": statistics.mean(latencies),
         "p95_s": latencies[int(0.95 * (len(latencies) - 1))],
@@ -122,15 +149,16 @@ def summary(outcomes: list[Outcome]) -> dict[str, float]:
 
 
 def show(title: str, found: dict[str, dict[str, float]]) -> None:
-    print(f"\n{title}\n{'':22}{'images/s':>10}{'mean':>9}{'p95':>9}{'10 steps':>10}   against serial")
+    print(f"\n{title}\n{'':22}{'images/s':>10}{'mean':>9}{'p95':>9}{'10 steps':>10}{'1st step':>10}   against serial")
     base = found["diffusers, serial"]
     for name, one in found.items():
         ratios = f"x{one['images_per_s'] / base['images_per_s']:.2f}" + "".join(
-            f"  /{base[key] / one[key]:.2f}" for key in ("mean_s", "p95_s", "mean_of_10_steps_s")
+            f"  /{base[key] / one[key]:.2f}"
+            for key in ("mean_s", "p95_s", "mean_of_10_steps_s", "mean_to_first_step_s")
         )
         print(
             f"{name:22}{one['images_per_s']:10.2f}{one['mean_s']:8.2f}s{one['p95_s']:8.2f}s"
-            f"{one['mean_of_10_steps_s']:9.2f}s   {ratios}"
+            f"{one['mean_of_10_steps_s']:9.2f}s{one['mean_to_first_step_s']:9.2f}s   {ratios}"
         )
 
 

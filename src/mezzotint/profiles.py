@@ -20,7 +20,7 @@ CANDIDATES = {
     "cuda": (("torch", "float32"), ("torch", "bfloat16"), ("torch", "float16")),
 }
 
-GRAPHS = 2  # of the inputs that a graph has; 2: what ControlNets add
+GRAPHS = 3  # of the graphs' own form; 2: what ControlNets add is an input; 3: the decoder's doubling is folded
 
 NOT_MEASURED = "not measured yet; an idle server does it, and so does `mezzotint models tune`"
 

@@ -156,7 +156,8 @@ class Rig:
         name = f"StableDiffusion{'XL' if self.is_xl else ''}{kind}Pipeline"
         parts = dict(self.pipeline.components)
         if asked.nets:
-            nets = [diffusers.ControlNetModel.from_pretrained(path) for path in asked.nets]
+            modes = [use.control_mode for use in what.controlnets]
+            nets = [_net(path, mode) for path, mode in zip(asked.nets, modes, strict=True)]
             parts["controlnet"] = nets[0] if len(nets) == 1 else nets
         more = {} if self.is_xl else {"requires_safety_checker": False}
         if self.is_xl and not (what.image and not what.mask and not asked.nets):
@@ -167,12 +168,17 @@ class Rig:
 
     def _pictures(self, asked: Asked, size: tuple[int, int]) -> tuple[dict[str, Any], Any, Any]:
         what = asked.request
-        image = _sized(asked.files["image"], "RGB", size) if what.image and asked.latents is None else asked.latents
-        mask = _sized(asked.files["mask"], "L", size) if what.mask else None
+        image: Any = asked.latents
+        if what.image and image is None:
+            image = _sized(asked.files["image"], "RGB", size, what.resize_mode)
+        mask = _sized(asked.files["mask"], "L", size, what.resize_mode) if what.mask else None
         if mask is not None and what.mask_blur:
             mask = VaeImageProcessor.blur(mask, what.mask_blur)
         found: dict[str, Any] = {"width": size[0], "height": size[1]}
-        controls = [_sized(asked.files[f"controlnets[{i}].image"], "RGB", size) for i in range(len(asked.nets))]
+        controls = [
+            _sized(asked.files[f"controlnets[{i}].image"], "RGB", size, use.resize_mode)
+            for i, use in enumerate(what.controlnets)
+        ]
         if controls:
             uses = what.controlnets
             one = len(controls) == 1
@@ -180,6 +186,7 @@ class Rig:
             found["controlnet_conditioning_scale"] = uses[0].scale if one else [use.scale for use in uses]
             found["control_guidance_start"] = uses[0].start if one else [use.start for use in uses]
             found["control_guidance_end"] = uses[0].end if one else [use.end for use in uses]
+            found["guess_mode"] = all(use.control_mode == "control" for use in uses)
         if image is not None:
             found |= {"image": image, "strength": what.strength}
         if mask is not None:
@@ -247,10 +254,15 @@ def difference(a: Drawn, b: Drawn) -> float:
     return float(np.abs(a.pixels.astype(float) - b.pixels.astype(float)).mean())
 
 
+def apart(a: Drawn, b: Drawn) -> float:
+    """How far the latents are from one another, of the length of `b`'s."""
+    return float((a.latents - b.latents).norm() / b.latents.norm())
+
+
 def assert_equal(ours: Drawn, theirs: Drawn) -> None:
     """The bars of parity: pixels and, apart from the decoder, latents."""
     assert theirs.pixels.std() >= 20, "the oracle's picture says too little to compare with"
-    off = float((ours.latents - theirs.latents).norm() / theirs.latents.norm())
+    off = apart(ours, theirs)
     assert off <= 1e-3, f"the latents are off by {off}"
     assert difference(ours, theirs) <= 0.5
 
@@ -259,7 +271,28 @@ def _ref(path: Path, kind: str) -> wire.ModelRef:
     return wire.ModelRef(id=path.name, kind=kind, family="", path=str(path), bytes=1, sha256=path.name)
 
 
-def _sized(path: Path, mode: str, size: tuple[int, int]) -> Image.Image:
+def _net(path: Path, mode: str) -> Any:
+    """A ControlNet that fades towards the outer skips as AUTOMATIC1111's do, unless it is balanced. diffusers has the
+    pipelines' part of that (`guess_mode`: no net for the negative prompt); its own fade is for models of full size."""
+    net = diffusers.ControlNetModel.from_pretrained(path)
+    if mode != "balanced":
+        run = net.forward
+
+        def faded(*args: Any, guess_mode: bool = False, **kwargs: Any) -> Any:
+            down, middle = run(*args, **kwargs)
+            return [part * 0.825 ** (len(down) - i) for i, part in enumerate(down)], middle
+
+        net.forward = faded
+    return net
+
+
+def _sized(path: Path, mode: str, size: tuple[int, int], resize_mode: str) -> Image.Image:
     with Image.open(path) as file:
         image = file.convert(mode)
-    return image if image.size == size else image.resize(size, Image.Resampling.LANCZOS)
+    if image.size == size or resize_mode == "original":
+        return image
+    if resize_mode == "stretch":
+        return image.resize(size, Image.Resampling.LANCZOS)
+    name = {"crop": "crop", "pad": "fill"}[resize_mode]
+    sized: Image.Image = VaeImageProcessor().resize(image, size[1], size[0], name)
+    return sized

@@ -86,6 +86,11 @@ def test_outputs_through_openvino_are_those_of_torch(rig: Rig, made: Path, rows:
     assert torch.equal(first, kept), "an output is the caller's to keep"
 
 
+def test_the_decoder_that_openvino_runs_doubles_no_picture_before_it_convolves_it(made: Path) -> None:
+    assert 'type="Interpolate"' in (made / executors.UNET).read_text()
+    assert 'type="Interpolate"' not in (made / executors.DECODER).read_text()
+
+
 @pytest.mark.parametrize("executor", ["torch", "openvino"])
 def test_bfloat16_is_near_and_not_the_same(rig: Rig, made: Path, executor: str) -> None:
     fast = opened(rig, made, executor, "bfloat16")

@@ -6,13 +6,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageDraw, ImageFilter
 
+from mezzotint.families.control import FADE
 from mezzotint.families.table import SCHEDULERS
 from mezzotint.request import ControlNetUse, Request
 from tests.models import build_controlnet, build_sd
-from tests.parity.rig import COMPANY, Asked, Rig, assert_equal, difference
+from tests.parity.rig import COMPANY, Asked, Rig, apart, assert_equal, difference
 from tests.requests import request
+
+MODES = ("balanced", "prompt", "control")
 
 
 @pytest.fixture(scope="module")
@@ -23,12 +27,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     build_controlnet(root / "edges", root / "tiny", seed=2)
     build_controlnet(root / "poses", root / "tiny", seed=3)
     noise = np.random.default_rng(5)
-    for name, size in (("image", 16), ("edges", 16), ("poses", 24)):
+    for name, size in (("image", (16, 16)), ("edges", (16, 16)), ("poses", (24, 24)), ("wide", (24, 16))):
         big = Image.fromarray(noise.integers(0, 256, (4, 4, 3), dtype=np.uint8), "RGB")
-        big.resize((size, size), Image.Resampling.NEAREST).save(root / f"{name}.png")
-    mask = Image.new("L", (16, 16))
-    ImageDraw.Draw(mask).rectangle((5, 4, 11, 10), fill=255)
-    mask.save(root / "mask.png")
+        big.resize(size, Image.Resampling.NEAREST).save(root / f"{name}.png")
+    for name, size in (("mask", (16, 16)), ("wide-mask", (24, 16))):
+        mask = Image.new("L", size)
+        ImageDraw.Draw(mask).rectangle((5, 4, 11, 10), fill=255)
+        mask.save(root / f"{name}.png")
     return root
 
 
@@ -53,11 +58,9 @@ def inpaint(folder: Path, **changes: Any) -> Asked:
 
 
 def control(folder: Path, *names: str, base: Asked | None = None, **changes: Any) -> Asked:
-    use = {"preprocessor": "none", "options": {}, "scale": 0.8, "start": 0.0, "end": 1.0, **changes}
-    uses = tuple(
-        ControlNetUse(model=name, image=f"asset:{name}", resize_mode="stretch", control_mode="balanced", **use)
-        for name in names
-    )
+    use = {"preprocessor": "none", "options": {}, "scale": 0.8, "start": 0.0, "end": 1.0}
+    use |= {"resize_mode": "stretch", "control_mode": "balanced", **changes}
+    uses = tuple(ControlNetUse(model=name, image=f"asset:{name}", **use) for name in names)
     base = base or Asked(request=request(type="controlnet"))
     return Asked(
         request=replace(base.request, controlnets=uses),
@@ -135,6 +138,53 @@ def test_a_field_of_a_controlnet_means_what_it_means_in_diffusers(
 ) -> None:
     asked = control(folder, "edges", **changes)
     assert_equal(rig.draw([asked, *mixed(folder)])[0][0], rig.oracle(asked))
+
+
+@pytest.mark.parametrize("mode", ["prompt", "control"])
+@pytest.mark.parametrize("nets", [("edges",), ("edges", "poses")], ids=["one", "two"])
+def test_a_controlnet_yields_to_the_prompt_as_in_the_pipelines(
+    rig: Rig, folder: Path, nets: tuple[str, ...], mode: str
+) -> None:
+    asked = control(folder, *nets, control_mode=mode)
+    expected = rig.oracle(asked)
+    others = {other: rig.oracle(control(folder, *nets, control_mode=other)) for other in MODES if other != mode}
+    assert all(difference(other, expected) > 1 for other in others.values()), "any mode would pass"
+    assert_equal(rig.draw([asked])[0][0], expected)
+    assert_equal(rig.draw([*mixed(folder), asked], stagger=1)[-1][0], expected)
+
+
+def test_over_the_thirteen_skips_of_stable_diffusion_a_net_fades_as_in_diffusers() -> None:
+    ours = FADE ** torch.arange(12, -1, -1)
+    assert torch.allclose(ours, torch.logspace(-1, 0, 13), atol=1e-3)  # ControlNetModel.forward, guess_mode
+
+
+def wide(folder: Path, kind: str, resize_mode: str) -> Asked:
+    """A picture that is wider than the output."""
+    if kind == "control":
+        asked = control(folder, "edges", scale=2.0, resize_mode=resize_mode)
+        return replace(asked, files={"controlnets[0].image": folder / "wide.png"})
+    asked = {"img2img": img2img, "inpaint": inpaint}[kind](folder, resize_mode=resize_mode)
+    return replace(asked, files=asked.files | {"image": folder / "wide.png", "mask": folder / "wide-mask.png"})
+
+
+@pytest.mark.parametrize("kind", ["img2img", "inpaint", "control"])
+@pytest.mark.parametrize("mode", ["stretch", "crop", "pad"])
+def test_a_picture_of_another_shape_is_fitted_as_diffusers_does_it(
+    rig: Rig, folder: Path, kind: str, mode: str
+) -> None:
+    expected = rig.oracle(wide(folder, kind, mode))
+    others = [rig.oracle(wide(folder, kind, other)) for other in ("stretch", "crop", "pad") if other != mode]
+    assert all(apart(other, expected) > 3e-3 for other in others), "any mode would pass"
+    assert_equal(rig.draw([wide(folder, kind, mode)])[0][0], expected)
+    assert_equal(rig.draw([*mixed(folder), wide(folder, kind, mode)], stagger=1)[-1][0], expected)
+
+
+def test_a_part_of_a_picture_that_is_left_at_its_size_equals_the_pipelines(rig: Rig, folder: Path) -> None:
+    asked = inpaint(folder, resize_mode="original", padding_mask_crop=2)
+    asked = replace(asked, files={"image": folder / "wide.png", "mask": folder / "wide-mask.png"})
+    expected = rig.oracle(asked)
+    assert expected.pixels.shape == (16, 24, 3)
+    assert_equal(rig.draw([asked])[0][0], expected)
 
 
 def test_several_controlnets_add_up(rig: Rig, folder: Path) -> None:

@@ -79,18 +79,20 @@ class Worker:
                 if taken is None:
                     os._exit(0)
                 self._take(engine, *taken)
-            for message, blob in engine.step():
-                self.send(message, blob)
+            self._send(b"".join(wire.frame(message, blob) for message, blob in engine.step()))
             self._moved = time.monotonic()
 
     def send(self, message: wire.FromWorker, blob: bytes = b"") -> None:
+        self._send(wire.frame(message, blob))
+
+    def _send(self, frames: bytes) -> None:
+        """All of a step at once: each piece would wake the API process, which takes a core from the next call."""
         with self._sending:
-            frame = wire.frame(message, blob)
-            half = len(frame) // 2 if failpoints.is_armed("ipc.mid_frame") else 0
+            half = len(frames) // 2 if failpoints.is_armed("ipc.mid_frame") else 0
             try:
-                self._connection.sendall(frame[:half])
+                self._connection.sendall(frames[:half])
                 failpoints.reached("ipc.mid_frame")
-                self._connection.sendall(frame[half:])
+                self._connection.sendall(frames[half:])
             except OSError:
                 os._exit(0)  # the API process is gone; nobody is left to tell
 

@@ -1,0 +1,130 @@
+"""What serving adds to a request: over HTTP on the bundled model, against the model calls that it makes, made bare by a
+process without server, engine or picture file, in a worker's environment with the same executor and dtype.
+
+Turn by turn in one run: `python -m benchmarks.served_request`, after `mezzotint models tune icons` also with
+`--executor auto --dtype auto`.
+
+The calls are: the prompt's encoding, new each time (the negative one is remembered), one of the UNet a step, and the
+decoding. A request counts from its sending to the answer that it succeeded.
+"""
+
+import argparse
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+from benchmarks import machine
+from mezzotint import profiles
+from mezzotint.catalog import BUNDLED, BUNDLED_MODEL, Catalog
+from mezzotint.config import load_settings
+from mezzotint.devices import default_threads
+from mezzotint.workers.local import environment
+
+BAR = 0.05
+
+
+def bare(asked: argparse.Namespace) -> None:
+    """In the other process: a line in is a prompt, a line out the seconds that its calls took."""
+    from mezzotint.workers.imports import import_quickly
+
+    import_quickly()
+    import torch
+
+    from mezzotint.engine import executors
+    from mezzotint.families.base import Prompt, Rows
+    from mezzotint.families.sd import StableDiffusion
+
+    threads, settings = default_threads(), load_settings()
+    torch.set_num_threads(threads)
+    torch.set_grad_enabled(False)
+    torch.set_float32_matmul_precision("medium")  # as a worker does
+    catalog = Catalog((), settings.cache)
+    catalog.scan()
+    graphs = profiles.graphs_of(settings.cache, catalog.digest(catalog.models[BUNDLED_MODEL]))
+    plain = StableDiffusion(BUNDLED / BUNDLED_MODEL, torch.device("cpu"), torch.float32)
+    plain.pack()
+    family = executors.open_with(plain, asked.executor, asked.dtype, graphs=graphs, threads=threads)
+
+    def encode(text: str) -> Any:
+        (encoded,) = family.encode([Prompt(text=text, syntax="plain", clip_skip=None, windows=1)])
+        return encoded.hidden
+
+    negative = encode("")
+    side = int(plain.unet.config.sample_size)
+    latents = torch.randn(2, family.latent_channels, side, side, generator=torch.Generator().manual_seed(0))
+    for line in sys.stdin:
+        started = time.perf_counter()
+        hidden = torch.stack([encode(line.strip()), negative])
+        for step in range(asked.steps):
+            timesteps = torch.full((2,), 999.0 * (1 - step / asked.steps))
+            family.predict(Rows(latents=latents, timesteps=timesteps, hidden=hidden))
+        family.decode(latents[:1])
+        print(time.perf_counter() - started, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--runs", type=int, default=15)
+    parser.add_argument("--executor", default="torch")
+    parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--bare", action="store_true", help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.bare:
+        bare(asked)
+        return
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        machine.running_server(Path(folder) / "data", "--executor", asked.executor, "--dtype", asked.dtype) as url,
+        httpx2.Client(base_url=url, timeout=120) as http,
+    ):
+        _served(http, "a rocket", asked.steps)  # loads the model
+        ran = http.get(f"/api/models/{BUNDLED_MODEL}").raise_for_status().json()["executors"]["cpu:0"]
+        command = [sys.executable, "-m", "benchmarks.served_request", "--bare", "--steps", str(asked.steps)]
+        command += ["--executor", ran["executor"], "--dtype", ran["dtype"]]
+        times: dict[str, list[float]] = {"bare": [], "served": []}
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment()
+        ) as peer:
+            for run in range(asked.runs + 2):
+                prompt = f"a rocket of size {run}"
+                taken = {"bare": _bare(peer, prompt), "served": _served(http, prompt, asked.steps)}
+                if run >= 2:
+                    for name, seconds in taken.items():
+                        times[name].append(seconds)
+    medians = {name: statistics.median(taken) for name, taken in times.items()}
+    added = statistics.median(served / bare - 1 for bare, served in zip(*times.values(), strict=True))
+    print(f"{machine.describe()}, {ran['executor']} {ran['dtype']}, {asked.steps} steps, median of {asked.runs} turns")
+    for name, median in medians.items():
+        print(f"{name:8}{median * 1000:8.1f} ms  ({min(times[name]) * 1000:.1f} to {max(times[name]) * 1000:.1f})")
+    print(f"serving adds {100 * added:.1f} %; the bar is {100 * BAR:.0f} %")
+    kept = {"executor": ran["executor"], "dtype": ran["dtype"], "steps": asked.steps, "added": added, "times_s": times}
+    machine.keep("served_request", kept)
+
+
+def _bare(peer: "subprocess.Popen[str]", prompt: str) -> float:
+    assert peer.stdin is not None
+    assert peer.stdout is not None
+    peer.stdin.write(f"{prompt}\n")
+    peer.stdin.flush()
+    return float(peer.stdout.readline())
+
+
+def _served(http: httpx2.Client, prompt: str, steps: int) -> float:
+    body = {"prompt": prompt, "steps": steps, "seed": 1, "scheduler": "ddim"}
+    started = time.perf_counter()
+    answer = http.post("/api/inference/sessions", json=body, headers={"Prefer": "wait=60"})
+    spent = time.perf_counter() - started
+    session = answer.raise_for_status().json()
+    assert session["state"] == "succeeded", session["error"]
+    return spent
+
+
+if __name__ == "__main__":
+    main()
