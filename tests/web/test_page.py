@@ -34,8 +34,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
 
 
 SCENARIOS = (
-    "make", "validation", "paint", "adapters", "restore", "watch", "gallery", "machine", "hostile", "accessibleLight",
-    "accessibleDark",
+    "make", "validation", "several", "paint", "adapters", "restore", "watch", "gallery", "filters", "unseen", "machine",
+    "hostile", "accessibleLight", "accessibleDark",
 )  # fmt: skip
 
 

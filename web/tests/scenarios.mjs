@@ -62,6 +62,26 @@ export async function validation({ page, url, shot }) {
   assert.ok(await draw.isEnabled());
 }
 
+export async function several({ page, url, shot }) {
+  await open(page, url, "make");
+  await page.getByLabel("Prompt", { exact: true }).fill("three boats");
+  await page.getByLabel("Steps").fill("4");
+  await page.getByLabel("Pictures", { exact: true }).fill("3");
+  await page.getByText(/about .* at most|not measured yet/).waitFor(); // before anything was pressed
+  const drawIt = async () => {
+    const answer = page.waitForResponse((one) => one.url().endsWith(SESSIONS) && one.request().method() === "POST");
+    await page.getByRole("button", { name: "Draw it" }).click();
+    return (await (await answer).json()).request.seed;
+  };
+  const seed = await drawIt();
+  await page.waitForFunction(() => document.querySelectorAll("article img[alt='three boats']").length === 3);
+  await shot("several");
+  assert.notEqual(await drawIt(), seed);
+  await page.getByRole("button", { name: "New", exact: true }).click();
+  const kept = await drawIt();
+  assert.equal(await drawIt(), kept);
+}
+
 export async function paint({ page, url, shot }) {
   const [id] = await drawn(page, url, [{ prompt: "a red apple", seed: 3, steps: 8 }]);
   const file = await PNG(page, url, id);
@@ -71,6 +91,10 @@ export async function paint({ page, url, shot }) {
   await page.locator("input[type=file]").first().setInputFiles({ name: "apple.png", mimeType: "image/png", buffer: file });
   const canvas = page.getByLabel(/^Mask/);
   await canvas.waitFor();
+  const whole = await canvas.boundingBox();
+  await page.getByLabel("Zoom").fill("2");
+  assert.ok((await canvas.boundingBox()).width > 1.9 * whole.width);
+  await page.getByLabel("Zoom").fill("1");
   await canvas.scrollIntoViewIfNeeded();
   const box = await canvas.boundingBox();
   await page.mouse.move(box.x + box.width * 0.3, box.y + box.height * 0.3);
@@ -209,6 +233,53 @@ export async function gallery({ page, url, shot }) {
   assert.equal(await page.getByLabel("Seed").inputValue(), "2");
 }
 
+export async function filters({ page, url }) {
+  await open(page, url, "machine");
+  const requests = Array.from({ length: 70 }, (_, number) => ({ prompt: `one of many ${number}`, steps: 1 }));
+  const { id } = await api(page, "POST", `${url}/api/inference/batches`, { requests });
+  for (let state = "running"; state === "running"; await page.waitForTimeout(200)) {
+    ({ state } = await api(page, "GET", `${url}/api/inference/batches/${id}`));
+  }
+  await open(page, url, "gallery");
+  await page.getByLabel("Words in the prompt").fill("one of many");
+  const tile = (name) => page.getByRole("list", { name: "Pictures" }).getByRole("button", { name, exact: true });
+  await tile("one of many 69").waitFor();
+  for (let turn = 0; turn < 60 && !(await tile("one of many 0").count()); turn += 1) {
+    await page.mouse.move(640, 500);
+    await page.mouse.wheel(0, 800);
+    await page.waitForTimeout(100);
+  }
+  await tile("one of many 0").waitFor(); // beyond the first page of sixty
+  await page.getByLabel("Type").selectOption("inpainting");
+  await page.getByText("Nothing here fits").waitFor();
+  await page.getByLabel("Type").selectOption("text2img");
+  await tile("one of many 69").waitFor();
+  await page.getByLabel("State").selectOption("cancelled");
+  await page.getByText("Nothing here fits").waitFor();
+  await page.getByLabel("State").selectOption("succeeded");
+  await page.getByLabel("Model").selectOption({ index: 1 });
+  await tile("one of many 69").waitFor();
+}
+
+/** A tab that nobody sees asks for nothing, and is current again once it is seen. */
+export async function unseen({ page, url }) {
+  await open(page, url, "machine");
+  await page.getByRole("heading", { name: /cpu:0/ }).waitFor();
+  const see = (hidden) => page.evaluate((hidden) => {
+    Object.defineProperty(document, "hidden", { configurable: true, get: () => hidden });
+    document.dispatchEvent(new Event("visibilitychange"));
+  }, hidden);
+  await see(true);
+  await page.waitForTimeout(500);
+  const asked = [];
+  page.on("request", (request) => asked.push(request.url()));
+  await page.waitForTimeout(11_000); // longer than anything waits between two times that it asks
+  assert.deepEqual(asked, []);
+  const again = page.waitForRequest((request) => request.url().endsWith("/api/inference/events"));
+  await see(false);
+  await again;
+}
+
 export async function machine({ page, url, shot }) {
   await drawn(page, url, [{ prompt: "a cat", steps: 4 }]);
   await open(page, url, "machine");
@@ -231,6 +302,10 @@ export async function hostile({ page, url, shot }) {
   const full = page.getByRole("dialog");
   assert.equal(await full.locator(".prompt").innerText(), evil);
   await full.getByRole("button", { name: "Use again" }).click();
+  await page.getByText("Start from a picture").click();
+  const input = page.locator("input[type=file]").first();
+  await input.setInputFiles({ name: `${evil}.png`, mimeType: "image/png", buffer: Buffer.from(evil) });
+  await page.getByRole("group", { name: "Picture to start from" }).getByRole("alert").waitFor();
   await page.getByRole("button", { name: "Draw it" }).click();
   await page.locator("article img").first().waitFor();
   await shot("hostile");
