@@ -257,7 +257,7 @@ export async function filters({ page, url }) {
   await page.getByLabel("State").selectOption("cancelled");
   await page.getByText("Nothing here fits").waitFor();
   await page.getByLabel("State").selectOption("succeeded");
-  await page.getByLabel("Model").selectOption({ index: 1 });
+  await page.getByRole("search").getByLabel("Model").selectOption({ index: 1 });
   await tile("one of many 69").waitFor();
 }
 
