@@ -15,7 +15,7 @@ BACKLOG = 256  # events that a listener may be behind
 BACKLOG_OF_PREVIEWS = 16  # events that a listener may be behind to be shown a preview
 BACKLOG_OF_ALL = 4096  # the same for one of all sessions
 PREVIEWS_OF_ALL = 512
-GATHER_S = 0.2  # events of all sessions come in bundles of so long
+GATHER_S = 0.1  # events of all sessions come in bundles of so long
 
 # Replayed to who comes later. Progress and previews are not: the next one says more.
 STORED = frozenset({"state", "image", "warning", "end"})
