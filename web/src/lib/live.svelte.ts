@@ -14,10 +14,11 @@ class Live {
   previews = $state<Record<string, string>>({});
   #stream: EventSource | undefined;
   #timer: ReturnType<typeof setTimeout> | undefined;
-  #ended = new Set<() => void>();
+  #ended = new Set<(session: Session) => void>();
   #progressed = new Set<(session: Session, call: number) => void>();
   #progress = new Map<string, Progress>();
   #pictures = new Map<string, string>();
+  #images = new Map<string, Picture[]>();
   #show: ReturnType<typeof setTimeout> | undefined;
 
   constructor() {
@@ -25,8 +26,8 @@ class Live {
     this.#wake();
   }
 
-  /** Called whenever a session has ended. Returns how to stop that. */
-  onEnded(callback: () => void): () => void {
+  /** Called with every session that has ended. Returns how to stop that. */
+  onEnded(callback: (session: Session) => void): () => void {
     this.#ended.add(callback);
     return () => this.#ended.delete(callback);
   }
@@ -68,8 +69,8 @@ class Live {
       this.#soon();
     });
     on<Picture>("image", ({ session_id, ...picture }) => {
-      const session = this.#find(session_id);
-      if (session && !session.images.some((one) => one.index === picture.index)) session.images.push(picture);
+      this.#images.set(session_id, [...(this.#images.get(session_id) ?? []), picture]);
+      this.#soon();
     });
     stream.onerror = () => {
       stream.close();
@@ -90,7 +91,7 @@ class Live {
       if (at >= 0) this.active.splice(at, 1);
       delete this.previews[session.id];
       this.#pictures.delete(session.id);
-      this.#ended.forEach((callback) => callback());
+      this.#ended.forEach((callback) => callback(session));
     } else if (at >= 0) this.active[at] = session;
     else this.active.unshift(session);
   }
@@ -103,7 +104,7 @@ class Live {
     if (session && progress.call && progress.call !== before?.call) this.#progressed.forEach((callback) => callback(session, progress.call!));
   }
 
-  /** Steps and pictures come faster than anybody looks. */
+  /** Steps and pictures come faster than anybody looks; the last picture of a session is fetched by who still shows it. */
   #soon() {
     this.#show ??= setTimeout(() => {
       this.#show = undefined;
@@ -112,9 +113,13 @@ class Live {
         const picture = this.#pictures.get(session.id);
         if (progress) session.progress = progress;
         if (picture) this.previews[session.id] = picture;
+        for (const image of this.#images.get(session.id) ?? []) {
+          if (!session.images.some((one) => one.index === image.index)) session.images.push(image);
+        }
       }
       this.#progress.clear();
       this.#pictures.clear();
+      this.#images.clear();
     }, SHOW_MS);
   }
 }
