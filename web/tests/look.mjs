@@ -37,6 +37,7 @@ export async function crowd({ page, url, shot }) {
   await page.getByText("16 running, 8 queued, 0 paused").waitFor();
   await page.getByText("8 in the newest call").waitFor();
   assert.equal(await page.locator("figure svg text").count(), 8);
+  for (let number = 0; number < 8; number += 1) await card(number).getByAltText(`On its way: boat ${number}`).waitFor();
   await shot("crowd");
   await card(16).getByRole("button", { name: "Cancel" }).click();
   await card(23).getByText("place 7 in the queue").waitFor();

@@ -170,6 +170,7 @@ export async function dragged({ page, url, shot }) {
   await page.getByText(/carries no parameters/).waitFor();
   assert.equal(await place.getByRole("img").count(), 0);
   await dropped(place, file);
+  await page.waitForFunction(() => !document.querySelector(".over")); // nothing says any more that one may let go
   await place.getByRole("img", { name: "Picture to start from" }).waitFor();
   await page.getByLabel(/^Mask/).waitFor();
   await shot("dragged");

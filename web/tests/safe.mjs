@@ -42,7 +42,7 @@ export async function hostileNames({ page, url, shot }) {
     await page.waitForFunction((name) => document.querySelector("textarea").value === name, name);
     assert.deepEqual(await page.locator(".adapter .spread strong").allInnerTexts(), [name, name]);
     assert.equal(await page.getByLabel("Model", { exact: true }).inputValue(), name);
-    await page.locator(".fault").first().waitFor();
+    await page.locator(".fault", { hasText: `model '${name.slice(0, 12)}` }).or(page.locator(".fault", { hasText: `model "${name.slice(0, 12)}` })).waitFor();
   }
   await shot("hostile-names");
   for (const view of ["watch", "gallery", "machine"]) {
