@@ -35,7 +35,7 @@ export async function crowd({ page, url, shot }) {
   for (const number of [16, 23]) await card(number).getByText(`place ${number - 15} in the queue`).waitFor();
   assert.equal(await page.getByRole("article").count(), 24);
   await page.getByText("16 running, 8 queued, 0 paused").waitFor();
-  await page.getByText("8 in the newest call").waitFor();
+  await page.getByText(/[2-8] in the newest call/).waitFor(); // as many as the server has learned to be worth it
   assert.equal(await page.locator("figure svg text").count(), 8);
   for (let number = 0; number < 8; number += 1) await card(number).getByAltText(`On its way: boat ${number}`).waitFor();
   await shot("crowd");
