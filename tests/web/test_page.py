@@ -63,7 +63,7 @@ def test_a_visitor_can(scenario: str, server: RunningServer) -> None:
     play(scenario, server)
 
 
-@pytest.mark.parametrize("scenario", ("lacking", "hostileNames"))
+@pytest.mark.parametrize("scenario", ["lacking", "hostileNames"])
 def test_a_visitor_can_with_strange_models(scenario: str, strange: RunningServer) -> None:
     play(scenario, strange)
 
