@@ -54,7 +54,7 @@ def strange(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]
 
 SCENARIOS = (
     "make", "validation", "several", "paint", "paintByKeys", "dragged", "keyboard", "adapters", "restore", "watch",
-    "crowd", "gallery", "filters", "unseen", "machine", "hostile", "accessibleLight", "accessibleDark",
+    "thrifty", "crowd", "gallery", "filters", "unseen", "machine", "hostile", "accessibleLight", "accessibleDark",
 )  # fmt: skip
 
 

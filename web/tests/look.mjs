@@ -25,6 +25,17 @@ export async function watch({ page, url, shot }) {
   await page.getByText("Nothing is under way").waitFor();
 }
 
+/** Who only watches fetches no picture of a session that is gone with it. */
+export async function thrifty({ page, url }) {
+  await open(page, url, "watch");
+  const fetched = [];
+  page.on("request", (request) => request.url().includes("/images/") && fetched.push(request.url()));
+  await drawn(page, url, Array.from({ length: 6 }, (_, number) => ({ prompt: `dinghy ${number}`, steps: 10 })));
+  await page.getByText("Nothing is under way").waitFor();
+  await page.waitForTimeout(500);
+  assert.deepEqual(fetched, []);
+}
+
 /** More sessions than run at once: each has its card and its buttons, who is in the calls a row, who waits its place. */
 export async function crowd({ page, url, shot }) {
   await open(page, url, "watch");

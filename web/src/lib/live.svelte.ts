@@ -18,7 +18,6 @@ class Live {
   #progressed = new Set<(session: Session, call: number) => void>();
   #progress = new Map<string, Progress>();
   #pictures = new Map<string, string>();
-  #images = new Map<string, Picture[]>();
   #show: ReturnType<typeof setTimeout> | undefined;
 
   constructor() {
@@ -69,8 +68,10 @@ class Live {
       this.#soon();
     });
     on<Picture>("image", ({ session_id, ...picture }) => {
-      this.#images.set(session_id, [...(this.#images.get(session_id) ?? []), picture]);
-      this.#soon();
+      const session = this.#find(session_id);
+      if (!session || session.images.some((one) => one.index === picture.index)) return;
+      // the end comes with the last one, and who still shows the session then has it from there
+      if (session.images.length + 1 < session.request.num_images) session.images.push(picture);
     });
     stream.onerror = () => {
       stream.close();
@@ -104,7 +105,7 @@ class Live {
     if (session && progress.call && progress.call !== before?.call) this.#progressed.forEach((callback) => callback(session, progress.call!));
   }
 
-  /** Steps and pictures come faster than anybody looks; the last picture of a session is fetched by who still shows it. */
+  /** Steps and pictures come faster than anybody looks. */
   #soon() {
     this.#show ??= setTimeout(() => {
       this.#show = undefined;
@@ -113,13 +114,9 @@ class Live {
         const picture = this.#pictures.get(session.id);
         if (progress) session.progress = progress;
         if (picture) this.previews[session.id] = picture;
-        for (const image of this.#images.get(session.id) ?? []) {
-          if (!session.images.some((one) => one.index === image.index)) session.images.push(image);
-        }
       }
       this.#progress.clear();
       this.#pictures.clear();
-      this.#images.clear();
     }, SHOW_MS);
   }
 }
