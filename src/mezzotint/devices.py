@@ -10,6 +10,8 @@ import psutil
 
 from mezzotint.workers.base import Seat
 
+USE_S = 0.1  # over which the use of a CPU is measured
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reading:
@@ -32,7 +34,7 @@ def find() -> tuple[str, ...]:
 
 
 def read(device: str) -> Reading:
-    """May take some milliseconds: it asks the driver."""
+    """Takes USE_S for a CPU, some milliseconds where it asks a driver."""
     return _read_cpu() if device.startswith("cpu") else _read_cuda(int(device.partition(":")[2] or 0))
 
 
@@ -101,7 +103,7 @@ def _read_cpu() -> Reading:
     return Reading(
         total_bytes=memory.total,
         available_bytes=memory.available,
-        utilization=psutil.cpu_percent() / 100,
+        utilization=psutil.cpu_percent(USE_S) / 100,  # without a span, a thread that asks first is told 0
         temperature_c=temperature,
         unknown=unknown,
     )

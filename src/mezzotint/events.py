@@ -28,6 +28,17 @@ class Event:
     id: int
     kind: str
     data: Any
+    written: dict[Any, bytes] = field(
+        default_factory=dict, compare=False, repr=False
+    )  # as readers share it; see shared()
+
+    def shared(self, how: Any, write: Callable[[], bytes]) -> bytes:
+        """As bytes, written once for all readers that want it alike. Bytes of what is stored would stay in memory."""
+        if self.kind in STORED:
+            return write()
+        if how not in self.written:
+            self.written[how] = write()
+        return self.written[how]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -93,7 +104,7 @@ class Events:
             while (first := await feed.get()) is not None:
                 await asyncio.sleep(GATHER_S)
                 bundle: list[tuple[str, Event] | None] = [first, *(feed.get_nowait() for _ in range(feed.qsize()))]
-                yield [told for told in bundle if told is not None]
+                yield _without_old_previews([told for told in bundle if told is not None])
                 if bundle[-1] is None:
                     return
         finally:
@@ -138,6 +149,16 @@ class Events:
         ended = [session_id for session_id, log in self._logs.items() if log.ended]
         for session_id in ended[: max(0, len(ended) - KEPT_ENDED)]:
             del self._logs[session_id]
+
+
+def _without_old_previews(bundle: list[tuple[str, Event]]) -> list[tuple[str, Event]]:
+    """Of each image the newest: the ones before would be replaced as soon as they were shown."""
+    newest = {(session_id, event.data.image_index): event for session_id, event in bundle if event.kind == "preview"}
+    return [
+        (session_id, event)
+        for session_id, event in bundle
+        if event.kind != "preview" or newest[session_id, event.data.image_index] is event
+    ]
 
 
 def _hand(

@@ -198,6 +198,15 @@ def test_an_image_is_shown_at_the_steps_asked_for_and_after_its_last_by_itself(r
     assert first.startswith(b"\x89PNG")
 
 
+def test_sessions_that_share_the_time_for_showing_take_turns(rig: Rig) -> None:
+    for name in "abcd":
+        rig.submit(name, request(num_inference_steps=100, preview=PreviewUse(every_steps=10, at_steps=(), max_px=8)))
+    rig.run()
+    counts = [len(rig.of(name, wire.Preview)) for name in "abcd"]
+    assert max(counts) - min(counts) <= 2
+    assert 4 <= sum(counts) < 4 * 10, "else there was time for all"
+
+
 def test_a_paused_session_tells_its_state_and_is_gone_and_goes_on_from_it(rig: Rig) -> None:
     rig.submit("a", request(num_inference_steps=6, num_images=2))
     rig.submit("b", request(num_inference_steps=6))

@@ -3,6 +3,7 @@ import asyncio
 import pytest
 
 from mezzotint.events import BACKLOG, BACKLOG_OF_ALL, Event, Events
+from mezzotint.session import Preview
 
 pytestmark = pytest.mark.anyio
 
@@ -91,6 +92,34 @@ async def test_one_listener_hears_all_sessions_from_when_it_came() -> None:
     events.tell("b", "progress", {})
     events.tell("a", "end", {})
     assert [(session_id, event.kind) for session_id, event in await first] == [("b", "progress"), ("a", "end")]
+
+
+async def test_a_bundle_holds_only_the_newest_preview_of_an_image() -> None:
+    events = Events()
+    first = asyncio.ensure_future(anext(events.everything()))
+    await asyncio.sleep(0)
+    for step in (1, 2):
+        for index in (0, 1):
+            events.tell("a", "preview", preview(index, step))
+    events.tell("b", "preview", preview(0, 1))
+    told = [(session_id, event.data.image_index, event.data.step) for session_id, event in await first]
+    assert told == [("a", 0, 2), ("a", 1, 2), ("b", 0, 1)]
+
+
+def preview(index: int, step: int) -> Preview:
+    return Preview(image_index=index, step=step, steps=9, width=8, height=8, format="webp", b64_json=b"")
+
+
+def test_an_event_is_written_once_for_all_its_readers() -> None:
+    written = []
+
+    def write() -> bytes:
+        written.append(1)
+        return b"line"
+
+    event = Event(id=1, kind="progress", data={})
+    assert [event.shared("snake", write), event.shared("snake", write), event.shared("camel", write)] == [b"line"] * 3
+    assert len(written) == 2
 
 
 async def test_a_listener_of_all_that_never_reads_is_dropped() -> None:

@@ -1,6 +1,7 @@
 """The web page in a real browser, against a real server and the bundled model."""
 
 import gzip
+import json
 import os
 import shutil
 import subprocess
@@ -11,6 +12,8 @@ import httpx2
 import pytest
 
 import mezzotint
+from mezzotint.catalog import BUNDLED
+from tests.models import build_sd, build_sdxl
 from tests.process.conftest import RunningServer
 from tests.web.contract import CONTRACT, generated
 
@@ -18,6 +21,7 @@ PAGE = Path(mezzotint.__file__).parent / "page"
 WEB = Path(__file__).parents[2] / "web"
 SHOTS = Path(os.environ.get("PAGE_SHOTS", WEB.parent / "out" / "page"))
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+HOSTILE = json.loads((WEB / "tests" / "hostile.json").read_text(encoding="utf-8"))
 MOST_SCRIPT_BYTES = 150_000
 
 pytestmark = [
@@ -33,14 +37,38 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
         yield running
 
 
+@pytest.fixture(scope="module")
+def strange(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    """A server with models that can do little, and with files by hostile names or words."""
+    models = tmp_path_factory.mktemp("models")
+    build_sdxl(models / "large")
+    build_sd(models / "patcher", inpaints=True)
+    lora = shutil.copy(BUNDLED / "blob.safetensors", models / "hostile.safetensors")
+    (models / "hostile.json").write_text(json.dumps({"trigger_words": HOSTILE}), encoding="utf-8")
+    for name in HOSTILE:
+        shutil.copy(lora, models / f"{name.replace('/', '')}.safetensors")
+    with RunningServer(tmp_path_factory.mktemp("strange") / "data", "--models", str(models)) as running:
+        running.worker_pid()
+        yield running
+
+
 SCENARIOS = (
-    "make", "validation", "paint", "adapters", "restore", "watch", "gallery", "machine", "hostile", "accessibleLight",
-    "accessibleDark",
+    "make", "validation", "several", "paint", "paintByKeys", "dragged", "keyboard", "adapters", "restore", "watch",
+    "thrifty", "crowd", "gallery", "filters", "unseen", "machine", "hostile", "accessibleLight", "accessibleDark",
 )  # fmt: skip
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_a_visitor_can(scenario: str, server: RunningServer) -> None:
+    play(scenario, server)
+
+
+@pytest.mark.parametrize("scenario", ["lacking", "hostileNames"])
+def test_a_visitor_can_with_strange_models(scenario: str, strange: RunningServer) -> None:
+    play(scenario, strange)
+
+
+def play(scenario: str, server: RunningServer) -> None:
     assert CHROMIUM is not None
     done = subprocess.run(
         ["node", WEB / "tests" / "run.mjs", server.url, scenario, SHOTS],

@@ -10,7 +10,7 @@ const [url, name, folder] = process.argv.slice(2);
 await mkdir(folder, { recursive: true });
 const browser = await chromium.launch({ executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium", args: ["--no-sandbox"] });
 const page = await browser.newPage({ viewport: { width: 1280, height: 860 }, colorScheme: name.endsWith("Dark") ? "dark" : "light" });
-page.setDefaultTimeout(60_000);
+page.setDefaultTimeout(30_000);
 const wrong = [];
 page.on("dialog", (dialog) => {
   wrong.push(`dialog: ${dialog.message()}`);

@@ -60,7 +60,11 @@ async def _lines_of_all(told: AsyncIterator[Sequence[tuple[str, Event]]], case: 
     """Without `id` lines: nothing can be replayed, and numbers of different sessions mean nothing together."""
     yield b": from now on\n\n"
     async for bundle in told:
-        yield b"".join(
-            frame(event.kind, spelt({"session_id": session_id} | bodies.event(session_id, event), case))
-            for session_id, event in bundle
-        )
+        yield b"".join(_line_of_all(session_id, event, case) for session_id, event in bundle)
+
+
+def _line_of_all(session_id: str, event: Event, case: Case) -> bytes:
+    def write() -> bytes:
+        return frame(event.kind, spelt({"session_id": session_id} | bodies.event(session_id, event), case))
+
+    return event.shared(case, write)

@@ -367,7 +367,7 @@ class Engine:
     def _report(self, batch: Batch) -> list[Event]:
         chosen = set(batch.trajectories)
         events: list[Event] = []
-        for running in self._sessions.values():
+        for running in sorted(self._sessions.values(), key=lambda one: one.shown_at):  # there may be time to show one
             if not chosen.intersection(running.trajectories):
                 continue
             lowest = next((one for one in running.trajectories if not one.done), running.trajectories[-1])
@@ -390,15 +390,22 @@ class Engine:
         return events
 
     def _show(self, running: Running, trajectory: Trajectory) -> list[Event]:
-        """The image that progress is told of, as it looks by now, if this step is one to show it at."""
+        """The image that progress is told of, as it looks by now, if this step is one to show it at.
+
+        For one of every few there may have been no time: then after a later step.
+        """
         request, step = running.submit.request, trajectory.step
         asked, shown = request.preview, (trajectory.index, step)
-        if asked is None or trajectory.sampler.done or running.shown == shown or not asked.at(step):
+        if asked is None or trajectory.sampler.done or running.shown == shown:
+            return []
+        if not asked.at(step) and not running.owed:
             return []
         running.shown = shown
         pixels = self._previews.draw(trajectory, within_s=self._call_s, must=step in asked.at_steps)
+        running.owed = pixels is None and asked.every_steps > 0
         if pixels is None:
             return []
+        running.shown_at = self._clock()
         if running.pictures is not None:
             pixels = running.pictures.paste(pixels)
         file, width, height = images.preview(pixels.numpy(), request.output, asked.max_px)

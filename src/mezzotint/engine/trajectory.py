@@ -171,7 +171,9 @@ class Running:
     pausing: bool = False
     waits_since: int | None = None  # sessions that had ended when memory did not hold it beside the others
     executor: Executor | None = None  # what its images run with, once they are prepared
-    shown: tuple[int, int] | None = None  # image and step that were last shown on their way
+    shown: tuple[int, int] | None = None  # image and step that were last to be shown on their way
+    shown_at: float = 0.0  # when one was shown
+    owed: bool = False  # there was no time to show the last that was due
     phase: str = ""  # what was last announced
 
     @property

@@ -2,62 +2,73 @@
 
 import { get } from "./api";
 import { live } from "./live.svelte";
-import type { Device } from "./types";
+import { route } from "./route.svelte";
+import type { Analytics, Device } from "./types";
 
+export const KEPT_S = 300;
 const EVERY_MS = 2000;
-const KEPT = 150; // five minutes
+const ELSEWHERE_MS = 10_000; // while another view is shown
+const LATELY_S = 60; // what ended since then counts
 
-export interface Analytics {
-  window_s: number;
-  groups: { model: string; type: string; sessions: number; total_s: { p50: number | null; p95: number | null; p99: number | null } | null }[];
-  all: { errors: Record<string, number> };
+interface Look {
+  at: number;
+  devices: Device[];
+  queued: number;
+  lately: Analytics["all"];
 }
 
-export interface DeviceHistory {
-  now: Device;
-  times: number[];
-  use: (number | null)[];
-  memory: (number | null)[];
-  running: (number | null)[];
-}
-
-const grown = <T>(values: T[], value: T) => [...values, value].slice(-KEPT);
+type Values = (number | null)[];
 
 class History {
-  devices = $state.raw<DeviceHistory[]>([]);
-  times = $state.raw<number[]>([]);
-  queued = $state.raw<(number | null)[]>([]);
-  ended = $state.raw<(number | null)[]>([]);
-  #ends: number[] = [];
-  #known = new Set<string>();
+  #looks = $state.raw<Look[]>([]);
+  #timer: ReturnType<typeof setTimeout> | undefined;
+  times = $derived(this.#looks.map((look) => look.at));
+  devices = $derived(this.#looks.at(-1)?.devices ?? []);
+  queued = $derived(this.#looks.map((look) => look.queued));
+  ended = $derived(this.#looks.map((look) => look.lately.sessions));
+  /** Error codes seen. */
+  codes = $derived([...new Set(this.#looks.flatMap((look) => Object.keys(look.lately.errors)))].toSorted());
 
   constructor() {
-    setInterval(() => void this.#look(), EVERY_MS);
+    addEventListener("hashchange", () => route.view === "machine" && void this.#look());
     void this.#look();
   }
 
-  async #look() {
-    if (document.hidden) return;
-    const now = Date.now() / 1000;
-    const { devices } = await get<{ devices: Device[] }>("/api/devices").catch(() => ({ devices: null }));
-    if (!devices) return;
-    this.devices = devices.map((device) => {
-      const before = this.devices.find((one) => one.now.id === device.id);
-      return {
-        now: device,
-        times: grown(before?.times ?? [], now),
-        use: grown(before?.use ?? [], device.utilization),
-        memory: grown(before?.memory ?? [], device.memory.used_by_mezzotint_bytes ?? null),
-        running: grown(before?.running ?? [], device.sessions.length),
-      };
+  of(device: string, measure: (device: Device) => number | null | undefined): Values {
+    return this.#looks.map((look) => {
+      const found = look.devices.find((one) => one.id === device);
+      return (found && measure(found)) ?? null;
     });
-    const active = new Set(live.active.map((one) => one.id));
-    for (const id of this.#known) if (!active.has(id)) this.#ends.push(now);
-    this.#known = active;
-    this.#ends = this.#ends.filter((time) => now - time < 60);
-    this.times = grown(this.times, now);
-    this.queued = grown(this.queued, live.active.filter((one) => one.state === "queued").length);
-    this.ended = grown(this.ended, this.#ends.length);
+  }
+
+  /** Seconds within which so many of the sessions were done that ended in the minute before: p50, p95, p99. */
+  took(percentile: string): Values {
+    return this.#looks.map((look) => look.lately.total_s?.[percentile] ?? null);
+  }
+
+  failed(code: string): Values {
+    return this.#looks.map((look) => look.lately.errors[code] ?? 0);
+  }
+
+  async #look() {
+    clearTimeout(this.#timer);
+    if (!document.hidden) await this.#keep();
+    clearTimeout(this.#timer); // of a look that began meanwhile
+    this.#timer = setTimeout(() => void this.#look(), route.view === "machine" ? EVERY_MS : ELSEWHERE_MS);
+  }
+
+  async #keep() {
+    try {
+      const [{ devices }, { all }] = await Promise.all([
+        get<{ devices: Device[] }>("/api/devices"),
+        get<Analytics>(`/api/analytics?window_s=${LATELY_S}`),
+      ]);
+      const at = Date.now() / 1000;
+      const queued = live.active.filter((one) => one.state === "queued").length;
+      this.#looks = [...this.#looks.filter((look) => at - look.at < KEPT_S), { at, devices, queued, lately: all }];
+    } catch {
+      // the server is away, which the page says elsewhere
+    }
   }
 }
 

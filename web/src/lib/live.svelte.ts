@@ -14,7 +14,7 @@ class Live {
   previews = $state<Record<string, string>>({});
   #stream: EventSource | undefined;
   #timer: ReturnType<typeof setTimeout> | undefined;
-  #ended = new Set<() => void>();
+  #ended = new Set<(session: Session) => void>();
   #progressed = new Set<(session: Session, call: number) => void>();
   #progress = new Map<string, Progress>();
   #pictures = new Map<string, string>();
@@ -25,8 +25,8 @@ class Live {
     this.#wake();
   }
 
-  /** Called whenever a session has ended. Returns how to stop that. */
-  onEnded(callback: () => void): () => void {
+  /** Called with every session that has ended. Returns how to stop that. */
+  onEnded(callback: (session: Session) => void): () => void {
     this.#ended.add(callback);
     return () => this.#ended.delete(callback);
   }
@@ -69,7 +69,9 @@ class Live {
     });
     on<Picture>("image", ({ session_id, ...picture }) => {
       const session = this.#find(session_id);
-      if (session && !session.images.some((one) => one.index === picture.index)) session.images.push(picture);
+      if (!session || session.images.some((one) => one.index === picture.index)) return;
+      // the end comes with the last one, and who still shows the session then has it from there
+      if (session.images.length + 1 < session.request.num_images) session.images.push(picture);
     });
     stream.onerror = () => {
       stream.close();
@@ -90,7 +92,7 @@ class Live {
       if (at >= 0) this.active.splice(at, 1);
       delete this.previews[session.id];
       this.#pictures.delete(session.id);
-      this.#ended.forEach((callback) => callback());
+      this.#ended.forEach((callback) => callback(session));
     } else if (at >= 0) this.active[at] = session;
     else this.active.unshift(session);
   }

@@ -2,7 +2,7 @@
 
 import type * as contract from "./contract";
 
-export type { Device, Model, Progress, Validation, Worker } from "./contract";
+export type { Analytics, Device, Model, Progress, Validation, Worker } from "./contract";
 
 type Seed = number | string;
 
