@@ -16,13 +16,11 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
 
 from training import data, machine, text
-from training.package import TARGET
-from training.unet import BATCH, EMA_MOST, NOISIER, part_of_rate
+from training.pipeline import TARGET
+from training.unet import BATCH, EMA_MOST, draw_noise, part_of_rate
 
 SAVE_EVERY_S = 60.0
 SAY_EVERY_S = 30.0
-VARIANTS = 6  # of a picture: itself, its mirror image, and each of them moved and resized
-MOVED, RESIZED = 6, (0.75, 1.1)  # pixels at most; part of its size
 Loss = Callable[["Learner"], Tensor]
 
 
@@ -32,36 +30,18 @@ def shipped() -> StableDiffusionPipeline:
     pipeline.set_progress_bar_config(disable=True)
     for part in (pipeline.unet, pipeline.vae, pipeline.text_encoder):
         part.requires_grad_(False)
-    pipeline.unet.set_attn_processor(AttnProcessor())
+    if machine.device().type == "cpu":
+        pipeline.unet.set_attn_processor(AttnProcessor())
+    pipeline.to(machine.device())
     return pipeline
 
 
 def encode(pipeline: StableDiffusionPipeline, captions: list[str]) -> Tensor:
     """What the UNet reads of captions, (n, 32, 256)."""
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        states: Tensor = pipeline.text_encoder(
-            input_ids=text.tokenize(pipeline.tokenizer, captions)
-        ).last_hidden_state.float()
+    ids = text.tokenize(pipeline.tokenizer, captions).to(machine.device())
+    with torch.no_grad(), machine.autocast():
+        states: Tensor = pipeline.text_encoder(input_ids=ids).last_hidden_state.float()
     return states
-
-
-def variant(pictures: Tensor, index: int, generator: torch.Generator) -> Tensor:
-    """Pictures (n, 3, h, w) in -1 to 1 as they are, mirrored, or moved and resized on white, by the variant's index."""
-    mirrored = pictures.flip(-1) if index % 2 else pictures
-    if index < 2:
-        return mirrored
-    n = len(pictures)
-    low, high = RESIZED
-    scale = low + (high - low) * torch.rand(n, generator=generator)
-    moved = (torch.rand(n, 2, generator=generator) * 2 - 1) * MOVED * 2 / pictures.shape[-1]
-    places = torch.zeros(n, 2, 3)
-    places[:, 0, 0] = places[:, 1, 1] = 1 / scale
-    places[:, :, 2] = moved / scale[:, None]
-    grid = torch.nn.functional.affine_grid(places, list(pictures.shape), align_corners=False)
-    drawn = torch.nn.functional.grid_sample(
-        mirrored - 1, grid, align_corners=False
-    )  # white is 0: so is what is outside
-    return (drawn + 1).clamp(-1, 1)
 
 
 @dataclass(kw_only=True)
@@ -81,7 +61,7 @@ class Learner:
             self.parameters.values(), lr=self.rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True
         )
         self.rng = random.Random(self.seed)
-        self.generator = torch.Generator().manual_seed(self.seed)
+        self.generator = machine.generator(self.seed)
         self.average = {name: p.detach().clone() for name, p in self.parameters.items()}
 
     def draw(self, examples: int) -> list[int]:
@@ -93,10 +73,7 @@ class Learner:
 
     def noisy(self, pipeline: StableDiffusionPipeline, latents: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Latents with noise on them, their timesteps, and the velocity that a model should tell."""
-        n = len(latents)
-        even = (torch.arange(n) + torch.rand(n, generator=self.generator)) / n
-        timesteps = (1000 * even**NOISIER).long().clamp(max=999)
-        noise = torch.randn(latents.shape, generator=self.generator)
+        timesteps, noise = draw_noise(latents, self.generator)
         scheduler = pipeline.scheduler
         return (
             scheduler.add_noise(latents, noise, timesteps),
@@ -137,7 +114,7 @@ class Learner:
         os.replace(path.with_suffix(".new"), path)
 
     def load(self, path: Path) -> None:
-        state = torch.load(path, weights_only=False)
+        state = torch.load(path, weights_only=False, map_location=machine.device())
         self.step, self.worked_s, self.loss = state["step"], state["worked_s"], state["loss"]
         self.order, self.average = state["order"], state["average"]
         with torch.no_grad():
@@ -145,7 +122,7 @@ class Learner:
                 parameter.copy_(state["parameters"][name])
         self.optimizer.load_state_dict(state["optimizer"])
         self.rng.setstate(state["rng"])
-        self.generator.set_state(state["generator"])
+        self.generator.set_state(state["generator"].cpu())
 
 
 def learn(learner: Learner, loss_of: Loss, path: Path, minutes: float, fresh: bool) -> None:

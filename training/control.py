@@ -14,12 +14,14 @@ from diffusers import ControlNetModel, StableDiffusionPipeline, UNet2DConditionM
 from torch import Tensor
 
 from mezzotint.image_child import canny
-from training import adapters, data, machine, text, vae
-from training.package import TARGET, drop_names, replace_folder
+from training import adapters, data, machine, text, vae, variants
+from training.package import drop_names, replace_folder
+from training.pipeline import TARGET
 
 NAME = "icons-canny"
 RATE = 1e-3
 LOW, HIGH = 100, 200  # the preprocessor's defaults; half of the maps are made with others
+VARIANTS = machine.choose(cpu=6, gpu=16)  # of each picture
 NO_TEXT = 0.4  # of the captions are empty, so that the edges must tell what to draw
 
 
@@ -33,7 +35,7 @@ def make_net(unet: UNet2DConditionModel) -> ControlNetModel:
         attention_head_dim=8,
         cross_attention_dim=text.WIDTH,
         norm_num_groups=unet.config.norm_num_groups,
-        conditioning_embedding_out_channels=(16, 32, 64),  # halves a side twice, as the VAE does
+        conditioning_embedding_out_channels=(16, 32, 64, 64),  # halves a side three times, as the VAE does
     )
     known = unet.state_dict()
     net.load_state_dict({name: known.get(name, tensor) for name, tensor in net.state_dict().items()})
@@ -50,9 +52,10 @@ class Examples:
         pictures = vae.to_tensor(np.concatenate([data.pictures(self._concepts).reshape(-1, *others.shape[1:]), others]))
         generator = torch.Generator().manual_seed(0)
         rng = np.random.default_rng(0)
+        mirrored = torch.ones(len(pictures), dtype=torch.bool)
         latents, edges = [], []
-        for index in range(adapters.VARIANTS):
-            drawn = adapters.variant(pictures, index, generator)
+        for _ in range(VARIANTS):
+            drawn = variants.vary(pictures, mirrored, variants.SHAPES, generator)
             latents.append(vae.encode(pipeline.vae, drawn).clone())
             edges.append(torch.from_numpy(np.stack([_edges(picture, rng) for picture in _pixels(drawn)])))
         self._latents, self._edges = torch.cat(latents), torch.cat(edges)
@@ -62,7 +65,7 @@ class Examples:
         """Latents, the text encoder's states, edges (n, 3, h, w) in 0 to 1."""
         chosen = learner.draw(len(self._latents))
         captions = [self._caption(index % self._pictures, learner) for index in chosen]
-        edges = self._edges[chosen].float().div(255)[:, None].expand(-1, 3, -1, -1)
+        edges = self._edges[chosen].to(machine.device()).float().div(255)[:, None].expand(-1, 3, -1, -1)
         return self._latents[chosen], adapters.encode(self._pipeline, captions), edges
 
     def _caption(self, picture: int, learner: adapters.Learner) -> str:
@@ -78,14 +81,14 @@ class Examples:
 def train(minutes: float, seed: int, fresh: bool) -> ControlNetModel:
     """The averaged net."""
     pipeline = adapters.shipped()
-    net = make_net(pipeline.unet)
+    net = make_net(pipeline.unet).to(machine.device())
     examples = Examples(pipeline)
     learner = adapters.Learner(parameters=dict(net.named_parameters()), seed=seed, rate=RATE)
 
     def loss_of(learner: adapters.Learner) -> Tensor:
         latents, states, edges = examples.batch(learner)
         noisy, timesteps, wanted = learner.noisy(pipeline, latents)
-        with torch.autocast("cpu", torch.bfloat16):
+        with machine.autocast():
             down, middle = net(noisy, timesteps, states, controlnet_cond=edges, return_dict=False)
             drawn = pipeline.unet(
                 noisy, timesteps, states, down_block_additional_residuals=down, mid_block_additional_residual=middle
@@ -101,7 +104,7 @@ def ship(net: ControlNetModel) -> None:
     """Beside the model that ships, in half precision. The folder appears whole or not at all."""
     fresh = data.work_folder() / f"{NAME}.new"
     shutil.rmtree(fresh, ignore_errors=True)
-    net.to(torch.float16).save_pretrained(fresh, safe_serialization=True)
+    net.cpu().to(torch.float16).save_pretrained(fresh, safe_serialization=True)
     (fresh / "mezzotint.json").write_text(json.dumps({"control_type": "canny"}, indent=2) + "\n", encoding="utf-8")
     drop_names(fresh)
     replace_folder(fresh, TARGET.parent / NAME)

@@ -10,7 +10,6 @@ import random
 import re
 import subprocess
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ import numpy.typing as npt
 import resvg_py
 from PIL import Image
 
-SIZE = 64
+SIZE = 128
 STYLES: dict[str, str] = {"noto": "noto", "fluent": "fluent-emoji-flat"}  # style word in a caption: npm package
 LORA_STYLES: dict[str, str] = {"blob": "noto-v1", "monochrome": "fluent-emoji-high-contrast"}  # LoRA: npm package
 MEASURING = "twemoji"  # npm package of pictures that measure and are in no weight
@@ -34,10 +33,8 @@ PACKAGES = (
     "emojilib@4.0.3",  # MIT
     "unicode-emoji-json@0.9.0",  # MIT
 )
-WORDNET = Path("/usr/share/wordnet")  # Debian's wordnet-base
 SHARED_KEYWORD = 6  # a keyword that names more concepts than this ("food") tells the model nothing
 HERE = Path(__file__).resolve().parent
-LIST = HERE / os.environ.get("MEZZOTINT_CONCEPTS", "")  # the folder of concepts.txt and rewordings.txt: `all`, or this
 Pixels = npt.NDArray[np.uint8]
 
 
@@ -48,6 +45,7 @@ class Concept:
     emoji: str
     label: str
     keywords: tuple[str, ...]
+    mirrored: bool  # its mirror image shows the same thing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,38 +76,42 @@ def fetch() -> Path:
 
 
 def read_concepts() -> list[Concept]:
-    """The concepts of the chosen list, in its order, with their keywords. Held-out words are in none of them."""
+    """The concepts of concepts.txt, in its order, with their keywords. Held-out words are in none of them."""
     modules = fetch()
     held_out = held_out_words()
-    named = read_labels(LIST / "concepts.txt")
+    named = [(emoji, label) for emoji, label in (line.split(" ", 1) for line in _lines(HERE / "concepts.txt"))]
     keywords = {emoji: _keywords(modules, emoji, label, held_out) for emoji, label in named}
-    uses = Counter(word for words in keywords.values() for word in words)
+    uses = Counter(word for some in keywords.values() for word in some)
     labels = {label for _, label in named}
-    told = {emoji: tuple(w for w in words if uses[w] <= SHARED_KEYWORD) for emoji, words in keywords.items()}
-    if LIST != HERE:  # there a keyword is often the name of another thing: "cat" of a cat's face
-        told = {emoji: tuple(w for w in words if w not in labels) for emoji, words in told.items()}
-    concepts = [Concept(emoji=emoji, label=label, keywords=told[emoji]) for emoji, label in named]
+    told = {emoji: tuple(w for w in some if uses[w] <= SHARED_KEYWORD) for emoji, some in keywords.items()}
+    # a keyword is often the name of another thing: "cat" of a cat's face
+    told = {emoji: tuple(w for w in some if w not in labels) for emoji, some in told.items()}
+    groups: dict[str, str] = {codes(e): entry["group"] for e, entry in _unicode(modules).items()}
+    concepts = [
+        Concept(
+            emoji=emoji,
+            label=label,
+            keywords=told[emoji],
+            mirrored=groups[codes(emoji)] not in ("Symbols", "Flags") and not words(label) & {"left", "right"},
+        )
+        for emoji, label in named
+    ]
     assert not [c for c in concepts if words(c.label) & held_out], "a label holds a held-out word"
     assert len({concept.label for concept in concepts}) == len(concepts), "two concepts share a label"
     return concepts
 
 
-def read_labels(path: Path) -> list[tuple[str, str]]:
-    """The emoji and the label of every line of a list of concepts."""
-    return [(emoji, label) for emoji, label in (line.split(" ", 1) for line in _lines(path))]
-
-
 def read_rewordings() -> list[Rewording]:
-    """The prompts of the chosen list's rewordings.txt. Every answer is a label of its concepts.txt."""
+    """The prompts of rewordings.txt. Every answer is a label of concepts.txt."""
     return [
         Rewording(prompt=prompt.strip(), answers=tuple(answer.strip() for answer in answers.split(",")))
-        for prompt, answers in (line.split("=") for line in _lines(LIST / "rewordings.txt"))
+        for prompt, answers in (line.split("=") for line in _lines(HERE / "rewordings.txt"))
     ]
 
 
-def held_out_words(path: Path = LIST / "rewordings.txt") -> frozenset[str]:
+def held_out_words() -> frozenset[str]:
     """Words kept out of every caption, so that a prompt with one of them tests the text encoder and not memory."""
-    lines = path.read_text(encoding="utf-8").splitlines()
+    lines = (HERE / "rewordings.txt").read_text(encoding="utf-8").splitlines()
     held = [word for line in lines if line.startswith("# hold out:") for word in line.split(":")[1].split()]
     return frozenset(held) | frozenset(f"{word}s" for word in held)
 
@@ -133,18 +135,13 @@ def all_pictures() -> tuple[list[str], Pixels]:
     What the VAE and the ControlNet see.
     """
     modules = fetch()
-    entries: dict[str, Any] = json.loads((modules / "unicode-emoji-json" / "data-by-emoji.json").read_text())
+    entries = _unicode(modules)
     emoji = [e for e, entry in entries.items() if entry["group"] not in ("People & Body", "Flags", "Symbols")]
     for package in STYLES.values():
         names = _icons(modules, package)[1]
         emoji = [e for e in emoji if codes(e) in names]
     told = [entries[e]["name"] for _ in STYLES for e in emoji]
     return told, np.concatenate([_render_all(package, emoji) for package in STYLES.values()])
-
-
-def names_of(package: str) -> dict[str, str]:
-    """The names of a package's drawings by their emoji's code points."""
-    return _icons(fetch(), package)[1]
 
 
 def caption(concept: Concept, style: str, rng: random.Random) -> str:
@@ -160,37 +157,6 @@ def caption(concept: Concept, style: str, rng: random.Random) -> str:
     else:
         text = ", ".join(some)
     return f"{text}, {style} style" if rng.random() < 0.80 else text
-
-
-def wordnet_texts() -> Iterator[str]:
-    """Words and first glosses of WordNet, for the tokenizer and the text encoder."""
-    for part in ("noun", "verb", "adj", "adv"):
-        for line in (WORDNET / f"data.{part}").read_text(encoding="utf-8").splitlines():
-            if line.startswith(" "):
-                continue
-            fields, gloss = line.split(" | ", 1)
-            parts = fields.split(" ")
-            words = [parts[4 + 2 * i].replace("_", " ").split("(")[0] for i in range(int(parts[3], 16))]
-            yield ", ".join(words[:3])
-            yield f"{words[0]}: {gloss.split(';')[0].strip()}"
-
-
-def wordnet_things() -> list[str]:
-    """Single words for things that can be drawn: animals, artifacts, food, natural objects and phenomena, plants."""
-    things: set[str] = set()
-    for line in (WORDNET / "data.noun").read_text(encoding="utf-8").splitlines():
-        parts = line.split(" ")
-        if not line.startswith(" ") and parts[1] in ("05", "06", "13", "17", "19", "20"):
-            words = [parts[4 + 2 * i] for i in range(int(parts[3], 16))]
-            things |= {word for word in words if re.fullmatch(r"[a-z]{2,12}", word)}
-    return sorted(things)
-
-
-def wordnet_adjectives() -> list[str]:
-    """Single words for how a thing can be."""
-    lines = (WORDNET / "data.adj").read_text(encoding="utf-8").splitlines()
-    words = {line.split(" ")[4] for line in lines if not line.startswith(" ")}
-    return sorted(word for word in words if re.fullmatch(r"[a-z]{2,12}", word))
 
 
 def _phrase(label: str, rng: random.Random) -> str:
@@ -256,6 +222,11 @@ def _icons(modules: Path, package: str) -> tuple[dict[str, Any], dict[str, str]]
     names: dict[str, str] = _read(folder / "chars.json") or _read(modules / "@iconify-json" / "noto" / "chars.json")
     drawn = icons["icons"].keys() | icons.get("aliases", {}).keys()
     return icons, {"-".join(c for c in k.split("-") if c != "fe0f"): v for k, v in names.items() if v in drawn}
+
+
+def _unicode(modules: Path) -> dict[str, Any]:
+    entries: dict[str, Any] = _read(modules / "unicode-emoji-json" / "data-by-emoji.json")
+    return entries
 
 
 def _emojibase(modules: Path) -> list[dict[str, Any]]:

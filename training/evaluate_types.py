@@ -31,7 +31,7 @@ PROMPTS = (
 )
 TAILS = ("", *(f", {style} style" for style in data.STYLES))  # a LoRA must win over the style that a prompt names
 Shape = tuple[str, tuple[int, ...], str]
-SKETCHES: tuple[tuple[Shape, ...], ...] = (  # of each prompt, by a hand that cannot draw: (what, where, colour)
+SKETCHES: tuple[tuple[Shape, ...], ...] = (  # of each prompt, by a hand that cannot draw: (what, where of 64, colour)
     (("ellipse", (12, 16, 52, 58), "red"), ("line", (32, 18, 38, 6), "brown"), ("ellipse", (38, 6, 50, 13), "green")),
     (("polygon", (6, 14, 58, 14, 32, 60), "gold"), ("rectangle", (6, 10, 58, 16), "peru"),
      ("ellipse", (20, 22, 29, 31), "red"), ("ellipse", (34, 20, 43, 29), "red"), ("ellipse", (27, 35, 36, 44), "red")),
@@ -52,14 +52,15 @@ SKETCHES: tuple[tuple[Shape, ...], ...] = (  # of each prompt, by a hand that ca
 
 
 def sketch(shapes: tuple[Shape, ...]) -> data.Pixels:
-    """(64, 64, 3) on white."""
+    """(128, 128, 3) on white."""
     image = Image.new("RGB", (data.SIZE, data.SIZE), "white")
     brush = ImageDraw.Draw(image)
-    for what, where, colour in shapes:
+    for what, places, colour in shapes:
+        where = tuple(place * data.SIZE // 64 for place in places)
         if what == "line":
-            brush.line(where, colour, width=3)
+            brush.line(where, colour, width=6)
         elif what == "chord":
-            brush.chord(where[:4], where[4], where[5], colour)
+            brush.chord(where[:4], places[4], places[5], colour)  # the last two are degrees
         else:
             {"ellipse": brush.ellipse, "rectangle": brush.rectangle, "polygon": brush.polygon}[what](where, colour)
     return np.asarray(image)
@@ -115,7 +116,7 @@ def measure_lora(studio: Studio, name: str, concepts: list[data.Concept], seed: 
 
 
 def sheets(studio: Studio, seed: int) -> Iterator[tuple[str, list[data.Pixels]]]:
-    """A type of request and the rows of its sheet, (8, 64, 64, 3) each."""
+    """A type of request and the rows of its sheet, (8, 128, 128, 3) each."""
     sketches = np.stack([sketch(shapes) for shapes in SKETCHES])
     base = [{"prompt": f"{prompt}, noto style", "seed": seed + i} for i, prompt in enumerate(PROMPTS)]
     plain = studio.draw(base)
@@ -178,7 +179,7 @@ def main() -> None:
                 measure_lora(studio, name, concepts, arguments.seed)
         arguments.to.mkdir(exist_ok=True)
         for kind, rows in sheets(studio, arguments.seed):
-            save_sheet(to_tensor(np.concatenate(rows)), len(PROMPTS), arguments.to / f"{kind}.png", zoom=2)
+            save_sheet(to_tensor(np.concatenate(rows)), len(PROMPTS), arguments.to / f"{kind}.png")
 
 
 if __name__ == "__main__":

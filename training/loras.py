@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from training import adapters, data, machine, vae
-from training.package import TARGET
+from training.pipeline import TARGET
 
 RATE = 2e-3
 RANK = 8
@@ -50,7 +50,7 @@ def train(name: str, minutes: float, seed: int, fresh: bool) -> dict[str, Tensor
     def loss_of(learner: adapters.Learner) -> Tensor:
         latents, states = examples.batch(learner)
         noisy, timesteps, wanted = learner.noisy(pipeline, latents)
-        with torch.autocast("cpu", torch.bfloat16):
+        with machine.autocast():
             drawn = unet(noisy, timesteps, states).sample
         return (drawn.float() - wanted).square().mean()
 
@@ -63,7 +63,7 @@ def ship(name: str, factors: dict[str, Tensor]) -> None:
     """Beside the model that ships, in half precision."""
     path = TARGET.parent / f"{name}.safetensors"
     fresh = path.with_suffix(".new")
-    save_file({key: tensor.to(torch.float16).contiguous() for key, tensor in factors.items()}, fresh)
+    save_file({key: tensor.cpu().to(torch.float16).contiguous() for key, tensor in factors.items()}, fresh)
     fresh.chmod(0o644)
     fresh.replace(path)
     print(f"{name}: {sum(tensor.numel() for tensor in factors.values()) / 1e6:.2f} M parameters")

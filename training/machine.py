@@ -1,4 +1,7 @@
-"""Sets a training process up for this machine's CPU. Must be called before torch does any work."""
+"""Sets a training process up for this machine, whose GPU it takes if there is one. Knows no model.
+
+`prepare` must be called before torch does any work.
+"""
 
 import os
 import sys
@@ -23,6 +26,24 @@ def prepare() -> None:
         os.environ.update(_ENVIRONMENT)
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     os.nice(max(0, 19 - os.nice(0)))
+
+
+def device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def choose(*, cpu: int, gpu: int) -> int:
+    """One of two numbers, by what this machine trains on."""
+    return cpu if device().type == "cpu" else gpu
+
+
+def autocast() -> torch.autocast:
+    """Half the precision in the products, on either kind of device."""
+    return torch.autocast(device().type, torch.bfloat16)
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator(device()).manual_seed(seed)
 
 
 class Stopwatch:
@@ -55,7 +76,7 @@ class Threads:
 
     def step_done(self) -> None:
         self._step += 1
-        if self._step % self._steps:
+        if self._step % self._steps or device().type != "cpu":
             return
         now = time.monotonic()
         self._took[torch.get_num_threads()] = now - self._since

@@ -13,9 +13,8 @@ from diffusers import AutoencoderKL
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from training import data, text, unet, vae, words
-from training.pipeline import GUIDANCE, STEPS, assemble
+from training.pipeline import GUIDANCE, STEPS, TARGET, assemble
 
-TARGET = data.HERE.parent / "src" / "mezzotint" / "bundled" / "icons"
 LARGEST_BYTES = 60_000_000
 CARD = ("README.md", "LICENSE", "NOTICE")  # kept in training/card/
 

@@ -10,6 +10,10 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
+from training import machine
+
+TARGET = Path(__file__).resolve().parent.parent / "src" / "mezzotint" / "bundled" / "icons"  # what ships
+
 STEPS = 16
 GUIDANCE = 3.0
 FIXED_PROMPTS = (  # of the contact sheet, in its order; 16 in one style, then the same in the other
@@ -70,7 +74,7 @@ def draw(
     *,
     steps: int = STEPS,
     guidance: float = GUIDANCE,
-    batch: int = 32,
+    batch: int = machine.choose(cpu=32, gpu=256),
 ) -> Tensor:
     """One picture a prompt, (n, 3, height, width) in -1 to 1. Picture i depends on prompt i and seed i only."""
     drawn: list[Tensor] = []
@@ -83,7 +87,7 @@ def draw(
             guidance_scale=guidance,
             output_type="pt",
         ).images
-        drawn.append(images.float() * 2 - 1)
+        drawn.append(images.float().cpu() * 2 - 1)
     return torch.cat(drawn)
 
 

@@ -10,8 +10,7 @@ import numpy as np
 from mezzotint.image_child import canny
 from training import control, data
 from training.evaluate_types import PROMPTS, SKETCHES, sketch
-from training.package import TARGET
-from training.pipeline import save_sheet
+from training.pipeline import TARGET, save_sheet
 from training.product import Studio, sent
 from training.vae import to_tensor
 

@@ -1,7 +1,8 @@
 """Trains the UNet on latents of the VAE, to what the text encoder says of captions. Leaves both of them as they are.
 
-Run `python -m training.unet --minutes 75`, or `--until 18:40`. It goes on where it stopped; `--fresh` starts again;
-`--anew` keeps the weights and begins the schedule again, which a UNet needs whose text encoder has changed.
+Run `python -m training.unet --minutes 75`, or `--until 18:40`. It goes on where it stopped, or from the weights that
+ship; `--fresh` starts from nothing; `--anew` keeps the weights and begins the schedule again, which a UNet needs whose
+text encoder has changed.
 """
 
 import argparse
@@ -19,11 +20,13 @@ from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from training import data, machine, text, vae
-from training.pipeline import FIXED_PROMPTS, assemble, draw, make_scheduler, save_sheet
+from training import data, machine, text, vae, variants
+from training.pipeline import FIXED_PROMPTS, TARGET, assemble, draw, make_scheduler, save_sheet
 from training.teacher import NearWords, Teacher
 
-BATCH = 32
+BATCH = machine.choose(cpu=32, gpu=512)
+VARIANTS = machine.choose(cpu=6, gpu=32)  # of each picture
+CAPTIONS = 64  # of each picture
 RATE, LAST_RATE = 1e-3, 0.02
 WARM_UP_STEPS = 100
 CONSTANT_FOR = 0.3
@@ -40,7 +43,7 @@ SHEET_EVERY_S = 420.0
 def make_unet() -> UNet2DConditionModel:
     """16x16 latents, 16.8 M parameters, attention heads 32 wide, random weights."""
     return UNet2DConditionModel(
-        sample_size=data.SIZE // 4,
+        sample_size=data.SIZE // 8,
         in_channels=4,
         out_channels=4,
         block_out_channels=(64, 128, 256),
@@ -69,26 +72,28 @@ class Training:
     average: dict[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.unet.set_attn_processor(AttnProcessor())
+        device = machine.device()
+        self.unet.to(device)
+        if device.type == "cpu":
+            self.unet.set_attn_processor(AttnProcessor())
+        self._drawn = self.unet if device.type == "cpu" else torch.compile(self.unet)
         self.optimizer = torch.optim.AdamW(
             self.unet.parameters(), lr=self.rate, betas=(0.9, 0.98), weight_decay=0.01, fused=True
         )
         self.rng = random.Random(self.seed)
-        self.generator = torch.Generator().manual_seed(self.seed)
+        self.generator = machine.generator(self.seed)
+        self._recent = torch.tensor(self.loss, device=device)
         self.average = {name: p.detach().clone() for name, p in self.unet.named_parameters()}
 
-    def update(self, latents: Tensor, states: Tensor, scheduler: DDIMScheduler, done: float) -> float:
-        """One batch; `done` is the part of the time that has gone. Returns the loss."""
-        n = len(latents)
-        even = (torch.arange(n) + torch.rand(n, generator=self.generator)) / n
-        timesteps = (1000 * even**NOISIER).long().clamp(max=999)
-        noise = torch.randn(latents.shape, generator=self.generator)
+    def update(self, latents: Tensor, states: Tensor, scheduler: DDIMScheduler, done: float) -> None:
+        """One batch; `done` is the part of the time that has gone."""
+        timesteps, noise = draw_noise(latents, self.generator)
         noisy = scheduler.add_noise(latents, noise, timesteps)
         wanted = scheduler.get_velocity(latents, noise, timesteps)
         for group in self.optimizer.param_groups:
             group["lr"] = self.rate * part_of_rate(self.step - self.began, done)
-        with torch.autocast("cpu", torch.bfloat16):
-            drawn = self.unet(noisy, timesteps, states).sample
+        with machine.autocast():
+            drawn = self._drawn(noisy, timesteps, states).sample
         loss = (drawn.float() - wanted).square().mean()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -100,7 +105,11 @@ class Training:
         with torch.no_grad():
             named = dict(self.unet.named_parameters())
             torch._foreach_lerp_(list(self.average.values()), [named[name].detach() for name in self.average], 1 - kept)
-        self.loss += (loss.item() - self.loss) * max(0.02, 1 / self.step)
+            self._recent.lerp_(loss.detach(), max(0.02, 1 / self.step))
+
+    def look(self) -> float:
+        """The loss of late. A GPU must have finished its work for it, so it is not asked for at each step."""
+        self.loss = self._recent.item()
         return self.loss
 
     def averaged(self) -> UNet2DConditionModel:
@@ -122,7 +131,7 @@ class Training:
             "began": self.began,
             "rate": self.rate,
             "worked_s": self.worked_s,
-            "loss": self.loss,
+            "loss": self.look(),
             "order": self.order,
             "weights": self.unet.state_dict(),
             "average": self.average,
@@ -135,14 +144,23 @@ class Training:
         os.replace(path.with_suffix(".new"), path)
 
     def load(self, path: Path) -> None:
-        state = torch.load(path, weights_only=False)
+        state = torch.load(path, weights_only=False, map_location=machine.device())
         self.unet.load_state_dict(state["weights"])
         self.step, self.worked_s, self.loss = state["step"], state["worked_s"], state["loss"]
         self.began, self.rate = state["began"], state["rate"]
         self.order, self.average = state["order"], state["average"]
         self.optimizer.load_state_dict(state["optimizer"])
         self.rng.setstate(state["rng"])
-        self.generator.set_state(state["generator"])
+        self._recent.fill_(self.loss)
+        self.generator.set_state(state["generator"].cpu())
+
+
+def draw_noise(latents: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """A timestep for each of the latents, spread evenly over the schedule, and noise for it."""
+    n, device = len(latents), latents.device
+    even = (torch.arange(n, device=device) + torch.rand(n, generator=generator, device=device)) / n
+    timesteps = (1000 * even**NOISIER).long().clamp(max=999)
+    return timesteps, torch.randn(latents.shape, generator=generator, device=device)
 
 
 def part_of_rate(step: int, done: float) -> float:
@@ -159,11 +177,12 @@ def disturb(states: Tensor, ended: Tensor, generator: torch.Generator) -> Tensor
     states before the end are overwritten with one of the end, since those of an unknown word say nothing.
     """
     n, _, width = states.shape
+    device = states.device
     mean = (states * ended[..., None]).sum(1) / ended.sum(1, keepdim=True)
-    draws = torch.rand(4, n, 1, generator=generator)
-    other = mean[torch.randperm(n, generator=generator)]
+    draws = torch.rand(4, n, 1, generator=generator, device=device)
+    other = mean[torch.randperm(n, generator=generator, device=device)]
     towards = (draws[0] < MIXED) * MIXED_MOST * draws[1] * (other - mean)
-    move = towards + NOISE_MOST * draws[2] * torch.randn(n, width, generator=generator)
+    move = towards + NOISE_MOST * draws[2] * torch.randn(n, width, generator=generator, device=device)
     moved = states + move[:, None] * ended[..., None]
     untold = (draws[3] < NO_TOKENS) & ~ended
     untold[:, 0] = False
@@ -171,39 +190,53 @@ def disturb(states: Tensor, ended: Tensor, generator: torch.Generator) -> Tensor
 
 
 class Examples:
-    """Draws batches: pictures in a shuffled order, each with a caption of its own."""
+    """Draws batches: pictures in a shuffled order, each as one of its variants and with one of its captions."""
 
-    def __init__(self, tokenizer: CLIPTokenizer, encoder: CLIPTextModel, decoder: AutoencoderKL) -> None:
-        """Encodes every picture once."""
-        self.concepts = data.read_concepts()
-        self.latents = vae.encode(decoder, vae.to_tensor(data.pictures(self.concepts)).flatten(0, 1)).clone()
-        self.styles = list(data.STYLES)
-        self.tokenizer, self.encoder = tokenizer, encoder
-        self.near_words = NearWords(tokenizer, Teacher())
+    def __init__(self, tokenizer: CLIPTokenizer, encoder: CLIPTextModel, autoencoder: AutoencoderKL, seed: int) -> None:
+        """Draws and encodes the variants, and draws the captions, of which each batch then takes."""
+        device, rng = machine.device(), random.Random(seed)
+        self._concepts, self._styles = data.read_concepts(), list(data.STYLES)
+        self.encoder, self._end = encoder, tokenizer.eos_token_id
+        pictures = vae.to_tensor(data.pictures(self._concepts)).flatten(0, 1).to(device)
+        mirrored = torch.tensor([c.mirrored for c in self._concepts for _ in self._styles], device=device)
+        generator = machine.generator(seed)
+        drawn = (variants.vary(pictures, mirrored, variants.SEEDS, generator) for _ in range(VARIANTS))
+        self._latents = torch.stack([vae.encode(autoencoder, some) for some in drawn], dim=1).clone()
+        self._near_words = NearWords(tokenizer, Teacher())
+        captions = [self._caption(c, s, rng) for c in self._concepts for s in self._styles for _ in range(CAPTIONS)]
+        ids = text.tokenize(tokenizer, captions)
+        self._ids = ids.to(device).view(len(pictures), CAPTIONS, -1)
+
+    def __len__(self) -> int:
+        return len(self._latents)
 
     def batch(self, rng: random.Random, order: list[int], generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Latents, and the disturbed states of their captions.
 
         Takes pictures from the front of `order`, and appends an epoch when that is short.
         """
-        if len(order) < BATCH:
-            order += rng.sample(range(len(self.latents)), len(self.latents))
-        chosen = order[:BATCH]
+        device = self._latents.device
+        while len(order) < BATCH:
+            order += rng.sample(range(len(self)), len(self))
+        chosen = torch.tensor(order[:BATCH]).to(device, non_blocking=True)
         del order[:BATCH]
-        captions = [self._caption(self.concepts[i // len(self.styles)], i % len(self.styles), rng) for i in chosen]
-        ids = text.tokenize(self.tokenizer, captions)
-        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        variant, caption = (
+            torch.randint(most, (BATCH,), generator=generator, device=device)
+            for most in (self._latents.shape[1], CAPTIONS)
+        )
+        ids = self._ids[chosen, caption]
+        with torch.no_grad(), machine.autocast():
             states = self.encoder(input_ids=ids).last_hidden_state.float()
-        ended = (ids == self.tokenizer.eos_token_id).cumsum(1) > 0
-        told = torch.tensor([bool(caption) for caption in captions])[:, None, None]
-        return self.latents[chosen], torch.where(told, disturb(states, ended, generator), states)
+        ended = (ids == self._end).cumsum(1) > 0
+        told = ~ended[:, 1, None, None]  # not so of an empty caption
+        return self._latents[chosen, variant], torch.where(told, disturb(states, ended, generator), states)
 
-    def _caption(self, concept: data.Concept, style: int, rng: random.Random) -> str:
-        near = rng.random() < NEAR_WORDS and self.near_words.draw_for(concept.label, rng)
+    def _caption(self, concept: data.Concept, style: str, rng: random.Random) -> str:
+        near = rng.random() < NEAR_WORDS and self._near_words.draw_for(concept.label, rng)
         if not near:
-            return data.caption(concept, self.styles[style], rng)
-        phrase = self.near_words.form(rng)[0].format(near.word)
-        return f"{phrase}, {self.styles[style]} style" if rng.random() < 0.80 else phrase
+            return data.caption(concept, style, rng)
+        phrase = self._near_words.form(rng)[0].format(near.word)
+        return f"{phrase}, {style} style" if rng.random() < 0.80 else phrase
 
 
 def folder() -> Path:
@@ -215,10 +248,14 @@ def state_file() -> Path:
 
 
 def restored(seed: int, fresh: bool = False) -> Training:
-    """The training as it was last saved, or a new one."""
+    """The training as it was last saved; where none was, from the weights that ship; from nothing if `fresh`."""
     torch.manual_seed(seed)
-    training = Training(unet=make_unet(), seed=seed)
-    if state_file().exists() and not fresh:
+    unet = make_unet()
+    kept = state_file().exists() and not fresh
+    if not kept and not fresh:
+        unet = UNet2DConditionModel.from_pretrained(TARGET / "unet", torch_dtype=torch.float32)
+    training = Training(unet=unet, seed=seed)
+    if kept:
         training.load(state_file())
     return training
 
@@ -252,7 +289,9 @@ def main() -> None:
     encoder = CLIPTextModel.from_pretrained(
         text.folder() / "text_encoder", dtype=torch.float32, attn_implementation="eager"
     ).eval()
-    examples = Examples(tokenizer, encoder, decoder)
+    for part in (decoder, encoder):
+        part.to(machine.device())
+    examples = Examples(tokenizer, encoder, decoder, arguments.seed)
     training = restored(arguments.seed, arguments.fresh)
     if arguments.anew or training.step == 0:
         training.begin_again(arguments.rate)
@@ -271,7 +310,7 @@ def main() -> None:
             pace = (training.step - first) * BATCH / (now - started)
             left = training.worked_s * (1 / done - 1)
             print(
-                f"unet {training.step}: loss {training.loss:.4f}, {pace:.0f} pictures/s, "
+                f"unet {training.step}: loss {training.look():.4f}, {pace:.0f} pictures/s, "
                 f"{torch.get_num_threads()} threads, {left / 60:.1f} min left",
                 flush=True,
             )
@@ -280,25 +319,25 @@ def main() -> None:
             training.save(state_file())
         if now - shown > SHEET_EVERY_S:
             shown = now
-            _save_sheet(training, examples, decoder)
+            _save_sheet(training, tokenizer, encoder, decoder)
     training.save(state_file())
-    _save_sheet(training, examples, decoder)
-    epochs = training.step * BATCH / len(examples.latents)
+    _save_sheet(training, tokenizer, encoder, decoder)
+    epochs = training.step * BATCH / len(examples)
     print(
         f"unet done: {training.step} steps, {epochs:.0f} epochs, {training.worked_s / 60:.1f} min of work, "
         f"loss {training.loss:.4f}"
     )
 
 
-def _save_sheet(training: Training, examples: Examples, decoder: AutoencoderKL) -> None:
+def _save_sheet(training: Training, tokenizer: CLIPTokenizer, encoder: CLIPTextModel, decoder: AutoencoderKL) -> None:
     unet = training.averaged()
     prompts = [f"{prompt}, {style} style" for style in data.STYLES for prompt in FIXED_PROMPTS]
     pictures = draw(
-        assemble(vae=decoder, encoder=examples.encoder, tokenizer=examples.tokenizer, unet=unet),
+        assemble(vae=decoder, encoder=encoder, tokenizer=tokenizer, unet=unet),
         prompts,
         range(100, 100 + len(prompts)),
     )
-    save_sheet(pictures, 8, folder() / f"sheet-{training.step:06d}.png", zoom=2)
+    save_sheet(pictures, 8, folder() / f"sheet-{training.step:06d}.png")
 
 
 if __name__ == "__main__":

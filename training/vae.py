@@ -9,27 +9,29 @@ import math
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.nn import functional
 
-from training import data, machine
+from training import data, machine, variants
 from training.pipeline import save_sheet
 
-BATCH = 16
-CROP = 32
+BATCH = machine.choose(cpu=16, gpu=96)
+ENCODED_AT_ONCE = machine.choose(cpu=64, gpu=512)
+CROP = 64  # of a batch on a CPU
 RATE = 8e-4
 KL = 1e-3  # of one latent number
-WHOLE_FROM = 0.75  # the part of the time after which whole pictures are seen
+WHOLE_FROM = 0.75  # the part of the time after which whole pictures are seen on a CPU
 
 
 def make_vae() -> AutoencoderKL:
-    """Four times smaller on a side, 4 latent channels, 1.6 M parameters, random weights."""
+    """Eight times smaller on a side, 4 latent channels, 3.3 M parameters, random weights."""
     return AutoencoderKL(
-        block_out_channels=(32, 64, 96),
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(32, 64, 96, 128),
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
         layers_per_block=1,
         norm_num_groups=8,
         mid_block_add_attention=False,
@@ -58,6 +60,8 @@ def train(
 ) -> None:
     """Mutates the model. The learning rate follows the time worked, so that it ends on time.
 
+    `pictures` (n, 3, h, w) as bytes, where the model is; no batch shows them as they are, each is moved and resized.
+
     With `decoder_only` the latents stay what they are, so that a UNet trained on them still fits.
     """
     vae.encoder.requires_grad_(not decoder_only)
@@ -65,17 +69,21 @@ def train(
     learning = [parameter for parameter in vae.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(learning, lr=RATE, betas=(0.9, 0.99), weight_decay=0.01)
     watch = machine.Stopwatch()
+    device = machine.device()
     step = 0
     said = time.monotonic()
     while (done := watch.look() / (60 * minutes)) < 1:
-        whole = decoder_only or done > WHOLE_FROM
-        batch = pictures[torch.randint(len(pictures), (BATCH // 2 if whole else BATCH,), generator=generator)]
+        whole = decoder_only or done > WHOLE_FROM or device.type != "cpu"
+        count = BATCH // machine.choose(cpu=2 if whole else 1, gpu=1)
+        rows = torch.randint(len(pictures), (count,), generator=generator, device=device)
+        batch = pictures[rows].float() / 127.5 - 1
+        batch = variants.vary(batch, torch.ones(count, dtype=torch.bool, device=device), variants.SHAPES, generator)
         if not whole:
             x, y = torch.randint(0, data.SIZE - CROP + 1, (2,), generator=generator).tolist()
             batch = batch[..., y : y + CROP, x : x + CROP]
         for group in optimizer.param_groups:
             group["lr"] = RATE * min(1.0, (step + 1) / 50) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
-        with torch.autocast("cpu", torch.bfloat16):
+        with machine.autocast():
             posterior = vae.encode(batch).latent_dist
             drawn = vae.decode(posterior.mean if decoder_only else posterior.sample()).sample.float()
         loss = reconstruction_loss(drawn, batch) + KL * posterior.kl().mean() / posterior.mean[0].numel()
@@ -113,13 +121,16 @@ def fold_normalisation(vae: AutoencoderKL, pictures: Tensor) -> None:
 
 @torch.inference_mode()
 def encode(vae: AutoencoderKL, pictures: Tensor) -> Tensor:
-    """The mean latents of pictures (n, 3, h, w)."""
-    return torch.cat([vae.encode(some).latent_dist.mean for some in torch.split(pictures, 64)])
+    """The mean latents of pictures (n, 3, h, w), where the model is."""
+    return torch.cat(
+        [vae.encode(some.to(vae.device)).latent_dist.mean for some in torch.split(pictures, ENCODED_AT_ONCE)]
+    )
 
 
 @torch.inference_mode()
 def decode(vae: AutoencoderKL, latents: Tensor) -> Tensor:
-    return torch.cat([vae.decode(some).sample for some in torch.split(latents, 64)])
+    """Pictures (n, 3, h, w) in the main memory."""
+    return torch.cat([vae.decode(some).sample.cpu() for some in torch.split(latents, ENCODED_AT_ONCE)])
 
 
 def decibels(vae: AutoencoderKL, pictures: Tensor) -> float:
@@ -139,18 +150,20 @@ def main() -> None:
     arguments = parser.parse_args()
     machine.prepare()
     torch.manual_seed(arguments.seed)
-    generator = torch.Generator().manual_seed(arguments.seed)
-    concepts = to_tensor(data.pictures(data.read_concepts())).flatten(0, 1)
+    shown = data.pictures(data.read_concepts()).reshape(-1, data.SIZE, data.SIZE, 3)
+    concepts = to_tensor(shown)
     vae = AutoencoderKL.from_pretrained(folder()) if arguments.refine else make_vae()
-    seen = torch.cat([to_tensor(data.all_pictures()[1]), concepts, concepts, concepts])
-    train(vae, seen, arguments.minutes, generator, decoder_only=arguments.refine)
+    vae.to(machine.device())
+    seen = torch.from_numpy(np.concatenate([data.all_pictures()[1], *[shown] * 3])).permute(0, 3, 1, 2)
+    generator = machine.generator(arguments.seed)
+    train(vae, seen.to(machine.device()), arguments.minutes, generator, decoder_only=arguments.refine)
     vae.eval()
     if not arguments.refine:
         fold_normalisation(vae, concepts)
     vae.save_pretrained(folder())
     print(f"{decibels(vae, concepts):.1f} dB on the concepts' pictures")
     some = concepts[: 24 * 16 : 16]
-    save_sheet(torch.cat([some, decode(vae, encode(vae, some))]), 24, folder() / "reconstructions.png", zoom=2)
+    save_sheet(torch.cat([some, decode(vae, encode(vae, some))]), 24, folder() / "reconstructions.png")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """Teaches the text encoder the words that no caption holds, without moving what the UNet reads of captions.
 
 Run `python -m training.words --minutes 8` after the UNet. A word of WordNet, in a phrase or alone, is drawn towards the
-label that the teacher finds nearest, as the encoder puts that label that the UNet was trained with: `--says-as` names
-that one where the encoder has been distilled anew since. Never sees the rewordings that `training.evaluate` draws.
+label that says what it is, as the encoder puts that label that the UNet was trained with: `--says-as` names that one
+where the encoder has been distilled anew since. Never sees the rewordings that `training.evaluate` draws.
 """
 
 import argparse
@@ -19,9 +19,9 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from training import data, machine, text, unet
 from training.teacher import TAILS, NearWords, Teacher
 
-BATCH = 48  # words, and as many captions
+BATCH, CAPTIONS = 96, 48
 RATE = 8e-4
-THEMSELVES = 0.15
+THEMSELVES, PLURAL = 0.15, 0.1  # of the words are labels; stand in the plural
 SHORT, WHOLE_EVERY = 14, 6  # positions that most batches run: the states after a text differ little
 
 
@@ -38,10 +38,13 @@ class Phrases:
         """Phrases, captions, and the tails that both of them take. In some phrases the label stands for itself."""
         chosen = self._near_words.draw(self._rng, count)
         forms = [self._near_words.form(self._rng) for _ in chosen]
-        words = [pair.label if self._rng.random() < THEMSELVES else pair.word for pair in chosen]
+        words = [pair.label if self._rng.random() < THEMSELVES else self._number(pair.word) for pair in chosen]
         phrases = [phrase.format(word) for (phrase, _), word in zip(forms, words, strict=True)]
         captions = [caption.format(pair.label) for (_, caption), pair in zip(forms, chosen, strict=True)]
         return phrases, captions, [self._rng.choice(TAILS) for _ in chosen]
+
+    def _number(self, word: str) -> str:
+        return f"{word}s" if self._rng.random() < PLURAL and not word.endswith("s") else word
 
     def captions(self, count: int) -> list[str]:
         rng = self._rng
@@ -53,7 +56,7 @@ def teach(encoder: CLIPTextModel, before: CLIPTextModel, phrases: Phrases, minut
     before.eval()
     encoder.requires_grad_(True)
     tokenizer = phrases.tokenizer
-    optimizer = torch.optim.AdamW(encoder.parameters(), lr=RATE, betas=(0.9, 0.98), weight_decay=0.0)
+    optimizer = torch.optim.AdamW(encoder.parameters(), lr=RATE, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
     watch = machine.Stopwatch()
     step = 0
     while (done := watch.look() / (60 * minutes)) < 1:
@@ -63,7 +66,7 @@ def teach(encoder: CLIPTextModel, before: CLIPTextModel, phrases: Phrases, minut
         word_ends, label_ends = (_lengths(tokenizer, some).clamp(max=SHORT) - 1 for some in (words, labels))
         words = [word + tail for word, tail in zip(words, tails, strict=True)]
         labels = [label + tail for label, tail in zip(labels, tails, strict=True)]
-        captions = phrases.captions(BATCH)
+        captions = phrases.captions(CAPTIONS)
         length = text.TOKENS if step % WHOLE_EVERY == 0 else SHORT
         with torch.autocast("cpu", torch.bfloat16):
             mine = _states(encoder, tokenizer, words + captions, length)
@@ -95,6 +98,7 @@ def folder(step: int) -> Path:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=4.0)
+    parser.add_argument("--resume", action="store_true", help="go on from the encoder that lies where this one goes")
     parser.add_argument("--says-as", type=Path, default=text.folder() / "text_encoder", help="the UNet's encoder")
     parser.add_argument("--to", type=Path, help="default: beside the UNet's step, where training.package looks")
     parser.add_argument("--seed", type=int, default=4)
@@ -106,12 +110,13 @@ def main() -> None:
     rng = random.Random(arguments.seed)
     pairs = near_words.pairs
     print(f"{len(pairs)} pairs, such as", *(f"{p.word} = {p.label};" for p in rng.sample(pairs, 12)), flush=True)
+    target = arguments.to or folder(unet.restored(seed=0).step)
     encoder, before = (
         CLIPTextModel.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
-        for path in (text.folder() / "text_encoder", arguments.says_as)
+        for path in (target if arguments.resume else text.folder() / "text_encoder", arguments.says_as)
     )
     teach(encoder, before, Phrases(tokenizer, near_words, rng), arguments.minutes)
-    encoder.save_pretrained(arguments.to or folder(unet.restored(seed=0).step))
+    encoder.save_pretrained(target)
 
 
 def _states(encoder: CLIPTextModel, tokenizer: CLIPTokenizer, prompts: Sequence[str], length: int) -> Tensor:

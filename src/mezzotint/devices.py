@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,7 +11,34 @@ import psutil
 
 from mezzotint.workers.base import Seat
 
-USE_S = 0.1  # over which the use of a CPU is measured
+
+class CpuUse:
+    """The use of all cores since the last question, whichever thread asks: psutil's own tells a new thread 0."""
+
+    SHORTEST_S = 0.1  # of all cores together; the kernel counts in hundredths
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._use = 0.0
+        self._total, self._idle = self._count()
+
+    def read(self) -> float:
+        """0..1; what was told last where that was a moment ago."""
+        with self._guard:
+            total, idle = self._count()
+            passed = total - self._total
+            if passed >= self.SHORTEST_S:
+                self._use = min(1.0, max(0.0, 1 - (idle - self._idle) / passed))
+                self._total, self._idle = total, idle
+            return self._use
+
+    def _count(self) -> tuple[float, float]:
+        times = psutil.cpu_times()
+        idle = times.idle + getattr(times, "iowait", 0.0)
+        return sum(times) - getattr(times, "guest", 0.0) - getattr(times, "guest_nice", 0.0), idle
+
+
+_cpu_use = CpuUse()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,7 +62,7 @@ def find() -> tuple[str, ...]:
 
 
 def read(device: str) -> Reading:
-    """Takes USE_S for a CPU, some milliseconds where it asks a driver."""
+    """May take some milliseconds: it asks the driver."""
     return _read_cpu() if device.startswith("cpu") else _read_cuda(int(device.partition(":")[2] or 0))
 
 
@@ -103,7 +131,7 @@ def _read_cpu() -> Reading:
     return Reading(
         total_bytes=memory.total,
         available_bytes=memory.available,
-        utilization=psutil.cpu_percent(USE_S) / 100,  # without a span, a thread that asks first is told 0
+        utilization=_cpu_use.read(),
         temperature_c=temperature,
         unknown=unknown,
     )

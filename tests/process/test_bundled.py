@@ -16,7 +16,7 @@ from mezzotint.image_child import canny
 from tests.process.conftest import RunningServer
 
 DOCS = Path(__file__).parent.parent.parent / "docs"
-SIZE = 64
+SIZE = 128
 ICONS = (  # of docs/contact_sheet.png: two rows in each style
     "a slice of pizza", "a red apple", "a sailboat", "a cat face", "a guitar", "a rocket", "a rainbow", "a cactus",
     "a penguin", "a cup of coffee", "a bicycle", "a castle", "a butterfly", "a birthday cake", "a soccer ball",
@@ -30,21 +30,20 @@ Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 
 def tiles(sheet: Path) -> Pixels:
-    """The pictures of a contact sheet, row by row, (n, 64, 64, 3). The sheets are enlarged twice."""
-    image = Image.open(sheet).convert("RGB")
-    pixels = np.asarray(image.resize((image.width // 2, image.height // 2), Image.Resampling.NEAREST))
+    """The pictures of a contact sheet, row by row, (n, 128, 128, 3)."""
+    pixels = np.asarray(Image.open(sheet).convert("RGB"))
     rows, columns = pixels.shape[0] // SIZE, pixels.shape[1] // SIZE
     return pixels.reshape(rows, SIZE, columns, SIZE, 3).swapaxes(1, 2).reshape(-1, SIZE, SIZE, 3)
 
 
 def nearest(drawn: Pixels, known: Pixels) -> list[int]:
-    """Which of the known pictures each drawn one is most like, at 24x24."""
-    small = [
+    """Which of the known pictures, or of their mirror images, each drawn one is most like, at 24x24."""
+    mine, theirs, mirrored = (
         np.stack([cv2.resize(one, (24, 24), interpolation=cv2.INTER_AREA).astype(float) for one in some])
-        for some in (drawn, known)
-    ]
-    off = ((small[0][:, None] - small[1][None]) ** 2).sum((2, 3, 4))
-    return [int(index) for index in off.argmin(1)]
+        for some in (drawn, known, np.ascontiguousarray(known[:, :, ::-1]))
+    )
+    off = [((mine[:, None] - some[None]) ** 2).sum((2, 3, 4)) for some in (theirs, mirrored)]
+    return [int(index) for index in np.minimum(*off).argmin(1)]
 
 
 def draw(server: RunningServer, requests: list[dict[str, Any]]) -> Pixels:
@@ -66,7 +65,7 @@ def png(image: Image.Image) -> str:
 def outline() -> Image.Image:
     """A circle low on the left, where no icon of an apple stands."""
     image = Image.new("RGB", (SIZE, SIZE), "white")
-    ImageDraw.Draw(image).ellipse((4, 22, 42, 60), fill="red")
+    ImageDraw.Draw(image).ellipse((8, 44, 84, 120), fill="red")
     return image
 
 

@@ -29,7 +29,7 @@ def test_generate_draws_a_picture_and_twice_the_same(tmp_path: Path) -> None:
         assert done.stderr == ""
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
     drawn = picture(tmp_path / "a.png")
-    assert (drawn.format, drawn.size) == ("PNG", (64, 64))
+    assert (drawn.format, drawn.size) == ("PNG", (128, 128))
     assert drawn.info["parameters"].startswith("a slice of pizza\nSteps: ")
 
 
@@ -116,7 +116,7 @@ def test_json_is_json(tmp_path: Path, server: RunningServer) -> None:
         (["generate"], 2, "prompt"),
         (["generate", "--from", "no.png"], 2, "--from no.png cannot be read"),
         (["generate", "--from", __file__], 2, "does not say how it was made"),
-        (["generate", "x", "--width", "65"], 2, "try 64x64"),
+        (["generate", "x", "--width", "65"], 2, "try 64x128"),
         (["generate", "x", "--model", "icnos"], 2, "the nearest is 'icons'"),
         (["generate", "x", "-o", "x.gif"], 2, ".png"),
         (["generate", "x", "-o", "no/such/x.png"], 2, "does not exist"),
@@ -174,7 +174,7 @@ def test_a_model_that_cannot_be_used_is_listed_with_the_reason(tmp_path: Path) -
     (broken / "model_index.json").write_text('{"_class_name": "FluxPipeline"}')
     done = run("models", "list", "--models", tmp_path / "models", cwd=tmp_path)
     assert "broken  checkpoint  invalid: its pipeline 'FluxPipeline'" in done.stdout
-    assert "icons  checkpoint  sd  64x64" in done.stdout
+    assert "icons  checkpoint  sd  128x128" in done.stdout
     done = run("generate", "x", "--model", "broken", "--models", tmp_path / "models", cwd=tmp_path)
     assert (done.returncode, "cannot be used" in done.stderr) == (2, True)
 
@@ -221,7 +221,7 @@ def test_bench_tells_what_it_measured(tmp_path: Path, server: RunningServer) -> 
     done = run("bench", "--steps", "2", "-n", "4", "--server", server.url, "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
-    assert (told["model"], told["width"], told["steps"], told["images"]) == ("icons", 64, 2, 4)
+    assert (told["model"], told["width"], told["steps"], told["images"]) == ("icons", 128, 2, 4)
     assert 0 < told["alone_s"] < told["together_s"] * 4
     assert told["pictures_per_minute"] == pytest.approx(60 * 4 / told["together_s"], rel=0.01)
     alone = run("bench", "--steps", "1", "-n", "2", cwd=tmp_path)

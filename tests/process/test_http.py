@@ -45,7 +45,7 @@ def test_a_request_becomes_a_picture_and_its_story_is_told_in_order(server: Runn
     (image,) = session["images"]
     answer = http(server, "GET", image["url"])
     assert hashlib.sha256(answer.content).hexdigest() == image["sha256"] == answer.headers["etag"].strip('"')
-    assert Image.open(io.BytesIO(answer.content)).size == (64, 64)
+    assert Image.open(io.BytesIO(answer.content)).size == (128, 128)
     again = http(server, "GET", image["url"], headers={"If-None-Match": answer.headers["etag"]})
     assert (again.status_code, again.content) == (304, b"")
 
@@ -255,7 +255,7 @@ def test_devices_workers_and_models_show_what_is(server: RunningServer) -> None:
     (worker,) = server.client.workers()
     assert worker["pid"] == server.worker_pid()
     model = http(server, "GET", "/api/models/icons").json()
-    assert (model["state"], model["kind"], model["width"]) == ("ready", "checkpoint", 64)
+    assert (model["state"], model["kind"], model["width"]) == ("ready", "checkpoint", 128)
     wait_for(lambda: http(server, "GET", "/api/models/icons").json()["resident_on"] == ["cpu:0"], 5)
 
 
@@ -290,7 +290,7 @@ def test_twenty_equal_posts_at_once_make_one_session_and_another_body_is_refused
 
     def send() -> None:
         answers.append(
-            http(server, "POST", SESSIONS, json={"steps": 1, "prompt": "x"}, headers={"Idempotency-Key": "k1"})
+            http(server, "POST", SESSIONS, json={"steps": 40, "prompt": "x"}, headers={"Idempotency-Key": "k1"})
         )
 
     senders = [threading.Thread(target=send) for _ in range(20)]
@@ -305,7 +305,7 @@ def test_twenty_equal_posts_at_once_make_one_session_and_another_body_is_refused
         server,
         "POST",
         SESSIONS,
-        content='{"prompt":"x","steps":1}',
+        content='{"prompt":"x","steps":40}',
         headers={"Idempotency-Key": "k1", "Content-Type": "application/json"},
     )
     assert (again.json()["id"], again.json()["state"]) == (session_id, "succeeded")

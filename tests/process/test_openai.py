@@ -16,7 +16,7 @@ from tests.pictures import encoded, picture
 from tests.process.conftest import RunningServer
 
 QUICK: dict[str, Any] = {"num_inference_steps": 2, "seed": 7}
-SIZE = (64, 64)
+SIZE = (128, 128)
 
 
 @pytest.fixture(scope="module")
@@ -46,14 +46,14 @@ def test_models_are_the_checkpoints_that_can_be_used(client: openai.OpenAI) -> N
 
 
 def test_a_generation_is_the_picture_of_a_native_session(client: openai.OpenAI, server: RunningServer) -> None:
-    answer = client.images.generate(prompt="a red apple", model="icons", n=2, size="64x64", extra_body=QUICK)
+    answer = client.images.generate(prompt="a red apple", model="icons", n=2, size="128x128", extra_body=QUICK)
     assert answer.data is not None
     assert [datum.model_extra for datum in answer.data] == [
-        {"seed": 7, "width": 64, "height": 64},
-        {"seed": 8, "width": 64, "height": 64},
+        {"seed": 7, "width": 128, "height": 128},
+        {"seed": 8, "width": 128, "height": 128},
     ]
     assert (answer.size, answer.quality, answer.output_format, answer.background) == (
-        "64x64",
+        "128x128",
         "medium",
         "png",
         "opaque",
@@ -133,7 +133,7 @@ def test_edits_take_one_picture_under_any_name_and_nested_fields(client: openai.
     session = server.client.session(one.model_extra["id"])
     assert (session["metadata"], session["request"]["strength"]) == ({"a": "b"}, 0.5)
     assert session["request"]["scheduler_options"] == {"timestep_spacing": "trailing"}
-    assert pixels(one.data[0].b64_json).shape == pixels(listed.data[0].b64_json).shape == (64, 64, 3)
+    assert pixels(one.data[0].b64_json).shape == pixels(listed.data[0].b64_json).shape == (128, 128, 3)
     with pytest.raises(openai.BadRequestError) as caught:
         client.images.edit(image=[image, image], prompt="x")
     assert caught.value.param == "image"
@@ -153,16 +153,16 @@ def test_a_stream_shows_the_picture_on_its_way(client: openai.OpenAI) -> None:
     extra = {"num_inference_steps": 12}
     events = list(
         client.images.generate(
-            prompt="x", n=2, output_format="webp", size="64x64", stream=True, partial_images=3, extra_body=extra
+            prompt="x", n=2, output_format="webp", size="128x128", stream=True, partial_images=3, extra_body=extra
         )
     )
     partial, done = events[:3], events[3:]
     assert [one.type for one in partial] == ["image_generation.partial_image"] * 3
     assert [one.to_dict()["partial_image_index"] for one in partial] == [0, 1, 2]
     assert [one.type for one in done] == ["image_generation.completed"] * 2
-    assert {(one.output_format, one.size) for one in events} == {("webp", "64x64")}
+    assert {(one.output_format, one.size) for one in events} == {("webp", "128x128")}
     shown = [pixels(one.b64_json) for one in events]
-    assert {picture.shape for picture in shown} == {(64, 64, 3)}
+    assert {picture.shape for picture in shown} == {(128, 128, 3)}
     assert len({picture.tobytes() for picture in shown}) == 5
     far = [np.abs(picture - shown[3]).mean() for picture in shown[:3]]
     assert far == sorted(far, reverse=True), "nearer to the picture each time"

@@ -70,8 +70,8 @@ def owned(tmp_path_factory: pytest.TempPathFactory, random_sd: Path) -> Path:
     for name in ("ink", "brush"):
         build_lora(downloads / f"{name}.safetensors", served / "my-sd15")
     for name in ("sketch.png", "photo.png", "photo.jpg", "pizza.png"):
-        Image.new("RGB", (64, 64), "white").save(owned / name)
-    mask = Image.new("RGBA", (64, 64), "white")
+        Image.new("RGB", (128, 128), "white").save(owned / name)
+    mask = Image.new("RGBA", (128, 128), "white")
     mask.paste((0, 0, 0, 0), (16, 16, 48, 48))
     mask.save(owned / "mask.png")
     return owned
@@ -111,7 +111,7 @@ def test_what_a_page_shows_works(page: Path, page_server: RunningServer, tmp_pat
             done = subprocess.run(command, cwd=here, env=environment, capture_output=True, text=True, timeout=240)
             assert done.returncode == 0, ours + done.stdout + done.stderr
             if "pizza.png" in ours:
-                assert picture(here / "pizza.png").size == (64, 64)
+                assert picture(here / "pizza.png").size == (128, 128)
 
 
 def _here(commands: str) -> str:

@@ -98,7 +98,7 @@ export async function gallery({ page, url, shot }) {
   await tile("a green tree").first().click();
   const full = page.getByRole("dialog", { name: "Picture and its parameters" });
   await full.getByText("a green tree").waitFor();
-  await page.waitForFunction(() => document.querySelector("dialog img, [role=dialog] img")?.naturalWidth === 64);
+  await page.waitForFunction(() => document.querySelector("dialog img, [role=dialog] img")?.naturalWidth === 128);
   await shot("full");
   await page.keyboard.press("ArrowRight");
   await full.getByText("a blue car").waitFor();

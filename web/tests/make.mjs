@@ -11,7 +11,7 @@ export async function make({ page, url, shot }) {
   await page.keyboard.press("Control+Enter");
   const picture = page.getByRole("img", { name: "a slice of pizza" });
   await picture.waitFor();
-  await page.waitForFunction(() => document.querySelector("article img")?.naturalWidth === 64);
+  await page.waitForFunction(() => document.querySelector("article img")?.naturalWidth === 128);
   await shot("make");
   const { sessions } = await api(page, "GET", `${url}${SESSIONS}?limit=1`);
   assert.equal(sessions[0].request.seed, 7);
@@ -22,7 +22,7 @@ export async function validation({ page, url, shot }) {
   await open(page, url, "make");
   const draw = page.getByRole("button", { name: "Draw it" });
   await page.getByLabel("Width").fill("63");
-  await page.getByText(/width/i).filter({ hasText: "64" }).first().waitFor();
+  await page.getByText(/width/i).filter({ hasText: "128" }).first().waitFor();
   await page.waitForFunction(() => [...document.querySelectorAll("button")].find((one) => one.textContent === "Draw it").disabled);
   assert.equal(await page.getByLabel("Width").getAttribute("aria-invalid"), "true");
   await shot("validation");
@@ -78,7 +78,7 @@ export async function paint({ page, url, shot }) {
   await page.getByRole("img", { name: "a green apple" }).waitFor();
   const { sessions } = await api(page, "GET", `${url}${SESSIONS}?limit=1&type=inpainting`);
   const mask = sessions[0].request.mask.slice("asset:".length);
-  assert.deepEqual(await shades(page, `/api/assets/${mask}`, [[0.5, 0.3], [0.5, 0.9]]), { size: [64, 64], shades: [255, 0] });
+  assert.deepEqual(await shades(page, `/api/assets/${mask}`, [[0.5, 0.3], [0.5, 0.9]]), { size: [128, 128], shades: [255, 0] });
 }
 
 export async function adapters({ page, url, shot }) {
@@ -93,7 +93,7 @@ export async function adapters({ page, url, shot }) {
   await page.getByRole("img", { name: "Picture to follow" }).waitFor();
   await page.getByText("LoRA", { exact: true }).click();
   for (const name of ["blob", "monochrome", "blob"]) await page.getByRole("button", { name, exact: true }).click();
-  await page.waitForFunction(() => [...document.querySelectorAll(".tiles img")].filter((one) => one.naturalWidth === 128).length === 3);
+  await page.waitForFunction(() => [...document.querySelectorAll(".tiles img")].filter((one) => one.naturalWidth === 256).length === 3);
   assert.equal(await page.getByRole("button", { name: "monochrome", exact: true }).getAttribute("aria-pressed"), "true");
   assert.equal(await page.getByRole("button", { name: "blob", exact: true }).getAttribute("aria-pressed"), "false");
   await page.getByRole("group", { name: "LoRAs" }).scrollIntoViewIfNeeded();
