@@ -58,7 +58,7 @@ def inpaint(folder: Path, **changes: Any) -> Asked:
 
 
 def control(folder: Path, *names: str, base: Asked | None = None, **changes: Any) -> Asked:
-    use = {"preprocessor": "none", "options": {}, "scale": 0.8, "start": 0.0, "end": 1.0}
+    use: dict[str, Any] = {"preprocessor": "none", "options": {}, "scale": 0.8, "start": 0.0, "end": 1.0}
     use |= {"resize_mode": "stretch", "control_mode": "balanced", **changes}
     uses = tuple(ControlNetUse(model=name, image=f"asset:{name}", **use) for name in names)
     base = base or Asked(request=request(type="controlnet"))
