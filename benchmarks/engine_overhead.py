@@ -62,7 +62,7 @@ def _run(family: StableDiffusion, path: Path, images: int) -> tuple[float, float
     ref = wire.ModelRef(id="icons", kind="checkpoint", family="sd", path=str(path), bytes=1, sha256="0")
     engine = Engine(lambda _: timed, lambda *_: (b"", b""), time.perf_counter, meter=HostMeter(), budget_bytes=1 << 30)  # type: ignore[arg-type,return-value]
     for seed in range(images):
-        engine.submit(wire.Submit(session_id=str(seed), attempt=1, request=_request(seed), model=ref))
+        engine.submit(wire.Submit(session_id=str(seed), attempt=1, request=request_of(seed, STEPS + 40), model=ref))
     for _ in range(2 * images + 3):  # until all have joined
         engine.step()
     timed.inside, started = 0.0, time.perf_counter()
@@ -71,14 +71,14 @@ def _run(family: StableDiffusion, path: Path, images: int) -> tuple[float, float
     return time.perf_counter() - started, timed.inside
 
 
-def _request(seed: int) -> Any:
+def request_of(seed: int, steps: int) -> Any:
     from mezzotint.catalog import Catalog
 
     settings = load_settings()
     catalog = Catalog((), settings.cache)
     catalog.scan()
     world = World(models=catalog.models, default_model=BUNDLED_MODEL, devices=frozenset(), max_pixels=1 << 20)
-    sent, faults = parse({"prompt": "a rocket", "steps": STEPS + 40, "seed": seed})
+    sent, faults = parse({"prompt": "a rocket", "steps": steps, "seed": seed})
     return resolve(sent, faults, {}, world, lambda: seed).request
 
 

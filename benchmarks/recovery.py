@@ -1,7 +1,8 @@
 """How long a running session stands still when its worker is killed with -9: from the kill to its next denoising step.
 
-`python -m benchmarks.recovery [--kills 20] [--models DIR --model ID]`: a server of its own and, for each kill, a
-session whose worker is killed a random number of steps on. Times are what a client sees on the session's event stream.
+`python -m benchmarks.recovery [--kills 20] [--models DIR --model ID --size 256]`: a server of its own and, for each
+kill, a session whose worker is killed a random number of steps on. Times are what a client sees on the session's event
+stream; the first step after a kill is in them, so the time of an undisturbed one is told beside them.
 Prints also how many steps each kill cost; exits 1 when a session went back to step 0 after a state of it was kept.
 """
 
@@ -24,7 +25,8 @@ from mezzotint.client import Client
 SEED = 7
 STEPS = 1000  # so that no session ends before its worker is killed
 SPARE_S = 120.0
-PRACTICE_S = 3.0  # that a spare takes to draw what its like drew
+PRACTICE_S = 3.0  # that a spare takes to draw what its like drew, or so many steps if that is longer
+PRACTICE_STEPS = 12
 KEPT_S = 0.5  # twice the time between two states of an image: by then one was kept
 
 Events = Iterator[tuple[int, str, dict[str, Any]]]
@@ -35,6 +37,7 @@ class Kill:
     """`before`: the last step that was told before the kill. `after`: the first one told after it."""
 
     standstill_s: float
+    step_s: float  # undisturbed
     before: int
     after: int
 
@@ -44,6 +47,8 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--model", default="icons")
     parser.add_argument("--models", type=Path)
+    parser.add_argument("--size", type=int)
+    parser.add_argument("--most-steps", type=int, default=20, help="that a session does before the kill")
     args = parser.parse_args()
     flags = ["--executor", "torch", "--dtype", "float32", *(["--models", str(args.models)] if args.models else [])]
     chance = random.Random(SEED)
@@ -52,25 +57,30 @@ def main() -> None:
         running_server(Path(folder) / "data", *flags) as url,
         Client(url) as client,
     ):
-        kills = [one_kill(client, args.model, chance) for _ in range(args.kills)]
+        asked = {"model": args.model} | ({"width": args.size, "height": args.size} if args.size else {})
+        kills = [one_kill(client, asked, chance.randint(2, args.most_steps)) for _ in range(args.kills)]
     times = [one.standstill_s for one in kills]
     lost = [one.before + 1 - one.after for one in kills]
-    print(f"{describe()}, model {args.model}, seed {SEED}: {args.kills} kills")
+    print(f"{describe()}, model {args.model}, size {args.size or 'its own'}, seed {SEED}: {args.kills} kills")
     print(f"kill to next step: median {statistics.median(times):.3f} s, worst {max(times):.3f} s")
+    print(f"an undisturbed step: median {statistics.median(one.step_s for one in kills):.3f} s")
     print(f"steps done again: median {statistics.median(lost):g}, most {max(lost)}")
-    keep("recovery", {"model": args.model, "seed": SEED, "kills": [asdict(one) for one in kills]})
+    keep("recovery", {"asked": asked, "seed": SEED, "kills": [asdict(one) for one in kills]})
     if again := sum(one.after == 1 for one in kills):
         sys.exit(f"{again} of {args.kills} sessions began anew")
 
 
-def one_kill(client: Client, model: str, chance: random.Random) -> Kill:
-    session_id = client.submit(model=model, prompt="a slice of pizza", seed=SEED, steps=STEPS)["id"]
+def one_kill(client: Client, asked: dict[str, Any], steps: int) -> Kill:
+    session_id = client.submit(**asked, prompt="a slice of pizza", seed=SEED, steps=STEPS)["id"]
     events = client.events(session_id)
     next_step(events)
     time.sleep(KEPT_S)
-    for _ in range(chance.randint(1, 20)):
+    next_step(events)
+    began = time.monotonic()
+    for _ in range(steps):
         next_step(events)
-    pid = pid_with_spare(client, session_id, model)
+    step_s = (time.monotonic() - began) / steps
+    pid = pid_with_spare(client, asked["model"], max(PRACTICE_S, PRACTICE_STEPS * step_s))
     before = client.session(session_id)["progress"]["step"]
     killed = time.monotonic()
     os.kill(pid, signal.SIGKILL)
@@ -81,16 +91,16 @@ def one_kill(client: Client, model: str, chance: random.Random) -> Kill:
     standstill_s = time.monotonic() - killed
     client.cancel(session_id)
     client.wait(session_id)
-    return Kill(standstill_s=standstill_s, before=before, after=after)
+    return Kill(standstill_s=standstill_s, step_s=step_s, before=before, after=after)
 
 
-def pid_with_spare(client: Client, session_id: str, model: str) -> int:
-    """Of the worker that runs the session, once a spare stands by that has loaded what it will."""
+def pid_with_spare(client: Client, model: str, practice_s: float) -> int:
+    """Of the worker that runs the session, once a spare stands by that has loaded its model and practised."""
     deadline = time.monotonic() + SPARE_S
     while time.monotonic() < deadline:
         worker, *spares = client.workers()
-        if spares and spares[0]["state"] == "spare" and (model in spares[0]["resident_models"] or model != "icons"):
-            time.sleep(PRACTICE_S)
+        if spares and spares[0]["state"] == "spare" and model in spares[0]["resident_models"]:
+            time.sleep(practice_s)
             return int(worker["pid"])
         time.sleep(0.2)
     raise RuntimeError("no spare stood by before the session ended")

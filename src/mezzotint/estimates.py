@@ -69,6 +69,7 @@ class Estimates:
     ) -> None:
         self._measurements, self._catalog, self._refs = measurements, catalog, refs
         self._choices, self._supervisor = choices, supervisor
+        self._read: dict[str, tuple[object, Costs]] = {}  # by device: as of which measurements and models
 
     async def of(
         self, request: Request, device: str, running: Sequence[Busy] = (), ahead: Sequence[Busy] = (), room: int = 16
@@ -135,7 +136,12 @@ class Estimates:
     # ---- time
 
     def _costs(self, device: str) -> Costs:
-        return Costs(self._measurements.of(device), families(self._refs.known.values()))
+        """Read anew once there is something new: a device's measurements are too many for every request."""
+        known = families(self._refs.known.values())
+        as_of = self._measurements.taken[device], known
+        if device not in self._read or self._read[device][0] != as_of:
+            self._read[device] = as_of, Costs(self._measurements.of(device), known)
+        return self._read[device][1]
 
     async def _share(self, busy: Busy, device: str, costs: Costs) -> tuple[Share, bool] | None:
         ref = await self._refs.of(busy.request.model)

@@ -1,7 +1,7 @@
 """What happened to each session, told to whoever listens. Must not block a teller: who is too slow is dropped."""
 
 import asyncio
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -55,7 +55,8 @@ class Events:
     def __init__(self, ended: Callable[[Any], None] = lambda session: None) -> None:
         """`ended` is called with every session that ends."""
         self._ended = ended
-        self._logs: OrderedDict[str, _Log] = OrderedDict()
+        self._logs: dict[str, _Log] = {}
+        self._over: dict[str, None] = {}  # those that have ended, the oldest first
         self._above = 0
         self._held: set[str] = set()
         self._feeds: set[asyncio.Queue[tuple[str, Event] | None]] = set()
@@ -94,7 +95,9 @@ class Events:
         if kind == "end":
             log.ended = True
             self._ended(data)
-            self._forget_old()
+            self._over[session_id] = None
+            if len(self._over) > KEPT_ENDED:
+                self.forget(next(iter(self._over)))
 
     async def everything(self) -> AsyncIterator[list[tuple[str, Event]]]:
         """Events of all sessions with their ids, from now on, in bundles. Ends early for a listener too slow."""
@@ -144,11 +147,7 @@ class Events:
 
     def forget(self, session_id: str) -> None:
         self._logs.pop(session_id, None)
-
-    def _forget_old(self) -> None:
-        ended = [session_id for session_id, log in self._logs.items() if log.ended]
-        for session_id in ended[: max(0, len(ended) - KEPT_ENDED)]:
-            del self._logs[session_id]
+        self._over.pop(session_id, None)
 
 
 def _without_old_previews(bundle: list[tuple[str, Event]]) -> list[tuple[str, Event]]:

@@ -22,6 +22,7 @@ SPARES = frozenset({"spare.warming"})
 SERVERS = frozenset({
     "checkpoint.before_write", "store.tmp_written", "store.renamed", "store.before_commit", "store.after_commit",
     "accept.before_commit", "accept.after_commit", "claim.after_commit", "cancel.before_update",
+    "webhook.before_ack",
 })  # fmt: skip
 
 

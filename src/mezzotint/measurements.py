@@ -7,6 +7,7 @@ machine is not always as busy. Deleting a file costs new measuring; one that can
 import os
 import statistics
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
@@ -65,6 +66,7 @@ class Measurements:
         self._points: dict[str, dict[wire.Work, Point]] = {}
         self._gflops: dict[str, dict[str, float]] = {}
         self._saved: dict[str, float] = {}
+        self.taken: Counter[str] = Counter()  # measurements by device: what was read of one is old once this has risen
 
     def of(self, device: str) -> Mapping[wire.Work, Point]:
         if device not in self._points:
@@ -73,6 +75,7 @@ class Measurements:
 
     def take(self, device: str, measured: wire.Measured) -> None:
         self.of(device)
+        self.taken[device] += 1
         self._told(device, measured)
         points = self._points[device]
         point = points.setdefault(measured.work, Point(work=measured.work))

@@ -53,7 +53,7 @@ ALIASES: dict[str, str] = {
 class OutputInput(BaseModel):
     """How pictures are encoded."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)  # a default that is not copied every time
 
     format: Literal["png", "jpeg", "webp"] = "png"
     quality: Annotated[int, Field(ge=1, le=100, description="of jpeg and webp; png is lossless")] = 95
@@ -98,7 +98,7 @@ class WebhookInput(BaseModel):
 class SchedulerOptionsInput(BaseModel):
     """What a scheduler may be told beyond its name. Options left out stay as the model's own scheduler has them."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
     karras_sigmas: bool | None = None
     exponential_sigmas: bool | None = None

@@ -15,7 +15,7 @@ import httpx2
 import msgspec
 import structlog
 
-from mezzotint import __version__, bodies
+from mezzotint import __version__, bodies, failpoints
 from mezzotint.errors import TryLater
 from mezzotint.store.changes import WEBHOOK_OFF
 from mezzotint.store.outbox import Outbox, Post
@@ -94,6 +94,7 @@ class Webhooks:
         except (httpx2.HTTPError, OSError) as error:
             status, why = 0, f"no connection ({type(error).__name__})"
         if 200 <= status < 300:
+            failpoints.reached("webhook.before_ack")
             await self._outbox.done(post.id)
             return
         if status == 410:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from mezzotint.errors import MezzotintError
-from tests.process.conftest import RunningServer, wait_for
+from tests.process.conftest import END_S, RunningServer, wait_for
 
 SECRET = "whsec_" + base64.b64encode(b"canary-secret-of-32-bytes-length").decode()
 
@@ -48,12 +48,14 @@ def receiver() -> Iterator[Receiver]:
         serving.shutdown()
 
 
-def test_a_server_killed_before_the_receiver_answered_tells_it_again(
-    tmp_path: Path, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture(autouse=True)
+def may_call(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MEZZOTINT_WEBHOOK_HOSTS", "127.0.0.1")
     monkeypatch.setenv("MEZZOTINT_WEBHOOK_NETWORKS", "127.0.0.0/8")
     monkeypatch.setenv("MEZZOTINT_WEBHOOK_SECRETS", SECRET)
+
+
+def test_a_server_killed_before_the_receiver_answered_tells_it_again(tmp_path: Path, receiver: Receiver) -> None:
     with RunningServer(tmp_path / "data") as server:
         with pytest.raises(MezzotintError) as caught:
             server.client.submit(prompt="x", webhook={"url": "http://localhost/"})
@@ -72,3 +74,17 @@ def test_a_server_killed_before_the_receiver_answered_tells_it_again(
         assert told["data"]["images"][0]["url"].endswith("/images/0")
         assert "canary" not in server.log.read_text()
         assert SECRET not in server.log.read_text()
+
+
+def test_a_server_killed_before_it_wrote_down_the_answer_tells_it_again(tmp_path: Path, receiver: Receiver) -> None:
+    receiver.may_answer.set()
+    with RunningServer(tmp_path / "data", failpoints="webhook.before_ack=kill") as server:
+        url = f"http://127.0.0.1:{receiver.server_port}/"
+        session_id = server.client.submit(prompt="x", steps=2, webhook={"url": url})["id"]
+        server.process.wait(END_S)
+        server.client.close()
+        (first,) = receiver.got
+        server.start()
+        wait_for(lambda: len(receiver.got) > 1, 30)
+        assert receiver.got == [first, first]
+        assert server.client.session(session_id)["state"] == "succeeded"

@@ -5,6 +5,9 @@ import pytest
 from mezzotint.events import BACKLOG, BACKLOG_OF_ALL, Event, Events
 from mezzotint.session import Preview
 
+
+from mezzotint.events import BACKLOG, BACKLOG_OF_ALL, KEPT_ENDED, Event, Events
+
 pytestmark = pytest.mark.anyio
 
 
@@ -66,6 +69,16 @@ async def test_numbers_go_on_above_those_of_an_earlier_process() -> None:
     events.begin(above=100)
     events.tell("s", "end", {})
     assert await told(events, after=7) == [(101, "end")]
+
+
+async def test_of_ended_sessions_the_oldest_are_forgotten_and_none_that_waits() -> None:
+    events = Events()
+    events.tell("waits", "state", {})
+    for number in range(KEPT_ENDED + 1):
+        events.tell(str(number), "end", {})
+    assert not events.knows("0")
+    assert events.knows("1")
+    assert events.knows("waits")
 
 
 async def test_while_a_stored_event_is_written_progress_does_not_take_its_number() -> None:

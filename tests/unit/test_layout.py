@@ -36,7 +36,7 @@ ALLOWED: dict[str, set[str]] = {
     "adding": {"", "config", "errors", "facts", "headers", "hub"},
     "preprocessors": {"errors"},
     "webhook_rules": {"errors"},
-    "webhooks": {"", "bodies", "errors", "store", "webhook_rules"},
+    "webhooks": {"", "bodies", "errors", "failpoints", "store", "webhook_rules"},
     "schema": {"errors", "families.table", "fieldnames"},
     "advice": {"catalog", "request", "schema"},
     "capabilities": {"", "catalog", "families.table", "measurements", "preprocessors", "schema", "workers.wire"},

@@ -4,8 +4,8 @@ import asyncio
 import contextlib
 from typing import Annotated, Any, Literal
 
+import msgspec
 from fastapi import APIRouter, Depends, Header, Query, Request, Response
-from fastapi.responses import JSONResponse
 
 from mezzotint import answers, bodies
 from mezzotint.api import events, files
@@ -47,7 +47,8 @@ async def create(
     if wait_s is not None:
         session = await _awaited(request, ops, session, wait_s)
     headers = {"Location": f"{bodies.SESSIONS}/{session.id}", "Cache-Control": "no-store"}
-    return JSONResponse(bodies.session(session), 200 if session.ended else 202, headers)
+    body = msgspec.json.encode(bodies.session(session))  # a fifth of json's time, and every accept pays it
+    return Response(body, 200 if session.ended else 202, headers, media_type="application/json")
 
 
 async def _awaited(request: Request, ops: Operations, session: Session, limit_s: int) -> Session:

@@ -80,9 +80,10 @@ class Intake:
                 await work.connection.execute(insert(sessions), [place.row for place in accepted])
                 await work.connection.execute(insert(transitions), [rows.of_acceptance(one.row) for one in accepted])
                 await keys.keep(work.connection, [(place.once, place.row) for place in accepted])
-            ids = {one.session_id for one in meant.values()}
-            query = select(sessions).where(sessions.c.id.in_(ids))
-            stored = {session.id: session for session in await load(work.connection, query)}
+            stored = {place.id: rows.accepted(place.row) for place in accepted}
+            if earlier := {one.session_id for one in meant.values()} - stored.keys():
+                query = select(sessions).where(sessions.c.id.in_(earlier))
+                stored |= {session.id: session for session in await load(work.connection, query)}
             for one in accepted:
                 work.tell(one.id, "state", stored[one.id])
                 for warning in stored[one.id].warnings:

@@ -87,6 +87,31 @@ def of_acceptance(row: dict[str, Any]) -> dict[str, Any]:
     return {"session_id": row["id"], "at": row["created_at"]} | first
 
 
+def accepted(row: dict[str, Any]) -> Session:
+    """The session of a row just written, as reading it back would have it."""
+    return Session(
+        id=row["id"],
+        state=row["state"],
+        request=row["request"],
+        device=None,
+        attempt=0,
+        losses=0,
+        created_at=row["created_at"],
+        started_at=None,
+        ended_at=None,
+        spans=row["spans"],
+        usage=row["usage"],
+        images=(),
+        error=None,
+        warnings=row["warnings"],
+        cancel_requested=False,
+        pause_requested=False,
+        progress=_progress(row["state"], row["request"], row["usage"]),
+        batch_id=row["batch_id"],
+        owner=row["owner"],
+    )
+
+
 def session(row: Row[Any], pictures: tuple[ImageRecord, ...]) -> Session:
     state = State(row.state)
     return Session(
