@@ -298,8 +298,8 @@ class _Server(uvicorn.Server):
 
 
 def _collect_seldom() -> None:
-    """While Python collects garbage it answers nobody: 130 to 200 ms each second at 50 callers, of what was there at the start
-    and of all that wait. What is here now stays; requests leave next to no cycles, so the rest can wait for more."""
+    """While Python collects garbage it answers nobody: 130 to 200 ms each second at 50 callers, of what was there at
+    the start and of all that wait. What is here now stays; requests leave next to no cycles."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000)

@@ -2,11 +2,8 @@ import asyncio
 
 import pytest
 
-from mezzotint.events import BACKLOG, BACKLOG_OF_ALL, Event, Events
-from mezzotint.session import Preview
-
-
 from mezzotint.events import BACKLOG, BACKLOG_OF_ALL, KEPT_ENDED, Event, Events
+from mezzotint.session import Preview
 
 pytestmark = pytest.mark.anyio
 
