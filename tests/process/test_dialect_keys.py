@@ -88,7 +88,7 @@ def test_open_webui_draws_through_both_dialects(keyed: tuple[str, str, str]) -> 
     assert call(keyed, key, "GET", "/sdapi/v1/options").json()["sd_model_checkpoint"] == title
     sent = QUICK | {"prompt": "x", "batch_size": 1, "cfg_scale": 7.0, "sampler_name": "Euler", "scheduler": "Automatic"}
     answer = call(keyed, key, "POST", "/sdapi/v1/txt2img", json=sent).json()
-    assert Image.open(io.BytesIO(base64.b64decode(answer["images"][0]))).size == (128, 128)
+    assert Image.open(io.BytesIO(base64.b64decode(answer["images"][0]))).size == (64, 64)
     assert isinstance(answer["info"], str)
     bearer = {"Authorization": f"Bearer {key}"}
     drawn = {"model": "icons", "prompt": "x", "n": 1, "size": "64x64", "response_format": "b64_json", "steps": 2}

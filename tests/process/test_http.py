@@ -264,7 +264,7 @@ def test_a_model_is_known_by_the_picture_beside_it(server: RunningServer) -> Non
         assert model["thumbnail"] == f"/api/models/{model['id']}/thumbnail"
         answer = http(server, "GET", model["thumbnail"])
         assert answer.headers["content-type"] == "image/png"
-        assert Image.open(io.BytesIO(answer.content)).size == (128, 128)
+        assert Image.open(io.BytesIO(answer.content)).size == (256, 256)
 
 
 def test_fifty_sessions_at_once_all_end_and_the_server_answers_meanwhile(server: RunningServer) -> None:

@@ -38,11 +38,11 @@ async def test_with_little_memory_what_is_accepted_ends_well_and_what_is_refused
     accepted = []
     refused: list[InvalidRequest] = []
     for number in range(REQUESTS):
-        side = rng.choice((16, 32, 64, 128, 256, 512))
+        side = rng.choice((32, 64, 128, 256, 512))
         body = {
             "model": rng.choice(("tiny", "icons")),
             "width": side,
-            "height": rng.choice((side, max(16, side // 2))),
+            "height": rng.choice((side, max(32, side // 2))),
             "steps": rng.choice((1, 2)),
             "guidance_scale": rng.choice((1.0, 4.0)),
             "num_images": rng.choice((1, 1, 2)),

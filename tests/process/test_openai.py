@@ -150,10 +150,16 @@ def test_a_stream_brings_each_picture_as_it_is_done(client: openai.OpenAI) -> No
 
 
 def test_a_stream_shows_the_picture_on_its_way(client: openai.OpenAI) -> None:
-    extra = {"num_inference_steps": 12}
+    extra = {"num_inference_steps": 12, "seed": 7}
     events = list(
         client.images.generate(
-            prompt="x", n=2, output_format="webp", size="128x128", stream=True, partial_images=3, extra_body=extra
+            prompt="a slice of pizza",
+            n=2,
+            output_format="webp",
+            size="128x128",
+            stream=True,
+            partial_images=3,
+            extra_body=extra,
         )
     )
     partial, done = events[:3], events[3:]
