@@ -3,6 +3,7 @@
 Both learn beside a model that stays as it is, read from the folder that ships. Must not know what is being learned.
 """
 
+import argparse
 import os
 import random
 import time
@@ -123,6 +124,15 @@ class Learner:
         self.optimizer.load_state_dict(state["optimizer"])
         self.rng.setstate(state["rng"])
         self.generator.set_state(state["generator"].cpu())
+
+
+def parser(description: str | None, minutes: float, seed: int) -> argparse.ArgumentParser:
+    """What everything that learns beside the shipped model can be told."""
+    made = argparse.ArgumentParser(description=description)
+    made.add_argument("--minutes", type=float, default=minutes)
+    made.add_argument("--seed", type=int, default=seed)
+    made.add_argument("--fresh", action="store_true")
+    return made
 
 
 def learn(learner: Learner, loss_of: Loss, path: Path, minutes: float, fresh: bool) -> None:

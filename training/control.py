@@ -4,7 +4,6 @@ Run `python -m training.control --minutes 60` when the model is packaged; it goe
 again. Sees all usable pictures of both sets, mirrored, moved and resized: more shapes than the model has names for.
 """
 
-import argparse
 import json
 import shutil
 
@@ -121,11 +120,7 @@ def _edges(picture: data.Pixels, rng: np.random.Generator) -> data.Pixels:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=60.0)
-    parser.add_argument("--seed", type=int, default=5)
-    parser.add_argument("--fresh", action="store_true")
-    arguments = parser.parse_args()
+    arguments = adapters.parser(__doc__, minutes=60.0, seed=5).parse_args()
     machine.prepare()
     torch.manual_seed(arguments.seed)
     ship(train(arguments.minutes, arguments.seed, arguments.fresh))

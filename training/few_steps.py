@@ -4,7 +4,6 @@ Run `python -m training.few_steps --minutes 60` when the model is packaged; it g
 starts again. The teacher is the model itself, with its guidance, one short DDIM step at a time (Luo et al., 2023).
 """
 
-import argparse
 import copy
 
 import torch
@@ -80,11 +79,7 @@ def train(minutes: float, seed: int, fresh: bool) -> dict[str, Tensor]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=60.0)
-    parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--fresh", action="store_true")
-    arguments = parser.parse_args()
+    arguments = adapters.parser(__doc__, minutes=60.0, seed=7).parse_args()
     machine.prepare()
     loras.ship(NAME, train(arguments.minutes, arguments.seed, arguments.fresh))
 

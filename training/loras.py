@@ -4,8 +4,6 @@ Run `python -m training.loras --minutes 25` (of each) when the model is packaged
 starts again. The captions name the model's own styles or none, so that a LoRA wins over them.
 """
 
-import argparse
-
 import torch
 from diffusers import StableDiffusionPipeline
 from peft import LoraConfig, get_peft_model_state_dict
@@ -70,11 +68,8 @@ def ship(name: str, factors: dict[str, Tensor]) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--minutes", type=float, default=25.0)
+    parser = adapters.parser(__doc__, minutes=25.0, seed=6)
     parser.add_argument("--style", choices=tuple(data.LORA_STYLES), help="this one alone")
-    parser.add_argument("--seed", type=int, default=6)
-    parser.add_argument("--fresh", action="store_true")
     arguments = parser.parse_args()
     machine.prepare()
     for name in [arguments.style] if arguments.style else data.LORA_STYLES:

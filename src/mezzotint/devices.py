@@ -19,11 +19,11 @@ class CpuUse:
 
     def __init__(self) -> None:
         self._guard = threading.Lock()
-        self._use = 0.0
+        self._use: float | None = None
         self._total, self._idle = self._count()
 
-    def read(self) -> float:
-        """0..1; what was told last where that was a moment ago."""
+    def read(self) -> float | None:
+        """0..1; what was told last where that was a moment ago, None where nothing was measured yet."""
         with self._guard:
             total, idle = self._count()
             passed = total - self._total
@@ -125,13 +125,15 @@ def default_threads() -> int:
 
 def _read_cpu() -> Reading:
     memory, temperature = psutil.virtual_memory(), _cpu_temperature()
-    unknown = {"driver": "a CPU has none"}
+    use, unknown = _cpu_use.read(), {"driver": "a CPU has none"}
+    if use is None:
+        unknown["utilization"] = "this process began a moment ago"
     if temperature is None:
         unknown["temperature_c"] = "no sensor that can be read"
     return Reading(
         total_bytes=memory.total,
         available_bytes=memory.available,
-        utilization=_cpu_use.read(),
+        utilization=use,
         temperature_c=temperature,
         unknown=unknown,
     )

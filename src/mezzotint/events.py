@@ -28,9 +28,7 @@ class Event:
     id: int
     kind: str
     data: Any
-    written: dict[Any, bytes] = field(
-        default_factory=dict, compare=False, repr=False
-    )  # as readers share it; see shared()
+    written: dict[Any, bytes] = field(default_factory=dict, compare=False, repr=False)  # what shared() wrote
 
     def shared(self, how: Any, write: Callable[[], bytes]) -> bytes:
         """As bytes, written once for all readers that want it alike. Bytes of what is stored would stay in memory."""

@@ -35,6 +35,7 @@ def test_a_cpu_is_read_now_and_what_is_null_has_its_reason() -> None:
 
 
 def test_the_use_of_a_cpu_is_measured_by_whichever_thread_asks() -> None:
+    assert devices.CpuUse().read() is None, "nothing is measured yet"
     until = time.monotonic() + 0.3
     while time.monotonic() < until:
         pass  # keeps a core busy
