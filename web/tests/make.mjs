@@ -121,7 +121,7 @@ export async function restore({ page, url, shot }) {
   await page.getByLabel("Enlarged 1.50 times").scrollIntoViewIfNeeded();
   await shot("restore");
   await page.getByRole("button", { name: "Draw it" }).click();
-  await page.waitForFunction(() => document.querySelector("article img")?.naturalWidth === 192);
+  await page.locator("article").getByRole("img", { name: "a purple teapot", exact: true }).waitFor(); // done: a preview has another name
   const { sessions } = await api(page, "GET", `${url}${SESSIONS}?limit=1`);
   assert.deepEqual(await PNG(page, url, sessions[0].id), file);
 }

@@ -32,7 +32,11 @@ export async function drawn(page, url, bodies) {
   return made.map((session) => session.id);
 }
 
-export const PNG = async (page, url, id) => Buffer.from(await (await page.request.get(`${url}${SESSIONS}/${id}/images/0`)).body());
+export async function PNG(page, url, id) {
+  const response = await page.request.get(`${url}${SESSIONS}/${id}/images/0`);
+  assert.ok(response.ok(), await response.text());
+  return response.body();
+}
 
 /** Let go of a file over an element, as somebody who dragged it there. */
 export async function dropped(target, { name, type, bytes }) {

@@ -11,11 +11,12 @@ from mezzotint.engine.trajectory import Trajectory
 from mezzotint.families.base import Family
 
 SHARE = 0.05  # of all time that previews may take
+SHORT_S = 0.05  # a decoding that nobody notices: without it previews of quick models are now sharp, now blurred
 PATCH = 16  # latents on a side of the part that is decoded to learn from
 
 
 class Previews:
-    """Decodes where that takes no longer than a model call; else maps latents to colours, one pixel each.
+    """Decodes where that takes no longer than a model call, or is short; else maps latents to colours, one pixel each.
 
     How a model's latents map to colours, and how long its decoder takes, is learned from a small part of the first
     image that is to be shown.
@@ -24,7 +25,7 @@ class Previews:
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._colours: dict[str, Tensor] = {}  # model -> (channels + 1, 3): colour of each channel, and of none
-        self._decode_s: dict[str, float] = {}  # model -> per latent
+        self._decode_s: dict[str, float] = {}  # model -> per latent, at best: a hiccup must not blur what comes after
         self._next_at = 0.0
 
     def draw(self, trajectory: Trajectory, *, within_s: float, must: bool) -> Tensor | None:
@@ -48,7 +49,7 @@ class Previews:
         if model not in self._colours:
             self._learn(family, model, latents)
         height, width = latents.shape[2:]
-        if self._decode_s[model] * height * width <= within_s:
+        if self._decode_s[model] * height * width <= max(within_s, SHORT_S):
             return self._decode(family, model, latents)
         ones = torch.ones_like(latents[:, :1])
         mapped = torch.einsum("nchw,cd->ndhw", torch.cat([latents, ones], dim=1), self._colours[model])
@@ -60,6 +61,7 @@ class Previews:
         """By least squares, from the middle of the image."""
         top, left = (max(0, (side - PATCH) // 2) for side in latents.shape[2:])
         patch = latents[..., top : top + PATCH, left : left + PATCH]
+        self._decode(family, model, patch)  # the first of a shape takes longer than those to come
         pixels = self._decode(family, model, patch).permute(2, 0, 1).float()
         colours = functional.avg_pool2d(pixels, family.vae_factor).flatten(1).T
         channels = torch.cat([patch[0].flatten(1), torch.ones(1, patch[0, 0].numel())]).T
@@ -68,5 +70,6 @@ class Previews:
     def _decode(self, family: Family, model: str, latents: Tensor) -> Tensor:
         started = self._clock()
         pixels = family.decode(latents)[0]
-        self._decode_s[model] = (self._clock() - started) / latents[0, 0].numel()
+        each_s = (self._clock() - started) / latents[0, 0].numel()
+        self._decode_s[model] = min(each_s, self._decode_s.get(model, each_s))
         return pixels
