@@ -105,7 +105,7 @@ def test_a_model_whose_unet_takes_more_than_a_text_is_tuned(
     measured = {(one["executor"], one["dtype"]): one for one in profile["ranking"]}
     assert all(one["ms_per_step"] for one in measured.values()), measured
     assert measured["openvino", "float32"]["difference"] <= 0.5
-    assert 0 < measured["openvino", "bfloat16"]["difference"]
+    assert measured["openvino", "bfloat16"]["difference"] > 0
 
 
 def test_generate_never_measures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
