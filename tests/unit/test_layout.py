@@ -153,6 +153,16 @@ def rule_of(name: str) -> str:
     return max((prefix for prefix in ALLOWED if name == prefix or name.startswith(f"{prefix}.") or not prefix), key=len)
 
 
+def test_a_command_starts_without_what_it_may_not_need() -> None:
+    code = (
+        "import sys, mezzotint.cli\n"
+        "heavy = {'fastapi', 'httpx2', 'msgspec', 'pydantic', 'sqlalchemy', 'structlog', 'uvicorn'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
 def test_a_worker_starts_without_what_few_requests_use_and_finds_it_when_they_do() -> None:
     code = (
         "import sys; from mezzotint.workers.imports import import_quickly; import_quickly()\n"
