@@ -4,11 +4,13 @@ import torch
 
 from mezzotint.families.base import Family, Prompt, Rows
 
+SEED = 0
+
 
 def rows(family: Family, count: int, height: int, width: int, *, windows: int = 1) -> Rows:
     """So many, of latents (height, width): noise at different times, an empty text and another in turns, with all that
     the family's UNet takes. The same at every call."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(SEED)
     texts = family.encode([Prompt(text=text, syntax="plain", clip_skip=None, windows=windows) for text in ("", "boat")])
     told = [texts[row % 2] for row in range(count)]
     pooled = [one.pooled for one in told if one.pooled is not None]
