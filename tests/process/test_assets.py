@@ -405,7 +405,7 @@ def test_bytes_are_synced_before_the_name_and_the_name_before_the_answer(
     assert seen == ["fsync file", "rename", "fsync folder"]
 
 
-@pytest.mark.parametrize(("number", "code"), [(errno.ENOSPC, "storage_full"), (errno.EIO, "internal")])
+@pytest.mark.parametrize(("number", "code"), [(errno.ENOSPC, "storage_full"), (errno.EIO, "not_ready")])
 def test_a_full_disk_is_told_apart_from_a_broken_one_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: str
 ) -> None:
