@@ -8,6 +8,7 @@ import asyncio
 import logging
 import random
 import selectors
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -26,6 +27,7 @@ class Loop(asyncio.SelectorEventLoop):
 
     def __init__(self, now: float, chance: random.Random) -> None:
         self.now, self._chance = now, chance
+        self.database_full_until = 0.0  # no transaction of a writer begins before
         super().__init__(_Instant(self))
 
     def time(self) -> float:
@@ -77,7 +79,14 @@ class _Queue:
             return
         loop = future.get_loop()
         assert isinstance(loop, Loop)
-        loop.later(future, call)
+        is_refused = loop.now < loop.database_full_until and getattr(call, "args", ())[:1] == ("BEGIN IMMEDIATE",)
+        loop.later(future, _is_full if is_refused else call)
+
+
+def _is_full() -> None:
+    error = sqlite3.OperationalError("database or disk is full")
+    error.sqlite_errorcode = sqlite3.SQLITE_FULL
+    raise error
 
 
 class _Thread:

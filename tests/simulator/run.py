@@ -11,6 +11,7 @@ import shutil
 import sqlite3
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
@@ -87,9 +88,9 @@ class History:
         """What happens when, in order."""
         count = self._chance.randint(10, 40)
         weights = {
-            "submit": 10, "cancel": 3, "pause": 3, "resume": 3, "worker dies": 3, "worker dies amid a frame": 1,
-            "spare dies": 1, "worker hangs": 1, "worker spins": 0.3, "server dies": 1.5, "server stops": 1,
-            "disk fills": 0.7,
+            "submit": 8, "second thoughts": 4, "cancel": 3, "pause": 3, "resume": 3, "worker dies": 3,
+            "worker dies amid a frame": 1, "spare dies": 1, "worker hangs": 1, "worker spins": 0.3, "server dies": 1.5,
+            "server stops": 1, "disk fills": 0.7, "database fills": 0.7,
         }  # fmt: skip
         chosen = self._chance.choices(list(weights), list(weights.values()), k=count)
         times = sorted(self._chance.uniform(0.0, LASTS_S) for _ in chosen)
@@ -153,6 +154,8 @@ class History:
                 if session.state is State.PAUSED:
                     self._client(self._resume, session.id)
             await asyncio.sleep(LOOK_S)
+            while not self._server.dispatcher.idle and self.world.now < until:
+                await asyncio.sleep(LOOK_S)
             if self.world.now > until:
                 for session in left:
                     self.world.fault(f"I8 {session.id}: still {session.state}, attempt {session.attempt}")
@@ -184,6 +187,8 @@ class History:
                 self.world.asked[key] = asked
                 for _ in range(self._chance.choice([1, 1, 1, 2])):  # an impatient caller sends it twice
                     self._client(self._submit, key)
+            case "second thoughts":
+                self._client(self._regret, f"key-{len(self.world.asked)}")
             case "cancel" | "pause" | "resume":
                 if sessions := list(self.world.acknowledged.values()):
                     call = {"cancel": self._cancel, "pause": self._pause, "resume": self._resume}[what]
@@ -196,6 +201,10 @@ class History:
                 self._chance.choice(seated).hang()
             case "worker spins" if seated:
                 self._chance.choice(seated).spin()
+            case "database fills":
+                loop = asyncio.get_running_loop()
+                assert isinstance(loop, Loop)
+                loop.database_full_until = loop.now + self._chance.uniform(0.1, 3.0)
             case "disk fills":
                 self.world.full_until = self.world.now + self._chance.uniform(0.5, 20.0)
 
@@ -220,6 +229,13 @@ class History:
         if world.acknowledged.setdefault(key, answer.id) != answer.id:
             world.fault(f"I5 {key} was answered with {world.acknowledged[key]} and {answer.id}")
 
+    async def _regret(self, key: str) -> None:
+        """Cancels or pauses what was hardly accepted."""
+        self.world.asked[key] = REQUESTS[self._chance.choice(OFTEN)]
+        await self._submit(key)
+        await asyncio.sleep(self._chance.expovariate(10))
+        await self._chance.choice([self._cancel, self._pause])(self.world.acknowledged[key])
+
     async def _cancel(self, session_id: str) -> None:
         self.world.wanted_gone.add(session_id)
         with contextlib.suppress(TryLater):
@@ -227,8 +243,11 @@ class History:
                 self.world.cancelled.add(session_id)
 
     async def _pause(self, session_id: str) -> None:
+        self.world.pauses[session_id] += 1
         with contextlib.suppress(TryLater):
-            await self._asks("pause", session_id)
+            if await self._asks("pause", session_id) is not None and self._chance.random() < 0.5:
+                await asyncio.sleep(self._chance.uniform(0.2, 2.0))
+                await self._asks("resume", session_id)
 
     async def _resume(self, session_id: str) -> None:
         with contextlib.suppress(TryLater):
@@ -245,6 +264,8 @@ class History:
                 self.world.fault(f"P7 {session_id}: cannot be cancelled, and has not ended")
             return None
         self.world.note(f"{what} {session_id}: {answer.state}")
+        if what == "resume":
+            self.world.was_paused(session_id)
         return answer
 
     # ---- what must hold of the rows
@@ -253,6 +274,10 @@ class History:
         faults: list[str] = []
         with contextlib.closing(sqlite3.connect(self._data / "mezzotint.db")) as db:
             rows = list(db.execute("SELECT id, state, attempt, json_extract(request, '$.prompt'), error FROM sessions"))
+            pauses = Counter(
+                one for (one,) in db.execute("SELECT session_id FROM transitions WHERE to_state = 'paused'")
+            )
+        faults += [f"I6 {one} was paused more often than asked" for one in pauses - self.world.pauses]
         for session_id, state, attempt, prompt, error in rows:
             says = f"{session_id} {prompt!r} ended {state} at attempt {attempt}: {error}"
             if session_id in self.world.cancelled:

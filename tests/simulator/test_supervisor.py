@@ -11,7 +11,7 @@ import pytest
 
 from mezzotint.measurements import Measurements
 from mezzotint.workers import wire
-from mezzotint.workers.base import LEAST_S, SILENT_S, SPARE_BUDGET, TIMES, UNKNOWN_S, WATCH_S, Supervisor
+from mezzotint.workers.base import LEAST_S, SILENT_S, SPARE_BUDGET, STOP_S, TIMES, UNKNOWN_S, WATCH_S, Supervisor
 from tests.requests import request
 from tests.simulator.clock import Loop, simulated
 from tests.simulator.worker import MODEL, STEP, PlayedWorker
@@ -21,14 +21,21 @@ DEVICE = "cpu:0"
 
 
 class Rig:
-    """A supervisor of one device, its workers played; `lost` has why each was lost and when."""
+    """A supervisor, its workers played; `lost` has why each was lost and when."""
 
-    def __init__(self, cache: Path, *, keeps_spare: bool = False, free_memory: Callable[[], int] = lambda: 0) -> None:
+    def __init__(
+        self,
+        cache: Path,
+        *,
+        devices: tuple[str, ...] = (DEVICE,),
+        keeps_spare: bool = False,
+        free_memory: Callable[[], int] = lambda: 0,
+    ) -> None:
         self.world = World(random.Random(1))
         self.world.bad_starts = 0.0
         self.measurements = Measurements(cache, 1, keep=False)
         self.supervisor = Supervisor(
-            (DEVICE,),
+            devices,
             1,
             SPARE_BUDGET,
             self.measurements,
@@ -36,13 +43,15 @@ class Rig:
             start_worker=self._start,
             free_memory=free_memory,
         )
+        self.start_s = 0.0
         self.lost: list[tuple[float, str]] = []
-        self.supervisor.on_ready = self.supervisor.on_message = self._hears  # type: ignore[assignment]
+        self.supervisor.on_ready = self.supervisor.on_message = self._hears
         self.supervisor.on_lost = self._loses
 
     async def _start(
         self, name: str, device: str, _: int, __: int, on_message: Any, on_end: Any, *, is_spare: bool
     ) -> PlayedWorker:
+        await asyncio.sleep(self.start_s)
         worker = PlayedWorker(name, device, self.world, is_spare=is_spare)
         worker.listen(on_message, on_end)
         return worker
@@ -131,9 +140,11 @@ def test_a_spare_holds_what_its_like_holds_while_the_worker_could_still_take_its
 
 def test_a_worker_that_starts_as_all_stops_is_ended_too(tmp_path: Path) -> None:
     async def play() -> None:
-        rig = Rig(tmp_path)
+        rig = Rig(tmp_path, devices=(DEVICE, "cpu:1"))
         async with rig.up() as worker:
-            worker.die()  # another is on its way by the time that all are told to stop
-            await asyncio.sleep(0)
+            rig.world.workers[1].hang()  # the stop waits for it
+            rig.start_s = STOP_S / 2
+            worker.die()
+            await asyncio.sleep(0.1)
 
     in_virtual_time(play())

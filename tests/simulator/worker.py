@@ -69,6 +69,7 @@ class PlayedWorker(LocalWorker):
         self._moved = world.now
         self._phase: str | None = "starting"
         self._work: wire.Work | None = None
+        self._taken: wire.ToWorker | None = None  # and not done with
         self._frozen = self._spinning = False
         self._playing = [asyncio.create_task(self._play()), asyncio.create_task(self._beat())]
         world.workers.append(self)
@@ -99,8 +100,10 @@ class PlayedWorker(LocalWorker):
             self._ours.feed_data(frame[: len(frame) // 2])
         self._ours.feed_eof()
         self._child.end(-9)
-        for one in self._sittings.values():
-            self._world.lost(one.submit.session_id)
+        unread = [self._taken, *(self._inbox.get_nowait()[0] for _ in range(self._inbox.qsize()))]
+        for submit in [*(one.submit for one in self._sittings.values()), *unread]:
+            if isinstance(submit, wire.Submit):
+                self._world.lost(submit.session_id)
         self._sittings.clear()
         if self in self._world.workers:
             self._world.workers.remove(self)
@@ -179,6 +182,7 @@ class PlayedWorker(LocalWorker):
             await self._round()
 
     async def _take(self, message: wire.ToWorker, blob: bytes) -> None:
+        self._taken = message
         await self._busy("inbox", self._world.chance.expovariate(1000))
         match message:
             case wire.Submit():
@@ -199,6 +203,7 @@ class PlayedWorker(LocalWorker):
                 await self._busy("denoising", 0.5)
             case wire.Stop():
                 self.die()
+        self._taken = None
 
     def _sit(self, submit: wire.Submit, states: dict[int, bytes]) -> None:
         sitting = Sitting(submit=submit)

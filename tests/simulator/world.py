@@ -28,10 +28,12 @@ class World:
         self.acknowledged: dict[str, str] = {}  # key -> session
         self.wanted_gone: set[str] = set()  # asked to be cancelled, whatever came of it
         self.cancelled: set[str] = set()  # of those, what was told to be
+        self.pauses: Counter[str] = Counter()  # session -> how often somebody asked it to pause
         self.deaths: Counter[str] = Counter()  # session -> workers that died with it
         self.full_until = 0.0  # when the disk of the pictures has room again
-        self.echoes = chance.choice([0.0, 0.05, 0.3])  # messages that come again late
+        self.echoes = chance.choice([0.0, 0.1, 0.5])  # messages that come again late
         self.bad_starts = chance.choice([0.0, 0.0, 0.2])  # workers that die before they say Hello
+        self._settled: dict[str, float] = {}  # session -> what was handed over until then is on disk for certain
         self._kept: dict[tuple[str, int], list[tuple[float, int | None]]] = {}
         self._lost: list[tuple[float, float]] = []  # when what was handed over need not have been kept
 
@@ -53,6 +55,9 @@ class World:
         """A worker has handed over this state of an image. None: the image itself."""
         self._kept.setdefault((session_id, index), []).append((self.now, step))
 
+    def was_paused(self, session_id: str) -> None:
+        self._settled[session_id] = self.now
+
     def lost(self, session_id: str) -> None:
         if not self.is_over:
             self.deaths[session_id] += 1
@@ -62,7 +67,8 @@ class World:
         self.note(f"{submit.session_id} attempt {submit.attempt} begins at {steps}, has {submit.done}")
         for index, step in steps.items():
             told = self._kept.get((submit.session_id, index), [])
-            sure = [one for at, one in told if not any(begin < at <= end for begin, end in self._lost)]
+            settled = self._settled.get(submit.session_id, -1.0)
+            sure = [one for at, one in told if at <= settled or not any(begin < at <= end for begin, end in self._lost)]
             known = [one for one in sure if one is not None]
             if step < max(known, default=0):
                 self.fault(f"P3 {submit.session_id}: image {index} begins at {step}, not at {max(known)}")
