@@ -231,7 +231,10 @@ class Assets:
             await asyncio.to_thread(self.sweep)
 
     async def _make(self, message: wire.ToChild, data: bytes, field: str | None) -> Asset:
-        self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise not_taken("pictures", error) from error
         self._under_way.add(message.asset_id)
         try:
             answer = await self.child.ask(message, data)
@@ -248,7 +251,8 @@ class Assets:
                     sha256=answer.sha256,
                 )
             )
-        (self._root / wire.temporary_name(message.asset_id)).unlink(missing_ok=True)  # a killed child's
+        with contextlib.suppress(OSError):  # the disk may fail at this too
+            (self._root / wire.temporary_name(message.asset_id)).unlink(missing_ok=True)  # a killed child's
         if answer.code == "invalid_image":
             raise _invalid(answer.message, field)
         if answer.code in ("storage_full", "not_ready"):
@@ -282,7 +286,8 @@ class Assets:
         except OSError as error:
             raise not_taken("pictures", error) from error
         finally:
-            temporary.unlink(missing_ok=True)  # rename leaves it where both were the same file already
+            with contextlib.suppress(OSError):  # the disk may fail at this too
+                temporary.unlink(missing_ok=True)  # rename leaves it where both were the same file already
         return folder / name
 
     def _copy(self, asset_id: str, target: Path) -> None:
