@@ -42,9 +42,10 @@ clients: setup
 test: setup
 	$(BIN)/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder
 
-# the store against its model, every call of the disk made to fail, workers and servers killed at every named point, then
-# at random under load: about a quarter of an hour; TORTURE="--worker-kills 350 --seed 8" for more
+# histories in virtual time, the store against its model, every call of the disk made to fail, workers and servers killed at
+# every named point, then at random under load: about a quarter of an hour; TORTURE="--worker-kills 350 --seed 8" for more
 torture: setup
+	SIMULATIONS=400 $(BIN)/python -m pytest -q tests/simulator
 	HISTORIES=200 $(BIN)/python -m pytest -q tests/contract/test_store_model.py
 	DISK_FAULTS=all $(BIN)/python -m pytest -q tests/process/test_disk_faults.py
 	FAILPOINTS=all $(BIN)/python -m pytest -q tests/process/test_failpoints.py

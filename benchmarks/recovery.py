@@ -1,9 +1,11 @@
 """How long a running session stands still when its worker is killed with -9: from the kill to its next denoising step.
 
-`python -m benchmarks.recovery [--kills 20] [--models DIR --model ID --size 256]`: a server of its own and, for each
-kill, a session whose worker is killed a random number of steps on. Times are what a client sees on the session's event
-stream; the first step after a kill is in them, so the time of an undisturbed one is told beside them.
-Prints also how many steps each kill cost; exits 1 when a session went back to step 0 after a state of it was kept.
+`python -m benchmarks.recovery [--kills 20] [--models DIR --model ID --size 256 --guidance 1]`: a server of its own and,
+for each kill, once a spare stands by that is ready, a session whose worker is killed a random number of steps on.
+Times are what a client sees on the session's event stream; the first step after a kill is in them, so the time of an
+undisturbed one is told beside them. Prints also how many steps each kill cost and, of Linux, what memory the worker
+and the spare held, shared pages once: weights that both map from one file are in neither's own. Exits 1 when a
+session went back to step 0 after a state of it was kept.
 """
 
 import argparse
@@ -19,14 +21,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from benchmarks.machine import describe, keep, running_server
 from mezzotint.client import Client
 
 SEED = 7
 STEPS = 1000  # so that no session ends before its worker is killed
 SPARE_S = 120.0
-PRACTICE_S = 3.0  # that a spare takes to draw what its like drew, or so many steps if that is longer
-PRACTICE_STEPS = 12
+PRACTISES_S = 3.0  # after it has loaded it begins to practise within this time
+AT_REST = 0.05  # of a core, which a spare takes at most once it has loaded and practised
 KEPT_S = 0.5  # twice the time between two states of an image: by then one was kept
 
 Events = Iterator[tuple[int, str, dict[str, Any]]]
@@ -40,6 +44,7 @@ class Kill:
     step_s: float  # undisturbed
     before: int
     after: int
+    memory: dict[str, dict[str, int]]  # of worker and spare before the kill: bytes resident, its own, with its share
 
 
 def main() -> None:
@@ -48,6 +53,7 @@ def main() -> None:
     parser.add_argument("--model", default="icons")
     parser.add_argument("--models", type=Path)
     parser.add_argument("--size", type=int)
+    parser.add_argument("--guidance", type=float)
     parser.add_argument("--most-steps", type=int, default=20, help="that a session does before the kill")
     args = parser.parse_args()
     flags = ["--executor", "torch", "--dtype", "float32", *(["--models", str(args.models)] if args.models else [])]
@@ -58,6 +64,8 @@ def main() -> None:
         Client(url) as client,
     ):
         asked = {"model": args.model} | ({"width": args.size, "height": args.size} if args.size else {})
+        asked |= {"guidance_scale": args.guidance} if args.guidance else {}
+        client.wait(client.submit(**asked, prompt="a slice of pizza", seed=SEED, steps=1)["id"])
         kills = [one_kill(client, asked, chance.randint(2, args.most_steps)) for _ in range(args.kills)]
     times = [one.standstill_s for one in kills]
     lost = [one.before + 1 - one.after for one in kills]
@@ -65,12 +73,17 @@ def main() -> None:
     print(f"kill to next step: median {statistics.median(times):.3f} s, worst {max(times):.3f} s")
     print(f"an undisturbed step: median {statistics.median(one.step_s for one in kills):.3f} s")
     print(f"steps done again: median {statistics.median(lost):g}, most {max(lost)}")
+    for name in kills[-1].memory:
+        own = statistics.median(one.memory[name]["own"] for one in kills)
+        rss = statistics.median(one.memory[name]["rss"] for one in kills)
+        print(f"memory of the {name}: {rss / 2**20:.0f} MiB resident, {own / 2**20:.0f} MiB of it nobody else's")
     keep("recovery", {"asked": asked, "seed": SEED, "kills": [asdict(one) for one in kills]})
     if again := sum(one.after == 1 for one in kills):
         sys.exit(f"{again} of {args.kills} sessions began anew")
 
 
 def one_kill(client: Client, asked: dict[str, Any], steps: int) -> Kill:
+    pid, spare = pids_with_spare(client, asked["model"])
     session_id = client.submit(**asked, prompt="a slice of pizza", seed=SEED, steps=STEPS)["id"]
     events = client.events(session_id)
     next_step(events)
@@ -80,7 +93,7 @@ def one_kill(client: Client, asked: dict[str, Any], steps: int) -> Kill:
     for _ in range(steps):
         next_step(events)
     step_s = (time.monotonic() - began) / steps
-    pid = pid_with_spare(client, asked["model"], max(PRACTICE_S, PRACTICE_STEPS * step_s))
+    memory = {"worker": memory_of(pid), "spare": memory_of(spare)}
     before = client.session(session_id)["progress"]["step"]
     killed = time.monotonic()
     os.kill(pid, signal.SIGKILL)
@@ -91,19 +104,30 @@ def one_kill(client: Client, asked: dict[str, Any], steps: int) -> Kill:
     standstill_s = time.monotonic() - killed
     client.cancel(session_id)
     client.wait(session_id)
-    return Kill(standstill_s=standstill_s, step_s=step_s, before=before, after=after)
+    print(f"{standstill_s:.3f} s, of which a step takes {step_s:.3f}", flush=True)
+    return Kill(standstill_s=standstill_s, step_s=step_s, before=before, after=after, memory=memory)
 
 
-def pid_with_spare(client: Client, model: str, practice_s: float) -> int:
-    """Of the worker that runs the session, once a spare stands by that has loaded its model and practised."""
+def pids_with_spare(client: Client, model: str) -> tuple[int, int]:
+    """Of the worker and of the spare, once that has loaded the model and come to rest."""
     deadline = time.monotonic() + SPARE_S
     while time.monotonic() < deadline:
         worker, *spares = client.workers()
         if spares and spares[0]["state"] == "spare" and model in spares[0]["resident_models"]:
-            time.sleep(practice_s)
-            return int(worker["pid"])
+            spare = psutil.Process(spares[0]["pid"])
+            before = sum(spare.cpu_times()[:2])
+            time.sleep(PRACTISES_S)
+            if sum(spare.cpu_times()[:2]) - before < AT_REST * PRACTISES_S:
+                return int(worker["pid"]), spare.pid
         time.sleep(0.2)
     raise RuntimeError("no spare stood by before the session ended")
+
+
+def memory_of(pid: int) -> dict[str, int]:
+    lines = [line.split() for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:]]
+    found = {name.rstrip(":"): int(kilobytes) * 1024 for name, kilobytes, *_ in lines}
+    own = found["Private_Clean"] + found["Private_Dirty"]
+    return {"rss": found["Rss"], "own": own, "proportional": found["Pss"]}
 
 
 def next_step(events: Events) -> int:

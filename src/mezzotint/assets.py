@@ -25,7 +25,7 @@ from ulid import ULID
 
 from mezzotint import image_wire as wire
 from mezzotint import preprocessors
-from mezzotint.errors import CallerError, Fault, InvalidRequest, MezzotintError, TryLater
+from mezzotint.errors import CallerError, Fault, InvalidRequest, MezzotintError, TryLater, not_taken
 from mezzotint.image_handle import DEADLINE_S, ImageChild
 
 UNUSED_S = 24 * 3600.0
@@ -38,7 +38,6 @@ _DATA_URL = re.compile(r"data:[a-z0-9.+/-]{0,64}(;[a-z0-9=.-]{1,64})*;base64,", 
 _URL = re.compile(r"[a-z][a-z0-9+.-]{1,16}://", re.IGNORECASE)
 _PNG = struct.Struct(">8s4x4sIIBB")  # signature, IHDR, width, height, bits, kind of colour
 _CHANNELS = {0: 1, 2: 3}
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 _NO_LINKS = frozenset({errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP})
 
 
@@ -206,7 +205,7 @@ class Assets:
         """Give a session its own name for an asset, `folder/name`, which stays whatever happens to the asset.
 
         Once this returns it would survive a power cut. Repeating it is harmless. Raises CallerError `asset_not_found`,
-        TryLater `storage_full`, and ValueError when asset_id or name is not one.
+        TryLater, and ValueError when asset_id or name is not one.
         """
         if not _NAME.fullmatch(name):
             raise ValueError(f"{name[:80]!r} is not a file name")
@@ -232,7 +231,10 @@ class Assets:
             await asyncio.to_thread(self.sweep)
 
     async def _make(self, message: wire.ToChild, data: bytes, field: str | None) -> Asset:
-        self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        try:
+            self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
+        except OSError as error:
+            raise not_taken("pictures", error) from error
         self._under_way.add(message.asset_id)
         try:
             answer = await self.child.ask(message, data)
@@ -249,11 +251,12 @@ class Assets:
                     sha256=answer.sha256,
                 )
             )
-        (self._root / wire.temporary_name(message.asset_id)).unlink(missing_ok=True)  # a killed child's
+        with contextlib.suppress(OSError):  # the disk may fail at this too
+            (self._root / wire.temporary_name(message.asset_id)).unlink(missing_ok=True)  # a killed child's
         if answer.code == "invalid_image":
             raise _invalid(answer.message, field)
-        if answer.code == "storage_full":
-            raise TryLater(f"{answer.message}; free some space", code="storage_full", retry_after_s=10)
+        if answer.code in ("storage_full", "not_ready"):
+            raise TryLater(answer.message, code=answer.code, retry_after_s=10)
         raise MezzotintError(answer.message, code="internal")
 
     def _remember(self, asset: Asset) -> Asset:
@@ -281,12 +284,10 @@ class Assets:
         except FileNotFoundError as error:
             raise _gone(asset_id) from error
         except OSError as error:
-            if error.errno not in _FULL:
-                raise
-            message = "the disk that holds the pictures is full; free some space"
-            raise TryLater(message, code="storage_full", retry_after_s=10) from error
+            raise not_taken("pictures", error) from error
         finally:
-            temporary.unlink(missing_ok=True)  # rename leaves it where both were the same file already
+            with contextlib.suppress(OSError):  # the disk may fail at this too
+                temporary.unlink(missing_ok=True)  # rename leaves it where both were the same file already
         return folder / name
 
     def _copy(self, asset_id: str, target: Path) -> None:

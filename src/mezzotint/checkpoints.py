@@ -17,9 +17,9 @@ import msgspec
 import structlog
 
 from mezzotint import failpoints, frames, profiles
-from mezzotint.errors import TryLater
+from mezzotint.errors import TryLater, not_taken
 from mezzotint.request import Request
-from mezzotint.store.blobs import not_taken, sync_folder
+from mezzotint.store.blobs import sync_folder
 from mezzotint.workers.wire import ModelRef
 
 log = structlog.get_logger(__name__)

@@ -33,7 +33,9 @@ async def start(module: str, *arguments: str, env: Mapping[str, str], pass_fds: 
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
-        start_new_session=True,  # a terminal's Ctrl-C is ours to handle
+        # a terminal's Ctrl-C is ours to handle; not a session of its own: Linux shares a CPU evenly between sessions,
+        # whatever the niceness of their processes (sched(7), autogroup)
+        process_group=0,
     )
 
 

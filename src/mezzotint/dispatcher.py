@@ -113,7 +113,8 @@ class Dispatcher:
             await asyncio.gather(self._loop, return_exceptions=True)
         for live in list(self._lives.values()):
             session, spans = live.session, live.spans_now()
-            del self._lives[session.id]
+            if self._lives.pop(session.id, None) is not live:
+                continue  # it ended while another was written
             with contextlib.suppress(TryLater, TimeoutError):  # what stays a running row is taken up by the next start
                 async with asyncio.timeout(STORE_S):
                     await self._store.requeue(

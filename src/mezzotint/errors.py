@@ -14,6 +14,7 @@ Branch by what the reader can do, not by module. `code` never changes once relea
 and the way out. Exceptions do not cross a process boundary: `ErrorInfo` does.
 """
 
+import errno
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -136,6 +137,18 @@ class TryLater(MezzotintError):
     def __init__(self, message: str, *, code: str, retry_after_s: int) -> None:
         super().__init__(message, code=code)
         self.retry_after_s = retry_after_s
+
+
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+def not_taken(what: str, error: OSError) -> TryLater:
+    """What is said when the disk did not take something: it is full, or it fails. Neither is anybody's guilt."""
+    if error.errno in _FULL:
+        code, message = "storage_full", f"the disk that holds the {what} is full; free some space"
+    else:
+        code, message = "not_ready", f"the disk that holds the {what} failed: {error.strerror}"
+    return TryLater(message, code=code, retry_after_s=10)
 
 
 class RunFailure(MezzotintError):

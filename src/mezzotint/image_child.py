@@ -5,7 +5,6 @@ It opens no network connection, writes only into the folder it was given, and do
 
 import argparse
 import contextlib
-import errno
 import hashlib
 import io
 import logging
@@ -22,6 +21,7 @@ import numpy as np
 from PIL import Image, ImageOps, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
 from mezzotint import image_wire as wire
+from mezzotint.errors import not_taken
 from mezzotint.workers.limits import limit_myself
 
 log = logging.getLogger("mezzotint.image_child")
@@ -30,7 +30,6 @@ Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 MEMORY_BYTES = 1 << 30  # of address space; the largest picture takes 710 MiB of it, measured
 FILE_BYTES = 256 << 20
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 _DECODERS = {
     "PNG": PngImagePlugin.PngImageFile,
@@ -92,9 +91,10 @@ def answer(message: wire.ToChild, blob: bytes, folder: Path) -> wire.FromChild:
         message_text = "decoding it takes more memory than a picture may; send a smaller one"
         return wire.Refused(code="invalid_image", message=message_text)
     except OSError as error:
-        if error.errno in _FULL:
-            return wire.Refused(code="storage_full", message="the disk that holds the pictures is full")
         log.exception("a picture could not be kept")
+        if error.errno is not None:  # else it is not the disk's
+            told = not_taken("pictures", error)
+            return wire.Refused(code=told.code, message=told.message)
     except Exception:
         log.exception("a picture could not be kept")
     return wire.Refused(code="internal", message="the picture could not be kept; the server's log says why")

@@ -76,7 +76,7 @@ class Kept(_Message, frozen=True, kw_only=True, tag="kept"):
 
 
 class Refused(_Message, frozen=True, kw_only=True, tag="refused"):
-    """Nothing was kept. `code` is invalid_image, storage_full or internal."""
+    """Nothing was kept. `code` is invalid_image, storage_full, not_ready or internal."""
 
     code: str
     message: str

@@ -28,6 +28,9 @@ class Live:
     images: dict[int, ImageRecord] = field(default_factory=dict)
     preview: Preview | None = None  # the last one
     timed_out: bool = False
+    unstored: list[tuple[wire.ImageDone, bytes]] = field(default_factory=list)  # pictures on their way to the disk
+    waits_for_disk: bool = False  # which did not take the first of them yet
+    ending: wire.Ended | None = None  # its worker is done with it
     store_error: ErrorInfo | None = None
 
     @property

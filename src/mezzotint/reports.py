@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +24,7 @@ from mezzotint.workers.local import LocalWorker
 log = structlog.get_logger(__name__)
 
 AGAIN_S = 0.5  # until a write is tried again
+STORING_S = 60.0  # that a picture waits for a disk to take it
 MAX_LOSSES = 10
 
 
@@ -46,17 +47,20 @@ class Reports:
         self._checkpoints = checkpoints
         self._line, self._lives, self._changed = line, lives, changed
         self._retries: set[asyncio.Task[None]] = set()
+        self._stopped = False
         self.stale_messages = 0
 
     async def stop(self) -> None:
         """Give up what could not be written yet; the next start finds those rows running."""
+        self._stopped = True
         for retry in self._retries:
             retry.cancel()
         await asyncio.gather(*self._retries, return_exceptions=True)
 
     async def heard(self, worker: LocalWorker, message: wire.FromWorker, blob: bytes) -> None:
         live = self._lives.get(getattr(message, "session_id", ""))
-        if live is None or live.worker is not worker or live.session.attempt != getattr(message, "attempt", None):
+        is_theirs = live is not None and live.worker is worker and live.ending is None
+        if live is None or not is_theirs or live.session.attempt != getattr(message, "attempt", None):
             self.stale_messages += 1
             return
         session_id = live.session.id
@@ -78,11 +82,14 @@ class Reports:
             case wire.Checkpoint():
                 self._keep_state(live, message, blob)
             case wire.ImageDone():
-                await self._keep_image(live, message, blob)
+                live.unstored.append((message, blob))
+                await self._keep_images(live)
             case wire.Paused():
                 await self._pause(live, message)
             case wire.Ended():
-                await self._end(live, message)
+                live.ending = message
+                if not live.unstored:
+                    await self._end(live, message)
 
     def _show(self, live: Live, message: wire.Preview, file: bytes) -> None:
         live.preview = Preview(
@@ -112,8 +119,40 @@ class Reports:
 
         await self._insist(write)
 
-    async def _keep_image(self, live: Live, message: wire.ImageDone, blob: bytes) -> None:
+    async def _keep_images(self, live: Live) -> None:
+        """A disk that is full or fails may be mended soon: nobody waits for it but the session, and not for ever."""
+        if live.waits_for_disk:
+            return  # what waits takes these too
         try:
+            await self._keep_unstored(live)
+        except TryLater as error:
+            log.warning("a picture cannot be stored yet", session=live.session.id, code=error.code)
+            live.waits_for_disk = True
+            self._retry(self._keep_later(live, error))
+
+    async def _keep_later(self, live: Live, error: TryLater) -> None:
+        until = time.monotonic() + STORING_S
+        while live.unstored and time.monotonic() < until:
+            await asyncio.sleep(AGAIN_S)
+            if self._lives.get(live.session.id) is not live:
+                return  # another attempt draws them again
+            if live.ending is not None and live.session.cancel_requested:
+                break
+            try:
+                await self._keep_unstored(live)
+            except TryLater as latest:
+                error = latest
+        if live.unstored:
+            live.store_error = ErrorInfo(code=error.code, message=error.message, phase="storing", retryable=True)
+            live.unstored.clear()
+        live.waits_for_disk = False
+        if live.ending is not None and self._lives.get(live.session.id) is live:
+            await self._end(live, live.ending)
+
+    async def _keep_unstored(self, live: Live) -> None:
+        """Raises TryLater; then those from the first that was not taken on are still there."""
+        while live.unstored:
+            message, blob = live.unstored[0]
             file = blob[: len(blob) - message.thumbnail_bytes]
             sha256 = await self._blobs.put(live.session.id, file)
             if message.thumbnail_bytes:
@@ -130,8 +169,7 @@ class Reports:
             if await self._store.add_image(live.session.id, attempt=live.session.attempt, image=image):
                 live.images[image.index] = image
                 live.usage, live.has_moved = message.usage, True
-        except TryLater as error:
-            live.store_error = ErrorInfo(code=error.code, message=error.message, phase="storing", retryable=True)
+            del live.unstored[:1]
 
     async def _pause(self, live: Live, message: wire.Paused) -> None:
         """Its state is on disk before it is paused, and stays until it is resumed."""
@@ -200,12 +238,18 @@ class Reports:
             await write()
         except TryLater as error:
             log.warning("cannot write yet", code=error.code)
-            retry = asyncio.create_task(again(), name="write again")
-            self._retries.add(retry)
-            retry.add_done_callback(self._retries.discard)
+            self._retry(again())
+
+    def _retry(self, writing: Coroutine[Any, Any, None]) -> None:
+        if self._stopped:
+            writing.close()
+            return
+        retry = asyncio.create_task(writing, name="write again")
+        self._retries.add(retry)
+        retry.add_done_callback(self._retries.discard)
 
     async def lost(self, worker: LocalWorker, why: str) -> None:
-        lives = self._lives.on(worker)
+        lives = [live for live in self._lives.on(worker) if live.ending is None]  # else it has drawn its pictures
         for live in lives:
             await self._lose(live, alone=len(lives) == 1)
         self._changed()

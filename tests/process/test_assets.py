@@ -24,7 +24,7 @@ from PIL import Image, ImageOps
 from mezzotint import image_child
 from mezzotint import image_wire as wire
 from mezzotint.assets import UNUSED_S, Asset, Assets
-from mezzotint.errors import CallerError, InvalidRequest, TryLater
+from mezzotint.errors import STATUS, CallerError, InvalidRequest, TryLater
 from mezzotint.image_handle import MAX_WAITING
 from tests import pictures
 from tests.pictures import encoded, exif, picture, png16
@@ -405,7 +405,7 @@ def test_bytes_are_synced_before_the_name_and_the_name_before_the_answer(
     assert seen == ["fsync file", "rename", "fsync folder"]
 
 
-@pytest.mark.parametrize(("number", "code"), [(errno.ENOSPC, "storage_full"), (errno.EIO, "internal")])
+@pytest.mark.parametrize(("number", "code"), [(errno.ENOSPC, "storage_full"), (errno.EIO, "not_ready")])
 def test_a_full_disk_is_told_apart_from_a_broken_one_and_leaves_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, code: str
 ) -> None:
@@ -441,6 +441,22 @@ async def test_a_session_keeps_what_it_links_when_the_asset_goes(own: Assets, tm
         with pytest.raises(ValueError, match="is not"):
             await own.link(asset_id, folder, name)
     assert [file.name for file in folder.iterdir()] == ["image.png"]
+
+
+async def test_a_disk_that_fails_is_no_callers_fault(own: Assets, tmp_path: Path) -> None:
+    asset = await own.put(PNG, "image")
+    folder = own.path(asset.id).parent
+    folder.rename(tmp_path / "elsewhere")
+    folder.touch()  # now nothing can be opened below it
+    with pytest.raises(TryLater) as caught:
+        await own.put(PNG, "image")
+    assert (caught.value.code, STATUS[caught.value.code]) == ("not_ready", 503)
+    folder.unlink()
+    (tmp_path / "elsewhere").rename(folder)
+    (tmp_path / "file").touch()
+    with pytest.raises(TryLater) as caught:
+        await own.link(asset.id, tmp_path / "file" / "ses_1", "image.png")
+    assert caught.value.code == "not_ready"
 
 
 async def test_across_filesystems_a_link_is_a_copy(

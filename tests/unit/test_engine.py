@@ -610,3 +610,20 @@ def test_a_checkpoint_that_cannot_be_read_costs_steps_and_a_warning(rig: Rig) ->
     assert rig.outcome("a") == "succeeded"
     assert [one.code for one in rig.of("a", wire.Warned)] == ["checkpoint_unreadable"]
     assert rig.of("a", wire.Ended)[0].usage.steps_run == 4
+
+
+def test_what_a_call_is_in_can_be_asked_of_while_it_is_in_it() -> None:
+    rig = Rig()
+    seen: list[tuple[wire.Work, float] | None] = []
+    predict = rig.toy.predict
+
+    def watched(rows: Rows) -> Tensor:
+        seen.append(rig.engine.doing)
+        return predict(rows)
+
+    rig.toy.predict = watched  # type: ignore[method-assign]
+    rig.submit("a")
+    rig.run()
+    works = {one[0].what for one in seen if one is not None}
+    assert (len(seen) > 0, None in seen, works) == (True, False, {"step"})
+    assert rig.engine.doing is None

@@ -72,6 +72,11 @@ class Engine:
         return not self._sessions
 
     @property
+    def doing(self) -> tuple[wire.Work, float] | None:
+        """The measured piece of work that a blocking call is in, and since when. Any thread may ask."""
+        return self._watch.doing
+
+    @property
     def resident(self) -> tuple[str, ...]:
         """Ids of the models that are loaded."""
         return self._residents.models

@@ -20,6 +20,7 @@ class Stopwatch:
         self._seen: set[wire.Work] = set()
         self._known_memory: set[wire.Work] = set()
         self._told: list[wire.Measured] = []
+        self.doing: tuple[wire.Work, float] | None = None  # and since when by the clock
         self.peak: int | None = None  # of the last piece
         self.seconds = 0.0
 
@@ -32,12 +33,15 @@ class Stopwatch:
         exactly, first = work not in self._known_memory, work not in self._seen
         before = self._meter.start(exactly=exactly)
         started = self._clock()
+        self.doing = work, started
         try:
             yield
         except Exception as error:
             if is_memory(error):
                 self._told.append(wire.Measured(work=work, held=False))
             raise
+        finally:
+            self.doing = None
         self.seconds = self._clock() - started
         self.peak = self._meter.peak()
         extra = None

@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import errno
 import hashlib
 import os
 import re
@@ -12,12 +11,11 @@ from collections.abc import Collection
 from pathlib import Path
 
 from mezzotint import failpoints
-from mezzotint.errors import TryLater
+from mezzotint.errors import not_taken
 
 _ID = re.compile(r"[A-Za-z0-9_]{1,64}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _THUMBNAIL = ".webp"
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 
 class Blobs:
@@ -92,15 +90,6 @@ class Blobs:
                 temporary.unlink(missing_ok=True)
             raise not_taken("pictures", error) from error
         return sha256
-
-
-def not_taken(what: str, error: OSError) -> TryLater:
-    """What is said when the disk did not take something: it is full, or it fails. Neither is anybody's guilt."""
-    if error.errno in _FULL:
-        code, message = "storage_full", f"the disk that holds the {what} is full; free some space"
-    else:
-        code, message = "not_ready", f"the disk that holds the {what} failed: {error.strerror}"
-    return TryLater(message, code=code, retry_after_s=10)
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -3,6 +3,7 @@ of sessions.
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
@@ -10,22 +11,25 @@ from dataclasses import dataclass, replace
 import msgspec
 import structlog
 
+from mezzotint.costs import Cost, Costs
 from mezzotint.errors import ErrorInfo, RunFailure, SetupError
 from mezzotint.measurements import Measurements
 from mezzotint.request import plain
 from mezzotint.workers import wire
+from mezzotint.workers.limits import free_memory
 from mezzotint.workers.local import LocalWorker
 
 log = structlog.get_logger(__name__)
 
 HELLO_S = 180.0  # imports from a cold disk
 SILENT_S = 10.0  # heartbeats come each second from a thread of their own
-PHASE_S = 15 * 60.0  # one load, encoding, model call or decoding; until times are learned
+UNKNOWN_S = 15 * 60.0  # for one load, encoding, model call or decoding of which nothing is measured
+LEAST_S, TIMES = 60.0, 20.0  # for one that is: so many times what it takes, and never less
 WATCH_S = 1.0
 STOP_S = 0.5  # a worker in a model call cannot hear Stop; it is killed
 HOPELESS_STARTS = 3
 SPARE_BUDGET = 4 << 30  # with less memory for a worker there is none to spare for another
-SPARE_SHARE = 0.125  # of that memory, which weights may take for a spare to load them too
+SPARE_MARGIN = 1.125  # times what must be free, before a spare that holds nothing loads: not to and fro at the edge
 BACKOFF_S = (0.0, 0.5, 1.0, 2.0, 5.0, 15.0, 30.0)
 
 
@@ -51,7 +55,7 @@ class Supervisor:
     """One worker per device. Calls `on_ready`, `on_message`, `on_lost`; for one worker never two at a time.
 
     With `keeps_spare` one more stands by where a CPU is a device and has memory enough: started, and with the models
-    loaded that its like has, as far as they are small. It takes the seat of a lost worker before `on_lost` is called.
+    loaded that its like has, as far as memory holds both. It takes a lost worker's seat before `on_lost` is called.
     CUDA devices have none: memory there is too dear.
     """
 
@@ -63,13 +67,16 @@ class Supervisor:
         measurements: Measurements,
         *,
         keeps_spare: bool = False,
+        start_worker: Callable[..., Awaitable[LocalWorker]] = LocalWorker.start,
+        free_memory: Callable[[], int] = free_memory,
     ) -> None:
-        """`memory_bytes`: what a worker on a CPU may take."""
+        """`memory_bytes`: what a worker on a CPU may take. `start_worker` is called as LocalWorker.start."""
         keeps_spare = keeps_spare and memory_bytes >= SPARE_BUDGET
         self._spare_device = next((one for one in devices if one.startswith("cpu") and keeps_spare), None)
         self.spare: LocalWorker | None = None
         self.seats = {device: Seat(device=device) for device in devices}
         self._threads, self._memory_bytes, self._measurements = threads, memory_bytes, measurements
+        self._start_worker, self._free_memory = start_worker, free_memory
         self._count = 0
         self._stopping = False
         self._asked: dict[str, tuple[LocalWorker, asyncio.Future[wire.Loaded]]] = {}
@@ -88,20 +95,23 @@ class Supervisor:
     async def stop(self) -> None:
         """End every worker at once; returns when none is left."""
         self._stopping = True
-        places = [*(seat.worker for seat in self.seats.values()), self.spare]
-        workers = [worker for worker in places if worker is not None]
+        workers = self._workers()
         for worker in workers:
             worker.send(wire.Stop())
-        try:
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(STOP_S):
                 await asyncio.gather(*(worker.wait() for worker in workers))
-        except TimeoutError:
-            for worker in workers:
-                worker.kill()
         for task in self._keeping:
             task.cancel()
         await asyncio.gather(*self._keeping, return_exceptions=True)
+        workers += self._workers()  # one may have been on its way
+        for worker in workers:
+            worker.kill()
         await asyncio.gather(*(worker.wait() for worker in workers))
+
+    def _workers(self) -> list[LocalWorker]:
+        places = [*(seat.worker for seat in self.seats.values()), self.spare]
+        return [worker for worker in places if worker is not None]
 
     async def ask(self, worker: LocalWorker, message: wire.Load | wire.Unload) -> wire.Loaded:
         """Send it and wait for its answer. Raises RunFailure when the worker is lost meanwhile."""
@@ -173,12 +183,18 @@ class Supervisor:
             failed = 0 if spare.hello is not None else failed + 1
 
     def _prepare(self, spare: LocalWorker, seat: Seat) -> None:
-        """Have it hold what the seat's worker holds, if that is little."""
+        """Have it hold what the seat's worker holds, while that could still take all of its budget beside it.
+
+        invariant: the worker may grow from what it has to its budget, the spare from what it has to what the worker
+        has; so what is free and what the spare has make up that budget. Weights that are mapped from files count for
+        neither: both share them.
+        """
         worker = seat.worker
         if spare.hello is None or worker is None or worker.heartbeat is None:
             return
-        little = worker.heartbeat.weights_bytes <= self._memory_bytes * SPARE_SHARE
-        wanted = {name: worker.models[name] for name in worker.heartbeat.resident if little and name in worker.models}
+        needed = self._memory_bytes * (1.0 if spare.models else SPARE_MARGIN)
+        fits = self._free_memory() + spare.own_bytes >= needed
+        wanted = {name: worker.models[name] for name in worker.heartbeat.resident if fits and name in worker.models}
         for name in spare.models.keys() - wanted.keys():
             spare.send(wire.Unload(model_id=name))
         for name, model in wanted.items():
@@ -189,7 +205,7 @@ class Supervisor:
 
     async def _start(self, device: str, *, is_spare: bool = False) -> LocalWorker:
         self._count += 1
-        return await LocalWorker.start(
+        return await self._start_worker(
             f"wrk_{self._count}",
             device,
             self._threads,
@@ -256,13 +272,28 @@ class Supervisor:
                 why = f"not ready after {HELLO_S:g} s"
             elif worker.hello is not None and now - worker.last_heard > SILENT_S:
                 why = f"silent for {SILENT_S:g} s"
-            elif beat is not None and beat.phase not in (None, "starting") and beat.since_s > PHASE_S:
-                why = f"{beat.phase} took over {PHASE_S:g} s"
+            elif beat is not None and (overdue := self._overdue(worker.device, beat)) is not None:
+                why = overdue
             else:
                 continue
             log.error("worker hangs", worker=worker.id, device=worker.device, why=why)
             worker.kill()
             return
+
+    def _overdue(self, device: str, beat: wire.Heartbeat) -> str | None:
+        """Why what the worker is in counts as hanging: by its model's own measurements, at this shape or near it."""
+        if beat.since_s <= LEAST_S or (beat.work is None and beat.phase in (None, "starting")):
+            return None
+        expected = None if beat.work is None else Costs(self._measurements.of(device), {}).seconds(beat.work)
+        limit_s = deadline_s(expected)
+        return (
+            f"{beat.work.what if beat.work else beat.phase} took over {limit_s:g} s" if beat.since_s > limit_s else None
+        )
+
+
+def deadline_s(expected: Cost | None) -> float:
+    """How long a piece of work may take that is expected to take so long, before it counts as hanging."""
+    return UNKNOWN_S if expected is None else max(LEAST_S, TIMES * expected.value)
 
 
 def _like(last: wire.Submit) -> wire.Submit:

@@ -36,10 +36,23 @@ def limit_myself(*, niceness: int = 0, memory_bytes: int | None = None) -> None:
 
 
 def memory_budget() -> int:
-    """Bytes that a child may take: a share of what is free now, on the machine and in this control group."""
+    """Bytes that a child may take: a share of what is free now."""
+    return max(1 << 30, int(free_memory() * MEMORY_SHARE))
+
+
+def free_memory() -> int:
+    """Bytes on the machine and in this control group; pages of files count as free where the system can drop them."""
     free = psutil.virtual_memory().available
     with contextlib.suppress(OSError, ValueError):
         group = Path("/sys/fs/cgroup")
         used = int((group / "memory.current").read_text())
         free = min(free, int((group / "memory.max").read_text()) - used)
-    return max(1 << 30, int(free * MEMORY_SHARE))
+    return free
+
+
+def own_memory(pid: int) -> int:
+    """Bytes that a process shares with no file; 0 for one that has ended."""
+    with contextlib.suppress(psutil.Error):
+        found = psutil.Process(pid).memory_info()
+        return found.rss - getattr(found, "shared", 0)
+    return 0

@@ -8,6 +8,7 @@ import structlog
 
 from mezzotint import children, failpoints
 from mezzotint.workers import wire
+from mezzotint.workers.limits import own_memory
 
 log = structlog.get_logger(__name__)
 
@@ -42,6 +43,7 @@ class LocalWorker:
     """One child process that owns one device. Made by `start`; ends once, by `on_end`."""
 
     def __init__(self, worker_id: str, device: str, process: children.Process, streams: children.Streams) -> None:
+        """Of a child that runs; `listen` comes next."""
         self.id = worker_id
         self.device = device
         self.started = time.monotonic()
@@ -59,6 +61,11 @@ class LocalWorker:
     @property
     def pid(self) -> int:
         return self._process.pid
+
+    @property
+    def own_bytes(self) -> int:
+        """Memory that it shares with no file."""
+        return own_memory(self.pid)
 
     @property
     def uptime_s(self) -> float:
@@ -89,8 +96,16 @@ class LocalWorker:
             | {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": str(_kernels(memory_bytes))},
         )
         worker = cls(worker_id, device, process, streams)
-        worker._listening = asyncio.create_task(worker._listen(on_message, on_end), name=f"{worker_id} listen")
+        worker.listen(on_message, on_end)
         return worker
+
+    def listen(
+        self,
+        on_message: Callable[["LocalWorker", wire.FromWorker, bytes], Awaitable[None]],
+        on_end: Callable[["LocalWorker", str], Awaitable[None]],
+    ) -> None:
+        """Begin to hear it. Once; `start` does it."""
+        self._listening = asyncio.create_task(self._listen(on_message, on_end), name=f"{self.id} listen")
 
     def send(self, message: wire.ToWorker, blob: bytes = b"") -> None:
         """Queue a message. Lost without an error when the worker is dying: `on_end` follows."""

@@ -63,6 +63,7 @@ class Worker:
         self._inbox: queue.SimpleQueue[tuple[wire.ToWorker, bytes] | None] = queue.SimpleQueue()
         self._engine: Engine | None = None
         self._is_spare = is_spare  # until it is given a session
+        self._is_wanted = False  # a session has come
         self._refused: dict[str, str] = {}  # model -> why torch float32 runs it though another was wanted
         self._moved = time.monotonic()
 
@@ -130,6 +131,8 @@ class Worker:
     def _practise(self, engine: "Engine", submit: wire.Submit) -> None:
         engine.submit(submit)
         while not engine.idle:
+            if self._is_wanted:
+                engine.cancel(submit.session_id, submit.attempt)
             engine.step()
 
     def _race(self) -> dict[str, float]:
@@ -153,6 +156,7 @@ class Worker:
                 received = None
             if received is None and self._engine is None:
                 os._exit(0)
+            self._is_wanted |= received is not None and isinstance(received[0], wire.Submit)
             self._inbox.put(received)
             if received is None:
                 # A model call can take long, and nobody waits for its result any more.
@@ -167,7 +171,8 @@ class Worker:
             engine = self._engine
             phase = "starting" if engine is None else engine.phase
             resident = () if engine is None else engine.resident
-            since = time.monotonic() - self._moved
+            doing = None if engine is None or self._is_spare else engine.doing
+            since = time.monotonic() - (doing[1] if doing else self._moved)
             memory, weights = me.memory_info().rss, 0 if engine is None else engine.weights_bytes
             refused = {model: why for model, why in self._refused.copy().items() if model in resident}
             self.send(
@@ -180,6 +185,7 @@ class Worker:
                     prompt_misses=0 if engine is None else engine.prompt_misses,
                     resident=resident,
                     refused=refused,
+                    work=doing[0] if doing else None,
                 )
             )
             time.sleep(HEARTBEAT_S)

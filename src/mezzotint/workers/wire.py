@@ -15,7 +15,7 @@ from mezzotint.frames import WireError as WireError
 from mezzotint.request import Request
 from mezzotint.session import Usage
 
-VERSION = 8
+VERSION = 9
 MAX_MESSAGE_BYTES = 8 << 20
 
 
@@ -161,13 +161,14 @@ class Heartbeat(_Message, frozen=True, kw_only=True, tag="heartbeat"):
     """Each second, from a thread of its own, whatever the loop does."""
 
     phase: str | None  # what the loop is in, None: idle
-    since_s: float  # how long it has been in it, or since its last step
+    since_s: float  # how long it has been in `work`; without one, since its last step
     memory_bytes: int
     weights_bytes: int  # of what is resident, adapters too
     prompt_hits: int  # encodings that were there already, and those that were not, since it began
     prompt_misses: int
     resident: tuple[str, ...]
     refused: dict[str, str] = {}  # resident models that torch float32 serves though another was wanted: why
+    work: Work | None = None  # what the loop is in, if it is measured; not of a spare, which makes way for others
 
 
 class Phase(_Message, frozen=True, kw_only=True, tag="phase"):

@@ -1,0 +1,141 @@
+"""An event loop in which time jumps to whatever happens next, and nothing ever runs in another thread.
+
+What would (files, SQLite) runs at once instead, and its caller hears of it some drawn time later: so a seed decides the
+order of everything, and a minute takes milliseconds. Knows nothing of Mezzotint.
+"""
+
+import asyncio
+import logging
+import random
+import selectors
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest import mock
+
+import aiosqlite.core
+
+EPOCH = 1_800_000_000.0  # of the wall clock
+DISK_S = 0.002  # that a call of the disk or the database takes on average
+SLOW_DISK_S, SLOW = 1.0, 0.01  # the most that one in a hundred takes
+
+
+class Loop(asyncio.SelectorEventLoop):
+    """`now` is virtual and only rises. Raises RuntimeError when everything waits for what will never come."""
+
+    def __init__(self, now: float, chance: random.Random) -> None:
+        self.now, self._chance = now, chance
+        self.database_full_until = 0.0  # no transaction of a writer begins before
+        super().__init__(_Instant(self))
+
+    def time(self) -> float:
+        return self.now
+
+    def run_in_executor(self, executor: Any, call: Callable[..., Any], *args: Any) -> Any:  # type: ignore[override]
+        """At once, in this very thread; told later."""
+        future = self.create_future()
+        self.later(future, lambda: call(*args))
+        return future
+
+    def later(self, future: "asyncio.Future[Any]", call: Callable[[], Any]) -> None:
+        tell: Callable[[Any], None]
+        try:
+            told, tell = call(), future.set_result
+        except Exception as error:  # noqa: BLE001  whatever it is, it is the caller's
+            told, tell = error, future.set_exception
+        slow = self._chance.random() < SLOW
+        delay_s = self._chance.uniform(0, SLOW_DISK_S) if slow else self._chance.expovariate(1 / DISK_S)
+        self.call_later(delay_s, _tell, future, tell, told)
+
+
+def _tell(future: "asyncio.Future[Any]", tell: Callable[[Any], None], told: Any) -> None:
+    if not future.done():  # else whoever asked has gone
+        tell(told)
+
+
+class _Instant(selectors.SelectSelector):
+    """Waits for nothing outside: instead of waiting, the clock is put on."""
+
+    def __init__(self, loop: Loop) -> None:
+        super().__init__()
+        self._loop = loop
+
+    def select(self, timeout: float | None = None) -> list[Any]:
+        if timeout is None:
+            raise RuntimeError("everything waits, and nothing is left to happen")
+        self._loop.now += max(0.0, timeout)
+        return []
+
+
+class _Queue:
+    """In place of the queue to a connection's thread."""
+
+    def put_nowait(self, asked: tuple["asyncio.Future[Any] | None", Callable[[], Any]]) -> None:
+        future, call = asked
+        if future is None:
+            call()
+            return
+        loop = future.get_loop()
+        assert isinstance(loop, Loop)
+        is_refused = loop.now < loop.database_full_until and getattr(call, "args", ())[:1] == ("BEGIN IMMEDIATE",)
+        loop.later(future, _is_full if is_refused else call)
+
+
+def _is_full() -> None:
+    error = sqlite3.OperationalError("database or disk is full")
+    error.sqlite_errorcode = sqlite3.SQLITE_FULL
+    raise error
+
+
+class _Thread:
+    daemon = True
+
+    def __init__(self, **_: Any) -> None:
+        pass
+
+    def start(self) -> None:
+        pass
+
+
+@contextmanager
+def simulated() -> Iterator[None]:
+    """Clocks are those of the loop that runs, and databases have no threads."""
+    monotonic = time.monotonic
+
+    def now() -> float:
+        loop = asyncio._get_running_loop()
+        return loop.now if isinstance(loop, Loop) else monotonic()
+
+    def wall() -> float:
+        return EPOCH + now()
+
+    with (
+        mock.patch.object(time, "monotonic", now),
+        mock.patch.object(time, "time", wall),
+        mock.patch.object(aiosqlite.core, "SimpleQueue", _Queue),
+        mock.patch.object(aiosqlite.core, "Thread", _Thread),
+    ):
+        yield
+
+
+def abandon(loop: Loop, close: Callable[[], Any]) -> None:
+    """Stop all that runs in it without a chance to say or write anything that counts, then `close` and the loop."""
+
+    logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)  # it may say that a connection was cut off
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+
+    async def end() -> None:
+        me = asyncio.current_task()
+        for _ in range(20):
+            left = [one for one in asyncio.all_tasks() if one is not me]
+            if not left:
+                break
+            for one in left:
+                one.cancel()
+            await asyncio.wait(left, timeout=1)
+        await close()
+
+    loop.run_until_complete(end())
+    loop.close()

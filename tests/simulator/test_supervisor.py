@@ -1,0 +1,150 @@
+"""What the supervisor does about workers that hang and about the one in reserve, in virtual time."""
+
+import asyncio
+import contextlib
+import random
+from collections.abc import AsyncIterator, Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mezzotint.measurements import Measurements
+from mezzotint.workers import wire
+from mezzotint.workers.base import LEAST_S, SILENT_S, SPARE_BUDGET, STOP_S, TIMES, UNKNOWN_S, WATCH_S, Supervisor
+from tests.requests import request
+from tests.simulator.clock import Loop, simulated
+from tests.simulator.worker import MODEL, STEP, PlayedWorker
+from tests.simulator.world import World
+
+DEVICE = "cpu:0"
+
+
+class Rig:
+    """A supervisor, its workers played; `lost` has why each was lost and when."""
+
+    def __init__(
+        self,
+        cache: Path,
+        *,
+        devices: tuple[str, ...] = (DEVICE,),
+        keeps_spare: bool = False,
+        free_memory: Callable[[], int] = lambda: 0,
+    ) -> None:
+        self.world = World(random.Random(1))
+        self.world.bad_starts = 0.0
+        self.measurements = Measurements(cache, 1, keep=False)
+        self.supervisor = Supervisor(
+            devices,
+            1,
+            SPARE_BUDGET,
+            self.measurements,
+            keeps_spare=keeps_spare,
+            start_worker=self._start,
+            free_memory=free_memory,
+        )
+        self.start_s = 0.0
+        self.lost: list[tuple[float, str]] = []
+        self.supervisor.on_ready = self.supervisor.on_message = self._hears
+        self.supervisor.on_lost = self._loses
+
+    async def _start(
+        self, name: str, device: str, _: int, __: int, on_message: Any, on_end: Any, *, is_spare: bool
+    ) -> PlayedWorker:
+        await asyncio.sleep(self.start_s)
+        worker = PlayedWorker(name, device, self.world, is_spare=is_spare)
+        worker.listen(on_message, on_end)
+        return worker
+
+    async def _hears(self, *_: Any) -> None:
+        pass
+
+    async def _loses(self, _: Any, why: str) -> None:
+        self.lost.append((self.world.now, why))
+
+    @contextlib.asynccontextmanager
+    async def up(self) -> AsyncIterator[PlayedWorker]:
+        self.supervisor.start()
+        await self.supervisor.until_ready()
+        yield self.world.workers[0]
+        await self.supervisor.stop()
+        assert not self.world.workers
+
+
+def in_virtual_time(play: Coroutine[Any, Any, None]) -> None:
+    loop = Loop(0.0, random.Random(1))
+    with simulated():
+        loop.run_until_complete(play)
+        loop.close()
+
+
+@pytest.mark.parametrize(
+    ("takes_s", "limit_s"), [(None, UNKNOWN_S), (0.01, LEAST_S), (7.0, TIMES * 7.0), (100.0, TIMES * 100.0)]
+)
+def test_a_step_that_never_ends_is_ended_by_what_such_steps_take(
+    tmp_path: Path, takes_s: float | None, limit_s: float
+) -> None:
+    async def play() -> None:
+        rig = Rig(tmp_path)
+        if takes_s is not None:
+            for _ in range(3):
+                rig.measurements.take(DEVICE, wire.Measured(work=STEP, seconds=takes_s))
+        async with rig.up() as worker:
+            worker.spin()
+            worker.send(wire.Submit(session_id="ses_1", attempt=1, request=request(), model=MODEL))
+            began = rig.world.now
+            while not rig.lost:
+                await asyncio.sleep(0.1)
+            assert limit_s <= rig.lost[0][0] - began <= limit_s + 2 * WATCH_S + 3.0  # it loads and encodes before
+
+    in_virtual_time(play())
+
+
+def test_a_worker_that_says_nothing_any_more_is_ended(tmp_path: Path) -> None:
+    async def play() -> None:
+        rig = Rig(tmp_path)
+        async with rig.up() as worker:
+            worker.hang()
+            began = rig.world.now
+            while not rig.lost:
+                await asyncio.sleep(0.1)
+            assert SILENT_S - 1.0 <= rig.lost[0][0] - began <= SILENT_S + 2 * WATCH_S
+
+    in_virtual_time(play())
+
+
+def test_a_spare_holds_what_its_like_holds_while_the_worker_could_still_take_its_budget(tmp_path: Path) -> None:
+    free = 2 * SPARE_BUDGET
+
+    async def play() -> None:
+        nonlocal free
+        rig = Rig(tmp_path, keeps_spare=True, free_memory=lambda: free)
+        async with rig.up() as worker:
+            worker.send(wire.Load(model=MODEL))
+            await asyncio.sleep(10)
+            spare = rig.supervisor.spare
+            assert spare is not None
+            assert spare.models == {MODEL.id: MODEL}
+            free = SPARE_BUDGET
+            await asyncio.sleep(5)
+            assert spare.models
+            free -= 1
+            await asyncio.sleep(5)
+            assert not spare.models
+            free += 1  # at the edge it does not come and go
+            await asyncio.sleep(5)
+            assert not spare.models
+
+    in_virtual_time(play())
+
+
+def test_a_worker_that_starts_as_all_stops_is_ended_too(tmp_path: Path) -> None:
+    async def play() -> None:
+        rig = Rig(tmp_path, devices=(DEVICE, "cpu:1"))
+        async with rig.up() as worker:
+            rig.world.workers[1].hang()  # the stop waits for it
+            rig.start_s = STOP_S / 2
+            worker.die()
+            await asyncio.sleep(0.1)
+
+    in_virtual_time(play())

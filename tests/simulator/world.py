@@ -1,0 +1,79 @@
+"""What outlives a server of a simulation: callers with what they were told, and what workers were seen to do."""
+
+import asyncio
+import random
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+from mezzotint.workers import wire
+
+if TYPE_CHECKING:
+    from tests.simulator.worker import PlayedWorker
+
+CHECK_S = 0.25  # between two checkpoints of a session
+WRITTEN_S = 8.0  # by then a checkpoint lies on disk, however slow the disk
+CLOSING_S = 4.0  # what workers say while a server closes is not kept any more
+
+
+class World:
+    """`faults`: promises that were broken, each with its invariant. All that is drawn comes from `chance`."""
+
+    def __init__(self, chance: random.Random) -> None:
+        self.chance = chance
+        self.faults: list[str] = []
+        self.trace: list[str] = []
+        self.workers: list[PlayedWorker] = []
+        self.is_over = False  # the server is being taken down: what it does now counts for nothing
+        self.asked: dict[str, Any] = {}  # key -> request, of all that was ever sent
+        self.acknowledged: dict[str, str] = {}  # key -> session
+        self.wanted_gone: set[str] = set()  # asked to be cancelled, whatever came of it
+        self.cancelled: set[str] = set()  # of those, what was told to be
+        self.pauses: Counter[str] = Counter()  # session -> how often somebody asked it to pause
+        self.deaths: Counter[str] = Counter()  # session -> workers that died with it
+        self.full_until = 0.0  # when the disk of the pictures has room again
+        self.echoes = chance.choice([0.0, 0.1, 0.5])  # messages that come again late
+        self.bad_starts = chance.choice([0.0, 0.0, 0.2])  # workers that die before they say Hello
+        self._settled: dict[str, float] = {}  # session -> what was handed over until then is on disk for certain
+        self._kept: dict[tuple[str, int], list[tuple[float, int | None]]] = {}
+        self._lost: list[tuple[float, float]] = []  # when what was handed over need not have been kept
+
+    @property
+    def now(self) -> float:
+        return asyncio.get_running_loop().time()
+
+    def note(self, text: str) -> None:
+        self.trace.append(f"{self.now:9.3f} {text}")
+
+    def fault(self, text: str) -> None:
+        if not self.is_over:
+            self.note(text)
+            self.faults.append(text)
+
+    # ---- what workers do
+
+    def kept(self, session_id: str, index: int, step: int | None) -> None:
+        """A worker has handed over this state of an image. None: the image itself."""
+        self._kept.setdefault((session_id, index), []).append((self.now, step))
+
+    def was_paused(self, session_id: str) -> None:
+        self._settled[session_id] = self.now
+
+    def lost(self, session_id: str) -> None:
+        if not self.is_over:
+            self.deaths[session_id] += 1
+
+    def begun(self, submit: wire.Submit, steps: dict[int, int]) -> None:
+        """An attempt begins; its images stand at `steps`. P3: not before what was handed over."""
+        self.note(f"{submit.session_id} attempt {submit.attempt} begins at {steps}, has {submit.done}")
+        for index, step in steps.items():
+            told = self._kept.get((submit.session_id, index), [])
+            settled = self._settled.get(submit.session_id, -1.0)
+            sure = [one for at, one in told if at <= settled or not any(begin < at <= end for begin, end in self._lost)]
+            known = [one for one in sure if one is not None]
+            if step < max(known, default=0):
+                self.fault(f"P3 {submit.session_id}: image {index} begins at {step}, not at {max(known)}")
+
+    def restarts(self, now: float, lost_s: float) -> None:
+        """The server has gone, and with it what it was handed in so many seconds before."""
+        self._lost.append((now - lost_s, now))
+        self.workers.clear()
