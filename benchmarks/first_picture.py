@@ -1,7 +1,7 @@
 """How long a person waits for a picture: from nothing, and from a running server, beside a plain diffusers script.
 
-Each figure is a whole process from start to exit, median of several runs in turn. Run it by `make bench`. A server tunes
-its models by itself once it has nothing to do; here that is done first, for the last case.
+Each figure is a whole process from start to exit, median of several runs in turn. Run it by `make bench`. A server
+tunes its models by itself once it has nothing to do; here that is done first, for the last case.
 """
 
 import contextlib

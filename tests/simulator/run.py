@@ -6,6 +6,7 @@
 import argparse
 import asyncio
 import contextlib
+import itertools
 import random
 import shutil
 import sqlite3
@@ -69,6 +70,7 @@ class History:
         self._devices = ("cpu:0",) if self._chance.random() < 0.7 else ("cpu:0", "cpu:1")
         self._server: Server
         self._clients: set[asyncio.Task[None]] = set()
+        self._numbers = itertools.count()
 
     def play(self) -> list[str]:
         """The promises that were broken."""
@@ -79,7 +81,7 @@ class History:
                 loop, plan = self._life(loop, plan)
         for one in logs:
             if one["log_level"] in ("error", "critical") and one["event"] not in ("worker hangs", "worker failed"):
-                self.world.fault(f"a log of {one['event']!r}: {one.get('exc_info')} {one}")
+                self.world.faults.append(f"a log of {one['event']!r}: {one.get('exc_info')} {one}")
         return self.world.faults + check(self._data, self.world.acknowledged, TRUTHS) + self._ends()
 
     # ---- lives of the server
@@ -217,7 +219,7 @@ class History:
         """Again and again until the server has answered."""
         world = self.world
         while True:
-            session_id = f"ses_{int(world.now * 1000):09}{self._chance.randrange(1000):03}"
+            session_id = f"ses_{int(world.now * 1000):09}{next(self._numbers):04}"
             once = Once(scope="all", key=key, fingerprint=world.asked[key].prompt)
             resolved = Resolved(request=world.asked[key], warnings=())
             try:

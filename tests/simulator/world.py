@@ -67,11 +67,15 @@ class World:
         self.note(f"{submit.session_id} attempt {submit.attempt} begins at {steps}, has {submit.done}")
         for index, step in steps.items():
             told = self._kept.get((submit.session_id, index), [])
-            settled = self._settled.get(submit.session_id, -1.0)
-            sure = [one for at, one in told if at <= settled or not any(begin < at <= end for begin, end in self._lost)]
-            known = [one for one in sure if one is not None]
+            known = [one for at, one in told if one is not None and self._is_sure(submit.session_id, at)]
             if step < max(known, default=0):
                 self.fault(f"P3 {submit.session_id}: image {index} begins at {step}, not at {max(known)}")
+
+    def _is_sure(self, session_id: str, at: float) -> bool:
+        """Whether what was handed over then is on disk: a pause says so of what came since the last start."""
+        settled = self._settled.get(session_id, -1.0)
+        started = max((end for _, end in self._lost if end <= settled), default=-1.0)
+        return started < at <= settled or not any(begin < at <= end for begin, end in self._lost)
 
     def restarts(self, now: float, lost_s: float) -> None:
         """The server has gone, and with it what it was handed in so many seconds before."""
