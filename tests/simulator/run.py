@@ -68,7 +68,7 @@ class History:
         shutil.copy(folder.parent / TEMPLATE, self._data / "mezzotint.db")
         self._devices = ("cpu:0",) if self._chance.random() < 0.7 else ("cpu:0", "cpu:1")
         self._server: Server
-        self._clients: set[asyncio.Task[None]] = set()
+        self._clients: dict[asyncio.Task[None], None] = {}  # in order: a set would be in another each time
 
     def play(self) -> list[str]:
         """The promises that were broken."""
@@ -102,7 +102,7 @@ class History:
         self.world.is_over = False
         server = self._server = Server(self._data, self.world, self._devices)
         loop.run_until_complete(server.start())
-        for key in self.world.asked.keys() - self.world.acknowledged.keys():
+        for key in [one for one in self.world.asked if one not in self.world.acknowledged]:
             loop.call_soon(self._client, self._submit, key)
         while plan:
             (at, what), plan = plan[0], plan[1:]
@@ -210,8 +210,8 @@ class History:
 
     def _client(self, call: Callable[[str], Coroutine[Any, Any, None]], about: str) -> None:
         task = asyncio.ensure_future(call(about))
-        self._clients.add(task)
-        task.add_done_callback(self._clients.discard)
+        self._clients[task] = None
+        task.add_done_callback(self._clients.pop)
 
     async def _submit(self, key: str) -> None:
         """Again and again until the server has answered."""
