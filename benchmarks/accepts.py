@@ -49,7 +49,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         url = sys.argv[1] if len(sys.argv) > 1 else f"sqlite:///{folder}/mezzotint.db"
         found = asyncio.run(measure(url))
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("sqlalchemy", "aiosqlite"))
+    versions = f"sqlalchemy {metadata.version('sqlalchemy')}"
     machine = f"{os.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}, {versions}"
     print(url.partition(":")[0], machine)
     for name in ("together", "alone"):

@@ -11,7 +11,6 @@ import statistics
 import time
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -19,11 +18,10 @@ from mezzotint import profiles
 from mezzotint.catalog import BUNDLED, BUNDLED_MODEL, Catalog
 from mezzotint.config import load_settings
 from mezzotint.devices import default_threads
-from mezzotint.engine import executors
-from mezzotint.families.base import Prompt, Rows
+from mezzotint.engine import executors, probe
 from mezzotint.families.sd import StableDiffusion
 
-ROUNDS, IMAGES, SEED = 15, (1, 2, 4, 8), 0
+ROUNDS, IMAGES, LATENTS = 15, (1, 2, 4, 8), 16
 
 
 def main() -> None:
@@ -42,18 +40,18 @@ def main() -> None:
         name = f"{executor} {dtype}"
         found[name] = executors.open_with(plain, executor, dtype, graphs=graphs, threads=threads)
         loads[name] = time.perf_counter() - before
-        found[name].predict(_rows(found[name], 1))
+        found[name].predict(probe.rows(found[name], 2, LATENTS, LATENTS))
         memory[name] = _rss() - rss
     times: dict[str, dict[int, list[float]]] = {name: {images: [] for images in IMAGES} for name in found}
     for images in IMAGES:
         for turn in range(ROUNDS + 1):
             for name, family in found.items():
-                rows = _rows(family, images)
+                rows = probe.rows(family, 2 * images, LATENTS, LATENTS)
                 before = time.perf_counter()
                 family.predict(rows)
                 if turn:
                     times[name][images].append((time.perf_counter() - before) * 1000)
-    print(f"{_machine()}, {threads} threads, seed {SEED}, median of {ROUNDS} in turns; two rows an image")
+    print(f"{_machine()}, {threads} threads, seed {probe.SEED}, median of {ROUNDS} in turns; two rows an image")
     print(f"{'ms for one step of one image, of':36} {''.join(f'{images:>8}' for images in IMAGES)}  load     memory")
     medians = {name: {n: statistics.median(taken) / n for n, taken in by.items()} for name, by in times.items()}
     for name, by in medians.items():
@@ -62,16 +60,6 @@ def main() -> None:
     result = {"at": time.time(), "machine": _machine(), "ms_per_step": medians, "load_s": loads, "memory_bytes": memory}
     with (Path(__file__).parent / "results" / "executors.jsonl").open("a") as file:
         file.write(json.dumps(result) + "\n")
-
-
-def _rows(family: Any, images: int) -> Rows:
-    (encoded,) = family.encode([Prompt(text="a slice of pizza", syntax="plain", clip_skip=None, windows=1)])
-    generator = torch.Generator().manual_seed(SEED)
-    return Rows(
-        latents=torch.randn(2 * images, family.latent_channels, 16, 16, generator=generator),
-        timesteps=torch.linspace(1, 999, 2 * images),
-        hidden=encoded.hidden.expand(2 * images, -1, -1),
-    )
 
 
 def _rss() -> int:

@@ -413,6 +413,7 @@ class Capabilities(TypedDict):
     types: list[SupportedType]
     unsupported: list[UnsupportedType]
     models: list[dict[str, Any]]
+    default_model: str | None
     schedulers: list[Scheduler]
     controlnets: list[AvailableControlNet]
     preprocessors: list[Preprocessor]

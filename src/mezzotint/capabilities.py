@@ -41,6 +41,7 @@ class Facts:
     """What the answer is made of."""
 
     models: Mapping[str, Model]
+    default_model: str  # of requests that name none; perhaps not there
     resident: Mapping[str, Sequence[str]]  # device -> models loaded there
     room: Mapping[str, int | None]  # device -> bytes that its worker may take; None: it has not told
     devices: Sequence[dict[str, Any]]  # as the contract shows them
@@ -59,6 +60,7 @@ def body(facts: Facts) -> dict[str, Any]:
         "devices": [_device(one) for one in facts.devices],
         **types(facts),
         "models": [_model(model, facts, fits, nets, loras) for model in checkpoints],
+        "default_model": next((one.id for one in checkpoints if one.id == facts.default_model), None),
         "schedulers": [_scheduler(name) for name in SCHEDULERS],
         "controlnets": [{"id": net.id, "control_type": net.control_type or None, "fits": fits[net.id]} for net in nets],
         "preprocessors": [_preprocessor(name) for name in PREPROCESSORS],

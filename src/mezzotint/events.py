@@ -1,6 +1,7 @@
 """What happened to each session, told to whoever listens. Must not block a teller: who is too slow is dropped."""
 
 import asyncio
+import threading
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -57,6 +58,7 @@ class Events:
         self._over: dict[str, None] = {}  # those that have ended, the oldest first
         self._above = 0
         self._held: set[str] = set()
+        self._numbering = threading.Lock()
         self._feeds: set[asyncio.Queue[tuple[str, Event] | None]] = set()
 
     def begin(self, above: int) -> None:
@@ -70,8 +72,12 @@ class Events:
 
     @contextmanager
     def held(self, session_ids: Collection[str]) -> Iterator[None]:
-        """While their next events are being written: what is not stored is not told, or it would take their numbers."""
-        self._held.update(session_ids)
+        """While their next events are being written: what is not stored is not told, or it would take their numbers.
+
+        May be entered in another thread than tells.
+        """
+        with self._numbering:
+            self._held.update(session_ids)
         try:
             yield
         finally:
@@ -79,10 +85,11 @@ class Events:
 
     def tell(self, session_id: str, kind: str, data: Any) -> None:
         """Pass it on. Progress, of which the next says more, may be left out."""
-        if kind not in STORED and session_id in self._held:
-            return
         log = self._log(session_id)
-        log.last_id += 1
+        with self._numbering:
+            if kind not in STORED and session_id in self._held:
+                return
+            log.last_id += 1
         event = Event(id=log.last_id, kind=kind, data=data)
         if kind in STORED:
             log.stored.append(event)

@@ -50,7 +50,7 @@ async def dispatching(folder: Path, models: Path, ready: Callable[[], list[Worke
     catalog = Catalog([models], folder)
     catalog.scan()
     supervisor: Any = SimpleNamespace(ready=ready)
-    store = await Store.open(f"sqlite+aiosqlite:///{folder / 'db'}")
+    store = await Store.open(f"sqlite:///{folder / 'db'}")
     blobs, choices = Blobs(folder / "sessions"), Choices(folder, 1)
     known = Measurements(folder, 1, keep=False)
     kept = Checkpoints(folder / "checkpoints")

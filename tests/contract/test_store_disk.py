@@ -134,7 +134,7 @@ def test_what_was_acknowledged_survives_kill_9(backend: Backend) -> None:
 async def test_a_new_database_is_made_for_its_owner_only(tmp_path: Path) -> None:
     path = tmp_path / "50% of it" / "new.db"
     path.parent.mkdir()
-    store = await Store.open(f"sqlite+aiosqlite:///{path}")
+    store = await Store.open(f"sqlite:///{path}")
     await add(store)
     assert {file.stat().st_mode & 0o777 for file in path.parent.iterdir()} == {0o600}
     await store.close()
@@ -215,11 +215,11 @@ async def test_somebody_elses_database_is_refused_untouched(tmp_path: Path) -> N
 async def test_what_cannot_be_opened_says_why(tmp_path: Path) -> None:
     (tmp_path / "noise.db").write_bytes(b"this is no database at all, but it is long enough to be looked at" * 20)
     cases = {
-        f"sqlite+aiosqlite:///{tmp_path}/absent/x.db": "No such file",
-        f"sqlite+aiosqlite:///{tmp_path}/noise.db": "not a database",
-        f"sqlite+aiosqlite:///{tmp_path}": "directory",
-        "sqlite+aiosqlite:///:memory:": "path",
-        "sqlite+aiosqlite://": "path",
+        f"sqlite:///{tmp_path}/absent/x.db": "No such file",
+        f"sqlite:///{tmp_path}/noise.db": "not a database",
+        f"sqlite:///{tmp_path}": "directory",
+        "sqlite:///:memory:": "path",
+        "sqlite://": "path",
         "mysql://here/there": "not supported",
         "what is this": "cannot be read",
     }
@@ -232,7 +232,7 @@ async def test_one_connection_checkpoints_and_fsyncs_and_the_others_cannot_write
     connections: list[Any] = []
 
     def collect(connection: Any, _record: object) -> None:
-        connections.append(connection.driver_connection)
+        connections.append(connection)
 
     event.listen(Engine, "connect", collect)
     store = await Store.open(sqlite.url)
@@ -241,17 +241,17 @@ async def test_one_connection_checkpoints_and_fsyncs_and_the_others_cannot_write
         await asyncio.gather(*(store.get(ID) for _ in range(20)))
         event.remove(Engine, "connect", collect)
 
-        async def setting(connection: Any, name: str) -> Any:
-            return (await connection.execute_fetchall(f"PRAGMA {name}"))[0][0]
+        def setting(connection: Any, name: str) -> Any:
+            return connection.execute(f"PRAGMA {name}").fetchone()[0]
 
-        writers = [c for c in connections if await setting(c, "query_only") == 0]
+        writers = [c for c in connections if setting(c, "query_only") == 0]
         assert len(writers) == 1
-        assert await setting(writers[0], "synchronous") == 2
+        assert setting(writers[0], "synchronous") == 2
         for connection in connections:
-            assert await setting(connection, "journal_mode") == "wal"
-            assert await setting(connection, "foreign_keys") == 1
-            assert await setting(connection, "busy_timeout") == 5000
-            assert (await setting(connection, "wal_autocheckpoint") > 0) is (connection in writers)
+            assert setting(connection, "journal_mode") == "wal"
+            assert setting(connection, "foreign_keys") == 1
+            assert setting(connection, "busy_timeout") == 5000
+            assert (setting(connection, "wal_autocheckpoint") > 0) is (connection in writers)
     finally:
         await store.close()
 

@@ -58,7 +58,7 @@ class Rig:
         self.path = path
         self.is_xl = (path / "text_encoder_2").exists()
         kind = StableDiffusionXL if self.is_xl else StableDiffusion
-        self.family = kind(path, torch.device("cpu"), torch.float32)
+        self.family: StableDiffusion = kind(path, torch.device("cpu"), torch.float32)
         self.family.pack()  # as a worker does
         self.pipeline: Any = diffusers.DiffusionPipeline.from_pretrained(path, dtype=torch.float32)
         self.config = dict(self.pipeline.scheduler.config)

@@ -12,28 +12,41 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from mezzotint.engine import convert, executors
-from mezzotint.families.base import Family, Prompt, Rows
+from mezzotint.engine import convert, executors, probe
 from mezzotint.families.sd import StableDiffusion
 from mezzotint.request import ControlNetUse, LoraUse
-from tests.models import build_controlnet, build_lora
-from tests.parity.rig import COMPANY, Asked, Rig, difference
+from tests.models import build_controlnet, build_lora, build_sd, build_sdxl
+from tests.parity.rig import COMPANY, Asked, Rig, apart, difference
 from tests.pictures import picture
 from tests.requests import request
 
 
 @pytest.fixture(scope="module")
-def rig(random_sd: Path) -> Rig:
-    return Rig(random_sd / "tiny")
+def kind(request: pytest.FixtureRequest) -> str:
+    """Which UNet the model of a test has."""
+    return str(getattr(request, "param", "sd"))
+
+
+of_every_kind = pytest.mark.parametrize("kind", ["sd", "inpainting", "sdxl"], indirect=True, scope="module")
 
 
 @pytest.fixture(scope="module")
-def made(random_sd: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def rig(kind: str, tmp_path_factory: pytest.TempPathFactory) -> Rig:
+    folder = tmp_path_factory.mktemp(kind) / "tiny"
+    return Rig(build_sdxl(folder) if kind == "sdxl" else build_sd(folder, inpaints=kind == "inpainting"))
+
+
+@pytest.fixture(scope="module")
+def made(rig: Rig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny model's graphs. Made once; tests that spoil them take a copy."""
-    graphs = tmp_path_factory.mktemp("openvino") / "tiny"
+    return graphs_made(rig, tmp_path_factory.mktemp("openvino") / "tiny")
+
+
+def graphs_made(rig: Rig, graphs: Path) -> Path:
     with torch.no_grad():
-        convert.convert(StableDiffusion(random_sd / "tiny", torch.device("cpu"), torch.float32), graphs)
+        convert.convert(type(rig.family)(rig.path, torch.device("cpu"), torch.float32), graphs)
     return graphs
 
 
@@ -61,24 +74,39 @@ ASKED = [
 ]
 
 
+@of_every_kind
 @pytest.mark.parametrize("company", [[], COMPANY], ids=["alone", "in company"])
 def test_pictures_through_openvino_are_those_of_torch(rig: Rig, made: Path, company: list[Any]) -> None:
     fast = opened(rig, made)
+    assert fast.family.executor.name == "openvino"
     for asked in ASKED:
         expected, drawn = rig.draw([asked])[0], fast.draw([asked, *company], stagger=1)[0]
         assert all(difference(one, other) <= 0.5 for one, other in zip(drawn, expected, strict=True)), asked
     assert difference(fast.draw([request(seed=8)])[0][0], rig.draw([request()])[0][0]) > 5, "any picture would pass"
 
 
+@of_every_kind
+def test_an_inpainting_through_openvino_is_that_of_torch(rig: Rig, made: Path, tmp_path: Path) -> None:
+    """With a UNet that takes the mask, and with those that do not."""
+    picture(size=(16, 16)).save(tmp_path / "image.png")
+    mask = Image.new("L", (16, 16))
+    mask.paste(255, (5, 4, 12, 11))
+    mask.save(tmp_path / "mask.png")
+    files = {name: tmp_path / f"{name}.png" for name in ("image", "mask")}
+    asked = Asked(request=request(type="inpainting", image="asset:i", mask="asset:m", strength=0.8), files=files)
+    expected, fast = rig.draw([asked])[0][0], opened(rig, made)
+    for company in ([], COMPANY):
+        drawn = fast.draw([*company, asked])[-1][0]
+        assert difference(drawn, expected) <= 0.5
+        assert apart(drawn, expected) <= 1e-3
+    assert apart(rig.draw([replace(asked, request=replace(asked.request, seed=8))])[0][0], expected) > 0.1
+
+
+@of_every_kind
 @pytest.mark.parametrize("rows", [1, 2, 7, 16])
 def test_outputs_through_openvino_are_those_of_torch(rig: Rig, made: Path, rows: int) -> None:
     fast = opened(rig, made).family
-    (encoded,) = rig.family.encode([Prompt(text="a", syntax="plain", clip_skip=None, windows=2)])
-    asked = Rows(
-        latents=torch.randn(rows, 4, 9, 12, generator=torch.Generator().manual_seed(rows)),
-        timesteps=torch.linspace(1, 999, rows),
-        hidden=encoded.hidden.expand(rows, -1, -1),
-    )
+    asked = probe.rows(rig.family, rows, 9, 12, windows=2)
     expected, first = rig.family.predict(asked), fast.predict(asked)
     kept = first.clone()
     assert float((first - expected).abs().max()) <= 1e-4
@@ -86,24 +114,42 @@ def test_outputs_through_openvino_are_those_of_torch(rig: Rig, made: Path, rows:
     assert torch.equal(first, kept), "an output is the caller's to keep"
 
 
+@pytest.mark.parametrize(
+    ("kind", "field"), [("inpainting", "extra"), ("sdxl", "pooled")], indirect=["kind"], scope="module"
+)
+def test_what_a_unet_takes_beside_the_text_reaches_its_graph_row_by_row(rig: Rig, made: Path, field: str) -> None:
+    asked = probe.rows(rig.family, 3, 8, 8)
+    given = getattr(asked, field).clone()
+    given[1] += 1
+    changed = replace(asked, **{field: given})
+    fast = opened(rig, made).family
+    assert [float((fast.predict(changed) - fast.predict(asked))[row].abs().max()) > 1e-3 for row in range(3)] == [
+        False,
+        True,
+        False,
+    ]
+
+
 def test_the_decoder_that_openvino_runs_doubles_no_picture_before_it_convolves_it(made: Path) -> None:
     assert 'type="Interpolate"' in (made / executors.UNET).read_text()
     assert 'type="Interpolate"' not in (made / executors.DECODER).read_text()
 
 
+@of_every_kind
 @pytest.mark.parametrize("executor", ["torch", "openvino"])
 def test_bfloat16_is_near_and_not_the_same(rig: Rig, made: Path, executor: str) -> None:
     fast = opened(rig, made, executor, "bfloat16")
     assert 0 < difference(fast.draw([request()])[0][0], rig.draw([request()])[0][0]) <= 4
 
 
+@of_every_kind
 def test_a_deterministic_picture_is_that_of_the_plain_twin(rig: Rig, made: Path) -> None:
     asked = request(deterministic=True)
     fast = opened(rig, made, "openvino", "bfloat16")
     assert np.array_equal(fast.draw([asked, *COMPANY])[0][0].pixels, rig.draw([asked])[0][0].pixels)
 
 
-def refusal(family: Family, graphs: Path, **options: Any) -> str:
+def refusal(family: StableDiffusion, graphs: Path, **options: Any) -> str:
     with pytest.raises(executors.Unavailable) as caught:
         executors.open_with(family, "openvino", "float32", graphs=graphs, threads=1, **options)
     return str(caught.value)
@@ -138,13 +184,15 @@ def test_graphs_that_are_not_made_yet_are_a_reason(rig: Rig, tmp_path: Path) -> 
     assert refusal(rig.family, tmp_path / "none") == "its graphs are not made yet"
 
 
+@of_every_kind
 @pytest.mark.parametrize(
     ("executor", "dtype", "most"), [("openvino", "float32", 0.5), ("openvino", "bfloat16", 4), ("torch", "bfloat16", 4)]
 )
 def test_rows_with_controlnets_share_the_call_of_those_without(
     rig: Rig, made: Path, tmp_path: Path, executor: str, dtype: str, most: float
 ) -> None:
-    net = build_controlnet(tmp_path / "edges", rig.path, seed=2)
+    plain = build_sd(tmp_path / "plain") if rig.family.inpaints else rig.path  # a net is never told of the mask
+    net = build_controlnet(tmp_path / "edges", plain, seed=2)
     picture(size=(16, 16)).save(tmp_path / "edges.png")
     use = ControlNetUse(
         model="edges",
@@ -171,6 +219,7 @@ def test_rows_with_controlnets_share_the_call_of_those_without(
         assert max(fast.calls) == 2 * (1 + len(company)), "one call for all"
 
 
+@of_every_kind
 def test_rows_with_adapters_run_in_the_plain_twin_beside_others(rig: Rig, made: Path, tmp_path: Path) -> None:
     lora = build_lora(tmp_path / "ink.safetensors", rig.path, seed=3)
     asked = Asked(request=request(type="lora", loras=(LoraUse(name="ink", scale=0.8),)), loras=(lora,))
@@ -193,14 +242,12 @@ def test_a_spoilt_compiled_form_is_made_anew(rig: Rig, graphs: Path) -> None:
     assert all(file.read_bytes() != b"not what it was" for file in (graphs / "blobs-f32").iterdir())
 
 
-def test_a_conversion_that_was_stopped_leaves_nothing_that_counts(rig: Rig, random_sd: Path, tmp_path: Path) -> None:
+def test_a_conversion_that_was_stopped_leaves_nothing_that_counts(rig: Rig, tmp_path: Path) -> None:
     dead = tmp_path / f".tiny.{2**22 + 1}.tmp"  # above any process id
     dead.mkdir()
     (dead / "unet.xml").write_text("half")
     assert refusal(rig.family, tmp_path / "tiny") == "its graphs are not made yet"
-    with torch.no_grad():
-        convert.convert(StableDiffusion(random_sd / "tiny", torch.device("cpu"), torch.float32), tmp_path / "tiny")
-    executors.check_graphs(tmp_path / "tiny")
+    executors.check_graphs(graphs_made(rig, tmp_path / "tiny"))
     assert not list(tmp_path.glob(".*"))
 
 

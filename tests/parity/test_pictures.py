@@ -103,6 +103,17 @@ def test_a_unet_that_knows_of_masks_equals_the_pipeline(
     assert_equal(inpainting.draw([inpaint(folder, seed=3), asked], stagger=1)[1][0], expected)
 
 
+def test_a_text_alone_is_an_empty_picture_drawn_anew_to_a_unet_that_takes_a_mask(
+    inpainting: Rig, folder: Path, tmp_path: Path
+) -> None:
+    """No caller may ask for it: probes of `models tune` and the practice of a spare worker do."""
+    for name, mode, colour in (("image", "RGB", 0), ("mask", "L", 255)):
+        Image.new(mode, (16, 16), colour).save(tmp_path / f"{name}.png")
+    files = {name: tmp_path / f"{name}.png" for name in ("image", "mask")}
+    masked = replace(inpaint(folder, strength=1.0), files=files)
+    assert_equal(inpainting.draw([request()])[0][0], inpainting.oracle(masked))
+
+
 @pytest.mark.parametrize("changes", [{"mask_blur": 2}, {"padding_mask_crop": 2}, {"num_images": 2}], ids=str)
 def test_a_field_of_inpainting_means_what_it_means_in_diffusers(
     rig: Rig, folder: Path, changes: dict[str, Any]

@@ -1,14 +1,18 @@
 """The worker in reserve: it takes over with what its like had loaded, and no session hangs on it."""
 
+import base64
 import io
 import os
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
+from tests.models import build_sd
+from tests.pictures import picture
 from tests.process.conftest import RunningServer, wait_for
 
 STEPS = 60
@@ -20,13 +24,13 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
         yield running
 
 
-def with_spare(server: RunningServer, *, loaded: bool) -> tuple[dict[str, Any], dict[str, Any]]:
+def with_spare(server: RunningServer, *, loaded: bool, model: str = "icons") -> tuple[dict[str, Any], dict[str, Any]]:
     """The worker and the one in reserve, once both are up."""
 
     def both() -> tuple[dict[str, Any], dict[str, Any]] | None:
         worker, *spares = server.client.workers()
         up = worker["state"] == "ready" and spares and spares[0]["state"] == "spare"
-        return (worker, spares[0]) if up and (not loaded or "icons" in spares[0]["resident_models"]) else None
+        return (worker, spares[0]) if up and (not loaded or model in spares[0]["resident_models"]) else None
 
     found: tuple[dict[str, Any], dict[str, Any]] = wait_for(both, 120)
     return found
@@ -74,3 +78,24 @@ def test_worker_and_spare_killed_together_cost_a_start_and_no_session(server: Ru
     ended = server.client.wait(sent)
     assert ended["state"] == "succeeded"
     assert ended["usage"]["steps_resumed"] > 0
+
+
+def test_a_spare_does_not_die_of_practising_on_a_model_that_only_inpaints(tmp_path: Path) -> None:
+    build_sd(tmp_path / "models" / "painter", inpaints=True)
+    with RunningServer(tmp_path / "data", "--models", str(tmp_path / "models"), spare=True) as server:
+        sent = {"model": "painter", "prompt": "a cat", "width": 16, "height": 16}
+
+        def draw(steps: int) -> None:
+            body = sent | {"image": png("RGB"), "mask": png("L"), "steps": steps}
+            assert server.client.wait(server.client.submit(**body)["id"])["state"] == "succeeded"
+
+        draw(2)
+        _, spare = with_spare(server, loaded=True, model="painter")
+        draw(500)
+        assert with_spare(server, loaded=True, model="painter")[1]["id"] == spare["id"]
+
+
+def png(mode: str) -> str:
+    file = io.BytesIO()
+    picture(mode, (16, 16)).save(file, "PNG")
+    return base64.b64encode(file.getvalue()).decode()

@@ -12,6 +12,7 @@ import psutil
 import pytest
 from PIL import Image
 
+from tests.models import build_sd, build_sdxl
 from tests.process.conftest import RunningServer, wait_for
 from tests.process.test_cli import run
 
@@ -89,6 +90,22 @@ def test_an_idle_server_measures_its_model_and_goes_over_to_openvino(
         wait_for(lambda: served_by(server)["reason"] == "its graphs are not as they were made", 5)
         wait_for(lambda: served_by(server)["executor"] == "openvino", 120)
         assert draw(server)[1]["executor"] == "openvino"
+
+
+@pytest.mark.parametrize("kind", ["inpainting", "sdxl"])
+def test_a_model_whose_unet_takes_more_than_a_text_is_tuned(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
+    models = tmp_path / "models"
+    build_sdxl(models / "tiny") if kind == "sdxl" else build_sd(models / "tiny", inpaints=True)
+    done = run("models", "tune", "tiny", "--models", models, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (profile,) = json.loads(done.stdout)
+    measured = {(one["executor"], one["dtype"]): one for one in profile["ranking"]}
+    assert all(one["ms_per_step"] for one in measured.values()), measured
+    assert measured["openvino", "float32"]["difference"] <= 0.5
+    assert measured["openvino", "bfloat16"]["difference"] > 0
 
 
 def test_generate_never_measures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ def device(**changes: Any) -> dict[str, Any]:
 def facts(*models: Model, **changes: Any) -> Facts:
     plain = Facts(
         models={model.id: model for model in models},
+        default_model="tiny",
         resident={"cpu:0": ()},
         room={"cpu:0": None},
         devices=[device()],
@@ -46,6 +47,12 @@ def test_without_a_model_nothing_can_be_done_and_each_type_says_what_it_needs() 
     assert types() == types(BROKEN) == {}
     assert needs().keys() == set(TYPES)
     assert needs()["inpainting"] == ["a checkpoint in a model folder that can run inpainting"]
+
+
+def test_the_default_model_is_named_only_if_it_is_there_and_draws() -> None:
+    assert capabilities.body(facts(TINY, OTHER))["default_model"] == "tiny"
+    assert capabilities.body(facts(OTHER))["default_model"] is None
+    assert capabilities.body(facts(OTHER, *ADAPTERS, default_model=ADAPTERS[0].id))["default_model"] is None
 
 
 def test_an_adapter_counts_only_for_the_models_that_it_fits() -> None:

@@ -153,6 +153,29 @@ def rule_of(name: str) -> str:
     return max((prefix for prefix in ALLOWED if name == prefix or name.startswith(f"{prefix}.") or not prefix), key=len)
 
 
+def test_a_command_starts_without_what_it_may_not_need() -> None:
+    code = (
+        "import sys, mezzotint.cli\n"
+        "heavy = {'fastapi', 'httpx2', 'msgspec', 'pydantic', 'sqlalchemy', 'structlog', 'uvicorn'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_worker_starts_without_what_few_requests_use_and_finds_it_when_they_do() -> None:
+    code = (
+        "import sys; from mezzotint.workers.imports import import_quickly; import_quickly()\n"
+        "import mezzotint.workers.main\n"
+        "heavy = {'scipy.stats._stats_py', 'transformers', 'peft', 'torch._dynamo', 'diffusers.pipelines'}\n"
+        "print(sorted(heavy & set(sys.modules)))\n"
+        "from diffusers import EulerDiscreteScheduler as Euler\n"
+        "Euler(use_beta_sigmas=True).set_timesteps(5); print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["[]", "['scipy.stats._stats_py']"]
+
+
 @pytest.mark.parametrize(("name", "tree"), list(modules()), ids=lambda value: value if isinstance(value, str) else "")
 def test_a_module_imports_only_what_it_may(name: str, tree: ast.Module) -> None:
     allowed = ALLOWED[rule_of(name)]

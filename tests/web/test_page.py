@@ -47,7 +47,9 @@ def strange(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]
     (models / "hostile.json").write_text(json.dumps({"trigger_words": HOSTILE}), encoding="utf-8")
     for name in HOSTILE:
         shutil.copy(lora, models / f"{name.replace('/', '')}.safetensors")
-    with RunningServer(tmp_path_factory.mktemp("strange") / "data", "--models", str(models)) as running:
+    with RunningServer(
+        tmp_path_factory.mktemp("strange") / "data", "--models", str(models), "--default-model", "patcher"
+    ) as running:
         running.worker_pid()
         yield running
 

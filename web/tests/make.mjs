@@ -140,8 +140,8 @@ export async function lacking({ page, url, shot }) {
   await open(page, url, "make");
   const model = page.getByLabel("Model", { exact: true });
   const offered = async () => (await page.locator("form summary").allInnerTexts()).slice(0, -1); // all have the last
-  const asked = page.waitForRequest((request) => request.url().endsWith("/validate") && request.postDataJSON().model === "large");
-  await page.waitForFunction(() => document.querySelector("select").value === "large");
+  const asked = page.waitForRequest((request) => request.url().endsWith("/validate") && request.postDataJSON().model === "patcher");
+  await page.waitForFunction(() => document.querySelector("select").value === "patcher"); // the server's default
   await asked; // what is shown is what is meant
   await model.selectOption("icons");
   await page.getByText("ControlNet", { exact: true }).waitFor();

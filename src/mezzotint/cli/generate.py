@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from mezzotint.cli import draw, fields, progress, repeat
+from mezzotint.cli import draw, fields, progress
 from mezzotint.cli.flags import Json, Models, Server
 from mezzotint.errors import CallerError
 
@@ -79,6 +79,8 @@ def generate(
     options = {"format": fields.image_format(output), "quality": quality, "embed_metadata": embed_metadata}
     given["output"] = {name: value for name, value in options.items() if value is not None}
     if from_picture is not None:
+        from mezzotint.cli import repeat
+
         made = repeat.fields_of(from_picture, given.keys(), server, models or [])
         given = made | given | {"output": made.get("output", {}) | given["output"]}
     elif prompt is None:

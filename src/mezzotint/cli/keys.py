@@ -10,12 +10,10 @@ from typing import Annotated, Any
 
 import typer
 
-from mezzotint import bodies
 from mezzotint.api_keys import SCOPES, USUAL, ApiKey, Limits, Scope
 from mezzotint.cli import ask
 from mezzotint.cli.flags import Data, Json
 from mezzotint.errors import CallerError, SetupError
-from mezzotint.schema import nearest
 
 DAY_S = 86_400
 _LIMITS = Limits()
@@ -113,6 +111,8 @@ def _database(data: Path | None, database: str | None) -> Iterator[str]:
 def _scope(text: str) -> Scope:
     found = next((scope for scope in SCOPES if scope == text), None)
     if found is None:
+        from mezzotint.schema import nearest
+
         near = nearest(text, SCOPES)
         hint = f"did you mean {near}?" if near else f"scopes: {', '.join(SCOPES)}"
         raise CallerError(f"--scope {text[:64]!r} does not exist; {hint}", code="invalid_value", field="scope")
@@ -127,6 +127,8 @@ def _state(key: ApiKey) -> str:
 
 def _body(key: ApiKey) -> dict[str, Any]:
     import msgspec
+
+    from mezzotint import bodies
 
     body: dict[str, Any] = msgspec.to_builtins(key)
     times = {name: bodies.time(body[name]) for name in ("created_at", "expires_at", "revoked_at")}

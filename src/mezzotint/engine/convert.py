@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -85,17 +86,15 @@ def _ensure(subject: Subject, graphs: Path) -> None:
     import torch
 
     from mezzotint.engine import executors
-    from mezzotint.families.sd import StableDiffusion
+    from mezzotint.families.table import implementation
 
     with contextlib.suppress(executors.Unavailable):
         executors.check_graphs(graphs)
         return
-    if subject.family != "sd":
-        raise ValueError("only the sd family can run this way in this version")
     torch.set_num_threads(subject.threads)
     torch.set_grad_enabled(False)
     vae = Path(subject.vae) if subject.vae else None
-    convert(StableDiffusion(Path(subject.path), torch.device("cpu"), torch.float32, vae), graphs)
+    convert(implementation(subject.family)(Path(subject.path), torch.device("cpu"), torch.float32, vae), graphs)
     for other in graphs.parent.glob(f"{subject.sha256}-*"):  # of other versions of OpenVINO
         if other != graphs:
             shutil.rmtree(other, ignore_errors=True)
@@ -106,6 +105,7 @@ def _modules(family: "StableDiffusion") -> list[tuple[str, Any, tuple[Any, ...],
     import torch
     from diffusers.models.attention_processor import AttnProcessor2_0
 
+    from mezzotint.engine import probe
     from mezzotint.engine.executors import DECODER, UNET
     from mezzotint.families.sd import decoder_in_torch, unet_in_torch
 
@@ -120,31 +120,25 @@ def _modules(family: "StableDiffusion") -> list[tuple[str, Any, tuple[Any, ...],
     family.unet.set_attn_processor(AttnProcessor2_0())
     family.vae.set_attn_processor(AttnProcessor2_0())
     generator = torch.Generator().manual_seed(0)
-    channels, tokens = len(family.text_encoder.final_layer_norm.weight), family.tokenizer.window
+    run, own = unet_in_torch(family.unet, family.added_names), 3 + len(family.added_names)
 
-    def run_unet(latents: Any, timesteps: Any, hidden: Any, *residuals: Any) -> Any:
-        return unet_in_torch(family.unet)(latents, timesteps, hidden, residuals)
+    def run_unet(*inputs: Any) -> Any:
+        return run(inputs[:own], inputs[own:])
 
     def inputs(rows: int, height: int, width: int, windows: int) -> tuple[Any, ...]:
-        latents = torch.randn(rows, family.latent_channels, height, width, generator=generator)
-        hidden = torch.randn(rows, tokens * windows, channels, generator=generator)
-        plain = latents, torch.rand(rows, generator=generator) * 999, hidden
-        residuals = [torch.randn(skip.shape, generator=generator) / 10 for skip in _skips(family.unet, plain)]
-        return *plain, *residuals
+        plain = family.unet_inputs(probe.rows(family, rows, height, width, windows=windows))
+        skips = _skips(family.unet, lambda: run(plain, ()))
+        return *plain, *(torch.randn(skip.shape, generator=generator) / 10 for skip in skips)
 
     # Odd sizes, so that the UNet's way for sizes its halvings do not divide is the one traced: it fits all others too.
     least = 2 ** len(family.unet.config.block_out_channels)
     traced = inputs(2, 2 * least + 1, least + least // 2 + 1, 1)
     checked = [inputs(1, 2 * least, 2 * least, 2), inputs(4, 2 * least, least + 1, 1)]
-    checked.append((*checked[0][:3], *[torch.zeros(1, 1, 1, 1)] * (len(traced) - 3)))  # without ControlNets
+    checked.append((*checked[0][:own], *[torch.zeros(1, 1, 1, 1)] * (len(traced) - own)))  # without ControlNets
+    latents, *others = [(one[0][:, : family.latent_channels],) for one in (traced, *checked)]
     return [
         (UNET, Called(family.unet, run_unet).eval(), traced, checked),
-        (
-            DECODER,
-            Called(family.vae, decoder_in_torch(family.vae)).eval(),
-            traced[:1],
-            [one[:1] for one in checked],
-        ),
+        (DECODER, Called(family.vae, decoder_in_torch(family.vae)).eval(), latents, others),
     ]
 
 
@@ -166,7 +160,7 @@ def _fold_doubling(decoder: Any) -> None:
             upsampler.forward = folded(upsampler.conv)
 
 
-def _skips(unet: Any, inputs: tuple[Any, ...]) -> list[Any]:
+def _skips(unet: Any, call: Callable[[], Any]) -> list[Any]:
     """What a ControlNet may add to, in its order: what the way down leaves for the way up, then the middle."""
     skips: list[Any] = []
     hooks = [
@@ -174,8 +168,7 @@ def _skips(unet: Any, inputs: tuple[Any, ...]) -> list[Any]:
         *(one.register_forward_hook(lambda _, __, output: skips.extend(output[1])) for one in unet.down_blocks),
         unet.mid_block.register_forward_hook(lambda _, __, output: skips.append(output)),
     ]
-    latents, timesteps, hidden = inputs
-    unet(latents, timesteps, encoder_hidden_states=hidden, return_dict=False)
+    call()
     for hook in hooks:
         hook.remove()
     return skips

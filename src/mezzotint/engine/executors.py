@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mezzotint.families.base import Executor, Family
+from mezzotint.families.base import Executor
 from mezzotint.families.sd import RunUnet, StableDiffusion, decoder_in_torch, unet_in_torch
 from mezzotint.families.weights import module_bytes
 
@@ -39,24 +39,20 @@ def import_openvino() -> Any:
 
 
 def open_with(
-    plain: Family,
+    plain: StableDiffusion,
     executor: str,
     dtype: str,
     *,
     graphs: Path,
     threads: int,
     runtime: Callable[[], Any] = import_openvino,
-) -> Family:
+) -> StableDiffusion:
     """The same model run otherwise: a second family that shares all but the modules with `plain`, its twin.
 
     Raises Unavailable. For openvino `graphs` is the folder that engine/convert.py filled.
     """
     if (executor, dtype) == ("torch", "float32"):
         return plain
-    if type(plain) is not StableDiffusion:
-        raise Unavailable("only the sd family can run this way in this version")
-    if plain.inpaints:
-        raise Unavailable("inpainting UNets cannot run this way in this version")
     fast = copy.copy(plain)
     fast.executor = Executor(name=executor, dtype=dtype, twin=plain)
     if executor == "torch":
@@ -91,11 +87,12 @@ def _in_torch(
     unet, vae = _cast(plain.unet, dtype), _cast(plain.vae, dtype)
     fast.copied_bytes += module_bytes(unet, vae)
     unet.set_attn_processor(next(iter(plain.unet.attn_processors.values())))
-    run_unet, run_decoder = unet_in_torch(unet), decoder_in_torch(vae)
+    run_unet, run_decoder = unet_in_torch(unet, plain.added_names), decoder_in_torch(vae)
 
-    def cast_unet(latents: Tensor, timesteps: Tensor, hidden: Tensor, residuals: Sequence[Tensor]) -> Tensor:
-        cast = [one.to(dtype) for one in residuals]
-        return run_unet(latents.to(dtype), timesteps, hidden.to(dtype), cast).float()
+    def cast_unet(inputs: Sequence[Tensor], residuals: Sequence[Tensor]) -> Tensor:
+        latents, timesteps, hidden, *added = inputs  # times and sizes are exact; diffusers casts what it makes of them
+        cast = latents.to(dtype), timesteps, hidden.to(dtype), *added
+        return run_unet(cast, [one.to(dtype) for one in residuals]).float()
 
     return cast_unet, lambda latents: run_decoder(latents.to(dtype)).float()
 
@@ -142,10 +139,10 @@ def _in_openvino(
         raise Unavailable(f"openvino cannot open the graphs: {str(error).splitlines()[0]}") from error
     channels, factor = int(plain.unet.config.out_channels), plain.vae_factor
     call = _caller(openvino, unet, lambda n, _, h, w: (n, channels, h, w))
-    nothing = [torch.zeros(1, 1, 1, 1)] * (len(unet.inputs) - 3)  # is added to every skip of every row
+    nothing = torch.zeros(1, 1, 1, 1)  # is added to every skip of every row
 
-    def run_unet(latents: Tensor, timesteps: Tensor, hidden: Tensor, residuals: Sequence[Tensor]) -> Tensor:
-        return call(latents, timesteps, hidden, *(residuals or nothing))
+    def run_unet(inputs: Sequence[Tensor], residuals: Sequence[Tensor]) -> Tensor:
+        return call(*inputs, *(residuals or [nothing] * (len(unet.inputs) - len(inputs))))
 
     return run_unet, _caller(openvino, decoder, lambda n, _, h, w: (n, 3, h * factor, w * factor))
 

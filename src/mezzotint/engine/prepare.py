@@ -5,7 +5,7 @@ picture's sample.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -37,7 +37,14 @@ class Parts:
 
 
 def trajectories(parts: Parts) -> list[Trajectory]:
-    """One for each image that is to be drawn, at its first step."""
+    """One for each image that is to be drawn, at its first step.
+
+    For a UNet that takes a mask a text alone is an empty picture, all of which is to be drawn.
+    """
+    if parts.family.inpaints and parts.pictures.image is None:
+        size = parts.request.passes[0].height, parts.request.passes[0].width
+        empty = replace(parts.pictures, image=torch.zeros(1, 3, *size), mask=torch.ones(1, 1, *size))
+        parts = replace(parts, pictures=empty)
     encoded = _Encoded(parts.family, parts.pictures)
     return [_trajectory(parts, encoded, index) for index in range(parts.request.num_images) if index not in parts.done]
 
@@ -132,7 +139,7 @@ def _start(
         begun = encoded.sample(sampler)
         return sampler.noised(begun, varied(sampler.draw(shape), variation)), None, None
 
-    whole = parts.request.strength == 1.0  # nothing of the picture shines through
+    whole = parts.request.strength in (None, 1.0)  # nothing of the picture shines through
     image = None if whole and family.inpaints else encoded.sample(sampler)
     noise = varied(sampler.draw(shape), variation)
     latents = sampler.pure_noise(noise) if whole or image is None else sampler.noised(image, noise)

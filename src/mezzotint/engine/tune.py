@@ -23,7 +23,7 @@ from mezzotint.workers.limits import limit_myself
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mezzotint.families.base import Family
+    from mezzotint.families.base import Family, Rows
 
 PROBES = ("a red boat on a lake", "a slice of pizza", "")
 PROBE_STEPS = 10
@@ -55,7 +55,7 @@ def measure(subject: Subject, refused: str | None) -> Profile:
     import torch
 
     from mezzotint.engine import executors
-    from mezzotint.families.sd import StableDiffusion
+    from mezzotint.families.table import implementation
 
     kind = subject.device.partition(":")[0]
     device = torch.device(kind if kind == "cpu" else subject.device)
@@ -63,7 +63,8 @@ def measure(subject: Subject, refused: str | None) -> Profile:
     torch.set_grad_enabled(False)
     if kind == "cpu":
         torch.set_float32_matmul_precision("medium")  # as a worker does
-    plain = StableDiffusion(Path(subject.path), device, torch.float32, Path(subject.vae) if subject.vae else None)
+    vae = Path(subject.vae) if subject.vae else None
+    plain = implementation(subject.family)(Path(subject.path), device, torch.float32, vae)
     plain.pack()
     graphs = profiles.graphs_of(Path(subject.cache), subject.sha256)
 
@@ -157,20 +158,11 @@ def _seconds(call: Callable[[], Any]) -> float:
     return time.perf_counter() - started
 
 
-def _rows(family: "Family", subject: Subject, images: int) -> Any:
+def _rows(family: "Family", subject: Subject, images: int) -> "Rows":
     """So many images with guidance: two rows each, at the model's own size."""
-    import torch
+    from mezzotint.engine import probe
 
-    from mezzotint.families.base import Prompt, Rows
-
-    height, width = subject.height // family.vae_factor, subject.width // family.vae_factor
-    (encoded,) = family.encode([Prompt(text=PROBES[0], syntax="plain", clip_skip=None, windows=1)])
-    generator = torch.Generator().manual_seed(0)
-    return Rows(
-        latents=torch.randn(2 * images, family.latent_channels, height, width, generator=generator),
-        timesteps=torch.linspace(1, 999, 2 * images),
-        hidden=encoded.hidden.expand(2 * images, -1, -1),
-    )
+    return probe.rows(family, 2 * images, subject.height // family.vae_factor, subject.width // family.vae_factor)
 
 
 def _pictures(family: "Family", subject: Subject, *, slow: bool) -> "Tensor":

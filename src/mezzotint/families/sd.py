@@ -20,13 +20,15 @@ from mezzotint.families.packing import pack
 from mezzotint.families.weights import load_module, module_bytes
 
 Chunk = list[tuple[int, float]]  # tokens of one window with their weights
-# (latents (n, c, h, w), timesteps (n,), hidden (n, tokens, channels), what ControlNets add to each skip, the middle's
-# last: none, or one tensor (n, channels, h, w) for each) -> output (n, c, h, w)
-RunUnet = Callable[[Tensor, Tensor, Tensor, Sequence[Tensor]], Tensor]
+# (a family's `unet_inputs`, what ControlNets add to each skip, the middle's last: none, or one tensor
+# (n, channels, h, w) for each) -> output (n, c, h, w)
+RunUnet = Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor]
 
 
 class StableDiffusion:
     """A UNet on latents, a CLIP text encoder, a KL autoencoder. Rombach et al. 2022, arXiv:2112.10752."""
+
+    added_names: tuple[str, ...] = ()  # diffusers' names of what the UNet takes beside latents, time and text
 
     def __init__(self, path: Path, device: torch.device, dtype: torch.dtype, vae: Path | None = None) -> None:
         """Loads from disk; never from a network. `vae`: another autoencoder than its own, of equal latents.
@@ -52,7 +54,7 @@ class StableDiffusion:
         self.copied_bytes = 0  # beside the modules' own: packed, or another executor's
         # engine/executors.py puts others in their place, in a copy of this family
         self.executor = PLAIN
-        self.run_unet, self.run_decoder = unet_in_torch(self.unet), decoder_in_torch(self.vae)
+        self.run_unet, self.run_decoder = unet_in_torch(self.unet, self.added_names), decoder_in_torch(self.vae)
 
     @property
     def bytes(self) -> int:
@@ -71,11 +73,14 @@ class StableDiffusion:
     def predict(self, rows: Rows) -> Tensor:
         with torch.inference_mode(), self._adapted.using(rows.loras):
             residuals = add_up(rows) if any(rows.controls) else ()
-            latents = rows.latents if rows.extra is None else torch.cat([rows.latents, rows.extra], dim=1)
-            latents, timesteps = latents.to(self.device, self.dtype), rows.timesteps.to(self.device)
-            added = self._added(rows, slice(None))
-            run = self.run_unet if added is None else unet_in_torch(self.unet, added)
-            return run(latents, timesteps, rows.hidden, residuals).to("cpu", torch.float32)
+            return self.run_unet(self.unet_inputs(rows), residuals).to("cpu", torch.float32)
+
+    def unet_inputs(self, rows: Rows) -> tuple[Tensor, ...]:
+        """Latents (n, c, h, w), timesteps (n,), hidden (n, tokens, channels), then what `added_names` says. Graphs are
+        called with these in this order."""
+        latents = rows.latents if rows.extra is None else torch.cat([rows.latents, rows.extra], dim=1)
+        added = self._added(rows, slice(None)).values()
+        return latents.to(self.device, self.dtype), rows.timesteps.to(self.device), rows.hidden, *added
 
     def encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         with torch.inference_mode():
@@ -100,9 +105,9 @@ class StableDiffusion:
         layout, part = (self.layout, "vae") if other is None else (layout_of(other), "")
         return load_module(AutoencoderKL, layout, part, self.device, self.dtype)
 
-    def _added(self, rows: Rows, chosen: Tensor | slice) -> dict[str, Tensor] | None:
-        """What the UNet is told of the chosen rows beside time and text: nothing, in this architecture."""
-        return None
+    def _added(self, rows: Rows, chosen: Tensor | slice) -> dict[str, Tensor]:
+        """What `added_names` says, in its order, of the chosen rows."""
+        return {}
 
     def _encode(self, prompt: Prompt) -> Conditioning:
         chunks = chunks_of(prompt.text, prompt.syntax, self.tokenizer)
@@ -113,15 +118,14 @@ class StableDiffusion:
         return Conditioning(hidden=hidden.flatten(0, 1), windows=count, cut=len(chunks) > MAX_WINDOWS)
 
 
-def unet_in_torch(unet: Any, added: dict[str, Tensor] | None = None) -> RunUnet:
-    """`added`: what the UNet takes beside the text, by name."""
-
-    def run(latents: Tensor, timesteps: Tensor, hidden: Tensor, residuals: Sequence[Tensor]) -> Tensor:
+def unet_in_torch(unet: Any, added: Sequence[str]) -> RunUnet:
+    def run(inputs: Sequence[Tensor], residuals: Sequence[Tensor]) -> Tensor:
+        latents, timesteps, hidden, *others = inputs
         output: Tensor = unet(
             latents,
             timesteps,
             encoder_hidden_states=hidden,
-            added_cond_kwargs=added,
+            added_cond_kwargs=dict(zip(added, others, strict=True)),
             down_block_additional_residuals=tuple(residuals[:-1]) or None,
             mid_block_additional_residual=residuals[-1] if residuals else None,
             return_dict=False,

@@ -16,6 +16,8 @@ class StableDiffusionXL(StableDiffusion):
     """As StableDiffusion, with two text encoders, a pooled text and the picture's size. Podell et al. 2023,
     arXiv:2307.01952."""
 
+    added_names = ("text_embeds", "time_ids")
+
     def __init__(self, path: Path, device: torch.device, dtype: torch.dtype, vae: Path | None = None) -> None:
         super().__init__(path, device, dtype, vae)
         self._second = ClipTextEncoder.load(self.layout, "text_encoder_2", device, dtype)
@@ -52,7 +54,7 @@ class StableDiffusionXL(StableDiffusion):
             both, pooled = torch.zeros_like(both), torch.zeros_like(pooled)
         return Conditioning(hidden=both, windows=count, cut=longest > MAX_WINDOWS, pooled=pooled)
 
-    def _added(self, rows: Rows, chosen: Tensor | slice) -> dict[str, Tensor] | None:
+    def _added(self, rows: Rows, chosen: Tensor | slice) -> dict[str, Tensor]:
         """The pooled text, and the sizes that diffusers sends by default: original, crop corner, target."""
         assert rows.pooled is not None  # noqa: S101  invariant: this family's conditionings carry it
         pooled = rows.pooled[chosen]

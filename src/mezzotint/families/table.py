@@ -1,6 +1,8 @@
 """Torch-free facts of every model family, one row each. Must not import torch: the API process reads this."""
 
 from dataclasses import dataclass, field
+from importlib import import_module
+from typing import Any
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,6 +101,12 @@ FAMILIES: dict[str, FamilyFacts] = {
 
 # Parts of published folders that nothing here runs: they are left where they are.
 UNUSED_COMPONENTS = frozenset({"safety_checker", "feature_extractor", "image_encoder"})
+
+
+def implementation(family: str) -> Any:
+    """The class that runs models of a family, its module imported. Only inside a process that may import torch."""
+    module, _, name = FAMILIES[family].implementation.partition(":")
+    return getattr(import_module(module), name)
 
 
 def calls(scheduler: str, steps: int) -> int:

@@ -2,8 +2,7 @@
 
 from dataclasses import dataclass
 
-from sqlalchemy import select
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, select
 
 from mezzotint.errors import ErrorInfo
 from mezzotint.session import State, Usage
@@ -23,7 +22,7 @@ class Ended:
     ended_at: float
 
 
-async def ended(connection: AsyncConnection, since: float, owner: str | None, limit: int) -> list[Ended]:
+def ended(connection: Connection, since: float, owner: str | None, limit: int) -> list[Ended]:
     """Those of an owner (None: of all) that ended since then, the latest first, `limit` at most."""
     columns = [sessions.c[name] for name in ("state", "type", "model", "spans", "usage", "error", "ended_at")]
     query = select(*columns).where(sessions.c.ended_at >= since).order_by(sessions.c.ended_at.desc()).limit(limit)
@@ -39,5 +38,5 @@ async def ended(connection: AsyncConnection, since: float, owner: str | None, li
             error=row.error,
             ended_at=row.ended_at,
         )
-        for row in await connection.execute(query)
+        for row in connection.execute(query)
     ]

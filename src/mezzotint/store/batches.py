@@ -1,18 +1,16 @@
 """The rows of batches: accepted with their sessions in one transaction. Must not change a session that is there."""
 
-import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import Row, delete, exists, insert, select
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, Row, delete, exists, insert, select
 
 from mezzotint.batches import Batch, Standing
 from mezzotint.request import Resolved
 from mezzotint.session import FINAL, Session, State
 from mezzotint.store import keys, rows
-from mezzotint.store.changes import load, plain
+from mezzotint.store.changes import Work, load, plain
 from mezzotint.store.database import Database
 from mezzotint.store.intake import Intake
 from mezzotint.store.rows import Once
@@ -32,27 +30,6 @@ class Batches:
 
         With `once`, a key that is known answers its first batch and no sessions; Conflict `idempotency_mismatch`.
         """
-        return await self._database.unbroken(functools.partial(self._add, batch, accepted, once))
-
-    async def first(self, once: Once) -> Batch | None:
-        """The batch that the key stands for already. Raises Conflict `idempotency_mismatch`."""
-        return await self._database.unbroken(functools.partial(self._first, once))
-
-    async def get(self, batch_id: str) -> tuple[Batch, Mapping[str, Standing]] | None:
-        """A batch, and how those of its sessions stand that were not removed; of one instant."""
-        return await self._database.unbroken(functools.partial(self._get, batch_id))
-
-    async def stopping(self) -> Sequence[str]:
-        """Batches that stop on the first error and have not ended."""
-        return await self._database.unbroken(self._stopping)
-
-    async def forget(self, *, before: float) -> int:
-        """Forget batches from before then whose sessions are all gone. Returns how many."""
-        return await self._database.unbroken(functools.partial(self._forget, before))
-
-    async def _add(
-        self, batch: Batch, accepted: Mapping[str, Resolved], once: Once | None
-    ) -> tuple[Batch, Sequence[Session]]:
         new = [
             rows.of_request(
                 session_id,
@@ -64,54 +41,61 @@ class Batches:
             )
             for session_id, resolved in accepted.items()
         ]
-        async with self._database.write() as work:
-            if once is not None and (known := await _named(work.connection, once)) is not None:
+
+        def run(work: Work) -> tuple[Batch, Sequence[Session]]:
+            if once is not None and (known := _named(work.connection, once)) is not None:
                 return known, ()
-            if len(new) > await self._intake.room(work.connection):
+            if len(new) > self._intake.room(work.connection):
                 raise self._intake.full(batch.created_at)
-            await work.connection.execute(insert(batches).values(_row(batch, once)))
+            work.connection.execute(insert(batches).values(_row(batch, once)))
             if not new:
                 return batch, ()
-            await work.connection.execute(insert(sessions), new)
-            await work.connection.execute(insert(transitions), [rows.of_acceptance(row) for row in new])
-            stored = await load(work.connection, select(sessions).where(sessions.c.batch_id == batch.id))
+            work.connection.execute(insert(sessions), new)
+            work.connection.execute(insert(transitions), [rows.of_acceptance(row) for row in new])
+            stored = load(work.connection, select(sessions).where(sessions.c.batch_id == batch.id))
             for session in stored:
                 work.tell(session.id, "state", session)
                 for warning in session.warnings:
                     work.tell(session.id, "warning", warning)
-        return batch, stored
+            return batch, stored
 
-    async def _first(self, once: Once) -> Batch | None:
-        async with self._database.read() as connection:
-            return await _named(connection, once)
+        return await self._database.write(run)
 
-    async def _get(self, batch_id: str) -> tuple[Batch, Mapping[str, Standing]] | None:
+    async def first(self, once: Once) -> Batch | None:
+        """The batch that the key stands for already. Raises Conflict `idempotency_mismatch`."""
+        return await self._database.read(lambda connection: _named(connection, once))
+
+    async def get(self, batch_id: str) -> tuple[Batch, Mapping[str, Standing]] | None:
+        """A batch, and how those of its sessions stand that were not removed; of one instant."""
         if not plain(batch_id):
             return None
-        async with self._database.read() as connection:
-            row = (await connection.execute(select(batches).where(batches.c.id == batch_id))).one_or_none()
+
+        def run(connection: Connection) -> tuple[Batch, Mapping[str, Standing]] | None:
+            row = connection.execute(select(batches).where(batches.c.id == batch_id)).one_or_none()
             if row is None:
                 return None
             query = select(sessions.c.id, sessions.c.state, sessions.c.error).where(sessions.c.batch_id == batch_id)
-            found = await connection.execute(query)
+            found = connection.execute(query)
             return _batch(row), {one.id: Standing(state=State(one.state), error=one.error) for one in found}
 
-    async def _stopping(self) -> Sequence[str]:
+        return await self._database.read(run)
+
+    async def stopping(self) -> Sequence[str]:
+        """Batches that stop on the first error and have not ended."""
         active = exists().where(sessions.c.batch_id == batches.c.id, sessions.c.state.not_in(FINAL))
         query = select(batches.c.id).where(batches.c.stop_on_first_error, active)
-        async with self._database.read() as connection:
-            return (await connection.scalars(query)).all()
+        return await self._database.read(lambda connection: connection.scalars(query).all())
 
-    async def _forget(self, before: float) -> int:
+    async def forget(self, *, before: float) -> int:
+        """Forget batches from before then whose sessions are all gone. Returns how many."""
         empty = ~exists().where(sessions.c.batch_id == batches.c.id)
         gone = delete(batches).where(batches.c.created_at < before, empty).returning(batches.c.id)
-        async with self._database.write() as work:
-            return len((await work.connection.scalars(gone)).all())
+        return await self._database.write(lambda work: len(work.connection.scalars(gone).all()))
 
 
-async def _named(connection: AsyncConnection, once: Once) -> Batch | None:
+def _named(connection: Connection, once: Once) -> Batch | None:
     query = select(batches).where(batches.c.scope == once.scope, batches.c.key == once.key)
-    row = (await connection.execute(query)).one_or_none()
+    row = connection.execute(query).one_or_none()
     if row is None:
         return None
     keys.check(once, keys.Known(row.id, row.fingerprint))

@@ -3,6 +3,8 @@
 import time
 from collections.abc import Sequence
 
+from sqlalchemy import Connection
+
 from mezzotint.api_keys import ApiKey, Limits, Scope, digest, draw
 from mezzotint.store import api_keys, engines, schema
 from mezzotint.store.sql import Store
@@ -10,8 +12,7 @@ from mezzotint.store.sql import Store
 
 async def is_current(url: str) -> bool:
     """Whether the database has the schema of this code. Raises SetupError when it cannot be opened."""
-    async with engines.beside(url) as connection:
-        return await schema.revision(connection) == schema.HEAD
+    return await engines.beside(url, schema.revision) == schema.HEAD
 
 
 async def bring_up(url: str) -> None:
@@ -34,20 +35,25 @@ async def create_key(
         created_at=time.time(),
         expires_at=expires_at,
     )
-    async with engines.beside(url) as connection:
-        await api_keys.add(connection, key)
-        await connection.commit()
+
+    def run(connection: Connection) -> None:
+        api_keys.add(connection, key)
+        connection.commit()
+
+    await engines.beside(url, run)
     return key, text
 
 
 async def list_keys(url: str) -> Sequence[ApiKey]:
-    async with engines.beside(url) as connection:
-        return await api_keys.everything(connection)
+    return await engines.beside(url, api_keys.everything)
 
 
 async def revoke_key(url: str, key_id: str) -> bool:
     """False when no key of this id is in force."""
-    async with engines.beside(url) as connection:
-        revoked = await api_keys.revoke(connection, key_id, time.time())
-        await connection.commit()
-    return revoked
+
+    def run(connection: Connection) -> bool:
+        revoked = api_keys.revoke(connection, key_id, time.time())
+        connection.commit()
+        return revoked
+
+    return await engines.beside(url, run)

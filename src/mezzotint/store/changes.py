@@ -5,8 +5,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
-from sqlalchemy import ColumnElement, Select, func, insert, not_, or_, select, update
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import ColumnElement, Connection, Select, func, insert, not_, or_, select, update
 from ulid import ULID
 
 from mezzotint.errors import ErrorInfo
@@ -21,7 +20,7 @@ WEBHOOK_OFF = "webhook_off"  # a warning: the receiver wants no more
 class Work:
     """One transaction that writes, and what it has to tell once it is committed."""
 
-    connection: AsyncConnection
+    connection: Connection
     told: list[tuple[str, str, Any]] = field(default_factory=list)  # session, kind, data
     posted: list[str] = field(default_factory=list)  # ids in the outbox
 
@@ -39,7 +38,7 @@ class Change:
     steps_resumed: int | None = None  # of a claim
 
 
-async def move(work: Work, change: Change, *guards: ColumnElement[bool], **values: Any) -> Session | None:
+def move(work: Work, change: Change, *guards: ColumnElement[bool], **values: Any) -> Session | None:
     """The only function that changes a state. Returns None, with nothing changed, when the row is not as expected."""
     if change.after in FINAL:
         values["ended_at"] = change.now
@@ -49,7 +48,7 @@ async def move(work: Work, change: Change, *guards: ColumnElement[bool], **value
         values["pause_requested"] = False  # it has what it asked for, and must not pause again when resumed
     row = sessions.c.id == change.session_id, sessions.c.state == change.before
     statement = update(sessions).where(*row, *guards).values(state=change.after, **values)
-    attempt = await work.connection.scalar(statement.returning(sessions.c.attempt))
+    attempt = work.connection.scalar(statement.returning(sessions.c.attempt))
     if attempt is None:
         return None
     seen = select(func.coalesce(func.max(transitions.c.seq), 0)).where(transitions.c.session_id == change.session_id)
@@ -64,17 +63,17 @@ async def move(work: Work, change: Change, *guards: ColumnElement[bool], **value
         "steps_resumed": change.steps_resumed,
         "at": change.now,
     }
-    await work.connection.execute(insert(transitions).values(note))
-    session = await find(work.connection, change.session_id)
+    work.connection.execute(insert(transitions).values(note))
+    session = find(work.connection, change.session_id)
     work.tell(change.session_id, "state", session)
     if change.after in FINAL:
         work.tell(change.session_id, "end", session)
     if session is not None:
-        await _post(work, session, change.now)
+        _post(work, session, change.now)
     return session
 
 
-async def _post(work: Work, session: Session, now: float) -> None:
+def _post(work: Work, session: Session, now: float) -> None:
     """What the session's webhook is to be told of this change, in the same transaction."""
     webhook, kind = session.request.webhook, f"session.{session.state}"
     if session.state is State.RUNNING and session.attempt == 1:
@@ -93,7 +92,7 @@ async def _post(work: Work, session: Session, now: float) -> None:
         "at": now,
         "next_at": now,
     }
-    await work.connection.execute(insert(outbox).values(row))
+    work.connection.execute(insert(outbox).values(row))
     work.posted.append(post_id)
 
 
@@ -111,53 +110,53 @@ def in_time(now: float) -> ColumnElement[bool]:
     return or_(sessions.c.attempt > 0, sessions.c.expires_at.is_(None), sessions.c.expires_at > now)
 
 
-async def expire(work: Work, session_id: str, now: float) -> None:
+def expire(work: Work, session_id: str, now: float) -> None:
     """End it when it is still queued past its time."""
-    found = await find(work.connection, session_id)
+    found = find(work.connection, session_id)
     if found is None or found.request.expires_s is None:
         return
     error = ErrorInfo(code="expired", message=f"not started within {found.request.expires_s:g} s")
     spans = {"queued": max(0.0, now - found.created_at)}
     change = Change(session_id, State.QUEUED, State.EXPIRED, error.code, now)
-    await move(work, change, not_(in_time(now)), spans=spans, error=error)
+    move(work, change, not_(in_time(now)), spans=spans, error=error)
 
 
-async def after_running(connection: AsyncConnection, session_id: str) -> State:
+def after_running(connection: Connection, session_id: str) -> State:
     """Where a session whose attempt ends unfinished belongs. Cancel beats pause."""
     flags = select(sessions.c.cancel_requested, sessions.c.pause_requested).where(sessions.c.id == session_id)
-    row = (await connection.execute(flags.with_for_update())).one_or_none()
+    row = (connection.execute(flags.with_for_update())).one_or_none()
     if row is None or not any(row):
         return State.QUEUED
     return State.CANCELLED if row.cancel_requested else State.PAUSED
 
 
-async def count_of(connection: AsyncConnection, states: Collection[State]) -> int:
+def count_of(connection: Connection, states: Collection[State]) -> int:
     query = select(func.count()).select_from(sessions).where(sessions.c.state.in_(states))
-    return await connection.scalar(query) or 0
+    return connection.scalar(query) or 0
 
 
-async def pictures_of(connection: AsyncConnection, session_ids: Collection[str]) -> dict[str, frozenset[str] | None]:
+def pictures_of(connection: Connection, session_ids: Collection[str]) -> dict[str, frozenset[str] | None]:
     """The digests of each session's pictures, None of one that has not ended."""
     states = select(sessions.c.id, sessions.c.state).where(sessions.c.id.in_(session_ids))
     digests = select(images.c.session_id, images.c.sha256).where(images.c.session_id.in_(session_ids))
-    known = {row.id: set[str]() if row.state in FINAL else None for row in await connection.execute(states)}
-    for row in await connection.execute(digests):
+    known = {row.id: set[str]() if row.state in FINAL else None for row in connection.execute(states)}
+    for row in connection.execute(digests):
         if (kept := known.get(row.session_id)) is not None:
             kept.add(row.sha256)
     return {session_id: None if kept is None else frozenset(kept) for session_id, kept in known.items()}
 
 
-async def find(connection: AsyncConnection, session_id: str) -> Session | None:
-    found = await load(connection, select(sessions).where(sessions.c.id == session_id))
+def find(connection: Connection, session_id: str) -> Session | None:
+    found = load(connection, select(sessions).where(sessions.c.id == session_id))
     return found[0] if found else None
 
 
-async def load(connection: AsyncConnection, query: Select[Any]) -> list[Session]:
+def load(connection: Connection, query: Select[Any]) -> list[Session]:
     """The sessions of a query over whole rows, with their pictures, in the query's order."""
-    found = (await connection.execute(query)).all()
+    found = (connection.execute(query)).all()
     ids = query.with_only_columns(sessions.c.id).subquery()
     pictures: dict[str, list[ImageRecord]] = {row.id: [] for row in found}
     of_these = select(images).where(images.c.session_id.in_(select(ids.c.id)))
-    for row in await connection.execute(of_these.order_by(images.c.session_id, images.c.idx)):
+    for row in connection.execute(of_these.order_by(images.c.session_id, images.c.idx)):
         pictures[row.session_id].append(rows.image(row))
     return [rows.session(row, tuple(pictures[row.id])) for row in found]

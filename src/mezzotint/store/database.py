@@ -2,13 +2,15 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager
-from typing import Any, TypeVar
+import functools
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 import structlog
+from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mezzotint.errors import TryLater
 from mezzotint.events import Events
@@ -56,52 +58,60 @@ class Database:
         running.add_done_callback(self._calls.discard)
         return await asyncio.shield(running)
 
-    @asynccontextmanager
-    async def write(self) -> AsyncIterator[Work]:
-        self.check_doubt()
-        async with self.writing, self.transaction() as work:
-            yield work
+    async def write(self, body: Callable[[Work], T]) -> T:
+        """One transaction, committed unless the body raises. The body runs in a thread, or between two waits."""
 
-    @asynccontextmanager
-    async def transaction(self) -> AsyncIterator[Work]:
+        async def run() -> T:
+            self.check_doubt()
+            async with self.writing:
+                return await self.transaction(body)
+
+        return await self.unbroken(run)
+
+    async def transaction(self, body: Callable[[Work], T]) -> T:
         """Owns the database from its first statement; commits unless the body raises. Only inside `writing`.
 
         What the body has to tell is written with it and told once it is committed.
         """
-        lost = False
         with contextlib.ExitStack() as held:
             with self._engines.translated(), self._watched():
                 if self._broken:
                     await self._engines.kind.mend(self._engines.writer)
                     self._broken = False
                     log.info("the database's disk takes writes again")
-                async with self._engines.writer.connect() as connection:
-                    mark = await self._engines.kind.mark(connection)
-                    work = Work(connection)
-                    yield work
-                    if self._events is not None:
-                        held.enter_context(self._events.held({session_id for session_id, _, _ in work.told}))
-                        await journal.keep(connection, work.told, self._events)
-                    try:
-                        await connection.commit()
-                    except DBAPIError as error:
-                        if mark is None or not error.connection_invalidated:
-                            raise
-                        lost = True
-            if mark is not None and lost:
-                await self._settle(mark)
-            if work.posted:
+                done = await self._engines.writer.run(functools.partial(self._written, body, held))
+            if done.in_doubt is not None:
+                await self._settle(done.in_doubt)
+            if done.work.posted:
                 self.posted.set()
             if self._events is not None:
-                for told in work.told:
+                for told in done.work.told:
                     self._events.tell(*told)
+            return done.answer
 
-    @asynccontextmanager
-    async def read(self) -> AsyncIterator[AsyncConnection]:
-        """One snapshot: all that the body reads is of the same instant."""
-        with self._engines.translated():
-            async with self._engines.readers.connect() as connection:
-                yield connection
+    def _written(self, body: Callable[[Work], T], held: contextlib.ExitStack, connection: Connection) -> "_Done[T]":
+        mark = self._engines.kind.mark(connection)
+        work = Work(connection)
+        answer = body(work)
+        if self._events is not None:
+            held.enter_context(self._events.held({session_id for session_id, _, _ in work.told}))
+            journal.keep(connection, work.told, self._events)
+        try:
+            connection.commit()
+        except DBAPIError as error:
+            if mark is None or not error.connection_invalidated:
+                raise
+            return _Done(answer, work, in_doubt=mark)
+        return _Done(answer, work)
+
+    async def read(self, body: Callable[[Connection], T]) -> T:
+        """One snapshot: all that the body reads is of the same instant. It runs as that of `write` does."""
+
+        async def run() -> T:
+            with self._engines.translated():
+                return await self._engines.readers.run(body)
+
+        return await self.unbroken(run)
 
     def check_doubt(self) -> None:
         if self._in_doubt:
@@ -128,8 +138,8 @@ class Database:
             while not self._closed:
                 try:
                     with self._engines.translated():
-                        async with self._engines.writer.connect() as connection:
-                            done = await self._engines.kind.committed(connection, mark)
+                        asked = functools.partial(self._engines.kind.committed, mark=mark)
+                        done = await self._engines.writer.run(asked)
                 except TryLater:
                     await asyncio.sleep(ASK_AGAIN_S)
                     continue
@@ -140,3 +150,12 @@ class Database:
             self._in_doubt = False
         message = "the connection to the database broke and nothing was changed; try again"
         raise TryLater(message, code="not_ready", retry_after_s=1)
+
+
+@dataclass(frozen=True, slots=True)
+class _Done(Generic[T]):
+    """What came of a transaction."""
+
+    answer: T
+    work: Work
+    in_doubt: str | None = None  # its mark, when the connection broke in mid-commit

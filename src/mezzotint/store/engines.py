@@ -1,59 +1,21 @@
 """Opens a database of any kind we know and says what its errors mean. Must not know a table."""
 
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TypeVar
 
-from sqlalchemy import URL, make_url
+from sqlalchemy import URL, Connection, make_url
 from sqlalchemy.exc import ArgumentError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from mezzotint.errors import SetupError, TryLater
 from mezzotint.store import postgres, schema, sqlite
+from mezzotint.store.kinds import Engine, Kind
 
 RETRY_AFTER_S = 10
 WAIT_S = 5.0  # for what another process holds
 
-
-class Kind(Protocol):
-    """What one kind of database does in its own way. Everything else is the same SQL."""
-
-    def address(self, url: URL) -> URL:
-        """The address with its driver. Raises SetupError when sessions cannot be kept there. Opens nothing."""
-
-    def open(self, url: URL, wait_s: float) -> tuple[AsyncEngine, AsyncEngine]:
-        """One writer whose commits are fsynced, and readers whose transactions see one instant and cannot write.
-
-        Each waits so long for what another process holds.
-        """
-
-    def open_beside(self, url: URL, wait_s: float) -> AsyncEngine:
-        """For a few rows written by another process than the server's, which it does not disturb."""
-
-    def meaning(self, error: BaseException) -> tuple[str, str] | None:
-        """Code and message of what waiting can mend. None: a bug, or a broken disk."""
-
-    def reason(self, error: BaseException) -> str | None:
-        """Why the database cannot be opened, for the operator; without secrets. None: not for that."""
-
-    async def back_up(self, url: URL, name: str) -> None:
-        """Keep a copy under this name before the schema changes, in place of earlier ones; where files are ours."""
-
-    async def mend(self, writer: AsyncEngine) -> None:
-        """After a write that failed in an unknown way: raises until all that is committed is on the disk again."""
-
-    def broke(self, error: BaseException) -> bool:
-        """Whether it is not known any more what of the database is on the disk."""
-
-    async def mark(self, connection: AsyncConnection) -> str | None:
-        """Begin a transaction; a mark to ask for its fate by, None where a failed commit is never in doubt."""
-
-    async def committed(self, connection: AsyncConnection, mark: str) -> bool:
-        """Whether the marked transaction, which can go on no more, was committed."""
-
-    async def tidy(self, writer: AsyncEngine) -> None:
-        """Leave the files as small as they can be. The last use of the writer."""
+T = TypeVar("T")
 
 
 # The name in the address -> how. A third kind is a third row, and has the contract suite to pass.
@@ -64,8 +26,8 @@ EXAMPLES = "sqlite:///PATH or postgresql://USER:PASSWORD@HOST/NAME"
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Engines:
     kind: Kind
-    writer: AsyncEngine
-    readers: AsyncEngine
+    writer: Engine
+    readers: Engine
 
     async def release(self) -> None:
         """Close every connection, the writer's last: SQLite lets the last one clear the log away."""
@@ -110,17 +72,15 @@ async def connect(url: str, wait_s: float) -> Engines:
     return engines
 
 
-@asynccontextmanager
-async def beside(url: str) -> AsyncIterator[AsyncConnection]:
-    """A transaction of a command, also while a server owns the database; its body commits. Raises SetupError."""
+async def beside(url: str, body: Callable[[Connection], T]) -> T:
+    """A transaction of a command, also while a server owns the database; the body commits. Raises SetupError."""
     parsed = _parsed(url)
     kind = KINDS[parsed.get_backend_name()]
     address = kind.address(parsed)
     try:
         engine = kind.open_beside(address, WAIT_S)
         try:
-            async with engine.connect() as connection:
-                yield connection
+            return await engine.run(body)
         finally:
             await engine.dispose()
     except SetupError:
@@ -148,14 +108,11 @@ def _unusable(url: URL, reason: str | None) -> SetupError:
 
 
 async def _bring_up(engines: Engines, address: URL) -> None:
-    async with engines.readers.connect() as connection:  # not the writer: its first pragma already changes a file
-        found = await schema.revision(connection)
+    found = await engines.readers.run(schema.revision)  # not the writer: its first pragma already changes a file
     if found != schema.HEAD:
         schema.check(found)
         if found is not None:
             await engines.kind.back_up(address, f"before-{schema.HEAD}")
-        async with engines.writer.begin() as connection:
-            await connection.run_sync(schema.upgrade)
+        await engines.writer.run(schema.upgrade)
     else:
-        async with engines.writer.connect():  # taken now, so that a second owner is refused at its start
-            pass
+        await engines.writer.run(lambda connection: None)  # taken now, so that a second owner is refused at its start

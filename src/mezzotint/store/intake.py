@@ -1,19 +1,19 @@
 """Accepting: requests that come together share a commit, as far as the queue has room. Must not change a session."""
 
+import functools
 import math
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import insert, select
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, insert, select
 
 from mezzotint import failpoints
 from mezzotint.errors import Conflict, TryLater
 from mezzotint.session import Session, State
 from mezzotint.store import keys, rows
-from mezzotint.store.changes import count_of, load
+from mezzotint.store.changes import Work, count_of, load
 from mezzotint.store.database import Database
 from mezzotint.store.rows import Once
 from mezzotint.store.tables import sessions, transitions
@@ -56,43 +56,47 @@ class Intake:
         """One of the queue has left it: it began, or ended without."""
         self._left.append(now)
 
-    async def room(self, connection: AsyncConnection) -> int:
+    def room(self, connection: Connection) -> int:
         """How many more the queue takes."""
-        return self._queue_size - await count_of(connection, (State.QUEUED,))
+        return self._queue_size - count_of(connection, (State.QUEUED,))
 
     async def _accept(self, places: list["_Place"]) -> None:
         """Commit as many of these as the queue has room for. Raising, it answers none: each then tries for itself."""
-        accepted: list[_Place] = []
-        meant: dict[str, keys.Known] = {}  # by proposed id: the session that answers
-        async with self._database.transaction() as work:
-            known = await keys.known(work.connection, [place.once for place in places if place.once is not None])
-            room = await self.room(work.connection)
-            for place in places:
-                name = place.once.name if place.once else None
-                if name in known:
-                    meant[place.id] = known[name]
-                elif len(accepted) < room:
-                    accepted.append(place)
-                    meant[place.id] = keys.Known(place.id, place.once.fingerprint if place.once else None)
-                    if name is not None:
-                        known[name] = meant[place.id]
-            if accepted:
-                await work.connection.execute(insert(sessions), [place.row for place in accepted])
-                await work.connection.execute(insert(transitions), [rows.of_acceptance(one.row) for one in accepted])
-                await keys.keep(work.connection, [(place.once, place.row) for place in accepted])
-            stored = {place.id: rows.accepted(place.row) for place in accepted}
-            if earlier := {one.session_id for one in meant.values()} - stored.keys():
-                query = select(sessions).where(sessions.c.id.in_(earlier))
-                stored |= {session.id: session for session in await load(work.connection, query)}
-            for one in accepted:
-                work.tell(one.id, "state", stored[one.id])
-                for warning in stored[one.id].warnings:
-                    work.tell(one.id, "warning", warning)
-            failpoints.reached("accept.before_commit")
+        meant, stored = await self._database.transaction(functools.partial(self._written, places))
         failpoints.reached("accept.after_commit")
         for place in places:
             place.answer = self._answer(place, meant.get(place.id), stored)
         self._line = [place for place in self._line if place.answer is None]
+
+    def _written(self, places: list["_Place"], work: Work) -> tuple[Mapping[str, keys.Known], Mapping[str, Session]]:
+        """What answers each, by its proposed id, and those sessions. Who finds no room has no answer."""
+        accepted: list[_Place] = []
+        meant: dict[str, keys.Known] = {}
+        known = keys.known(work.connection, [place.once for place in places if place.once is not None])
+        room = self.room(work.connection)
+        for place in places:
+            name = place.once.name if place.once else None
+            if name in known:
+                meant[place.id] = known[name]
+            elif len(accepted) < room:
+                accepted.append(place)
+                meant[place.id] = keys.Known(place.id, place.once.fingerprint if place.once else None)
+                if name is not None:
+                    known[name] = meant[place.id]
+        if accepted:
+            work.connection.execute(insert(sessions), [place.row for place in accepted])
+            work.connection.execute(insert(transitions), [rows.of_acceptance(one.row) for one in accepted])
+            keys.keep(work.connection, [(place.once, place.row) for place in accepted])
+        stored = {place.id: rows.accepted(place.row) for place in accepted}
+        if earlier := {one.session_id for one in meant.values()} - stored.keys():
+            query = select(sessions).where(sessions.c.id.in_(earlier))
+            stored |= {session.id: session for session in load(work.connection, query)}
+        for one in accepted:
+            work.tell(one.id, "state", stored[one.id])
+            for warning in stored[one.id].warnings:
+                work.tell(one.id, "warning", warning)
+        failpoints.reached("accept.before_commit")
+        return meant, stored
 
     def _answer(self, place: "_Place", meant: keys.Known | None, stored: Mapping[str, Session]) -> Answer:
         if meant is None:

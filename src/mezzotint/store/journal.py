@@ -3,8 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from sqlalchemy import delete, func, insert, select
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, delete, func, insert, select
 
 from mezzotint.events import KEPT, Event, Events
 from mezzotint.store import rows
@@ -13,14 +12,14 @@ from mezzotint.store.tables import events, sessions, starts
 IDS_OF_A_START = 1_000_000  # more events than a session can have between two starts
 
 
-async def begin(connection: AsyncConnection, now: float) -> int:
+def begin(connection: Connection, now: float) -> int:
     """Count a start of the server. Returns the number above which it tells: no earlier one has told so high."""
     count = select(func.coalesce(func.max(starts.c.number) + 1, 0)).scalar_subquery()
-    number = await connection.scalar(insert(starts).values(number=count, at=now).returning(starts.c.number))
+    number = connection.scalar(insert(starts).values(number=count, at=now).returning(starts.c.number))
     return int(number or 0) * IDS_OF_A_START
 
 
-async def keep(connection: AsyncConnection, told: Iterable[tuple[str, str, Any]], numbers: Events) -> None:
+def keep(connection: Connection, told: Iterable[tuple[str, str, Any]], numbers: Events) -> None:
     """Write what is about to be told, under the numbers it will be told by."""
     last: dict[str, int] = {}
     values = []
@@ -28,21 +27,21 @@ async def keep(connection: AsyncConnection, told: Iterable[tuple[str, str, Any]]
         last[session_id] = last.get(session_id, numbers.last_id(session_id)) + 1
         values.append(rows.of_event(session_id, last[session_id], kind, data))
     if values:
-        await connection.execute(insert(events), values)
+        connection.execute(insert(events), values)
 
 
-async def trim(connection: AsyncConnection, session_id: str) -> None:
+def trim(connection: Connection, session_id: str) -> None:
     """Keep the newest only: what a session was told in many attempts must not grow for ever."""
     own = events.c.session_id == session_id
     oldest_kept = select(events.c.id).where(own).order_by(events.c.id.desc()).offset(KEPT - 1).limit(1)
-    await connection.execute(delete(events).where(own, events.c.id < oldest_kept.scalar_subquery()))
+    connection.execute(delete(events).where(own, events.c.id < oldest_kept.scalar_subquery()))
 
 
-async def replay(connection: AsyncConnection, session_id: str, after: int) -> list[Event]:
+def replay(connection: Connection, session_id: str, after: int) -> list[Event]:
     """The newest above `after`, oldest first."""
-    request = await connection.scalar(select(sessions.c.request).where(sessions.c.id == session_id))
+    request = connection.scalar(select(sessions.c.request).where(sessions.c.id == session_id))
     if request is None:
         return []
     query = select(events).where(events.c.session_id == session_id, events.c.id > after)
-    newest = (await connection.execute(query.order_by(events.c.id.desc()).limit(KEPT))).all()
+    newest = (connection.execute(query.order_by(events.c.id.desc()).limit(KEPT))).all()
     return [rows.event(row, request) for row in reversed(newest)]

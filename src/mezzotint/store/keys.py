@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import delete, insert, select, tuple_
-from sqlalchemy.ext.asyncio import AsyncConnection
+from sqlalchemy import Connection, delete, insert, select, tuple_
 
 from mezzotint.errors import Conflict
 from mezzotint.store.rows import Once
@@ -22,16 +21,16 @@ class Known:
     fingerprint: str | None
 
 
-async def known(connection: AsyncConnection, asked: Sequence[Once]) -> dict[Name | None, Known]:
+def known(connection: Connection, asked: Sequence[Once]) -> dict[Name | None, Known]:
     """What is known of these, by name."""
     if not asked:
         return {}
     columns = idempotency_keys.c
     query = select(idempotency_keys).where(tuple_(columns.scope, columns.key).in_({once.name for once in asked}))
-    return {(row.scope, row.key): Known(row.session_id, row.fingerprint) for row in await connection.execute(query)}
+    return {(row.scope, row.key): Known(row.session_id, row.fingerprint) for row in connection.execute(query)}
 
 
-async def keep(connection: AsyncConnection, accepted: Sequence[tuple[Once | None, dict[str, Any]]]) -> None:
+def keep(connection: Connection, accepted: Sequence[tuple[Once | None, dict[str, Any]]]) -> None:
     values = [
         {
             "scope": once.scope,
@@ -44,7 +43,7 @@ async def keep(connection: AsyncConnection, accepted: Sequence[tuple[Once | None
         if once is not None
     ]
     if values:
-        await connection.execute(insert(idempotency_keys), values)
+        connection.execute(insert(idempotency_keys), values)
 
 
 def check(once: Once | None, first: Known) -> None:
@@ -54,9 +53,9 @@ def check(once: Once | None, first: Known) -> None:
         raise Conflict(message, code="idempotency_mismatch", field="Idempotency-Key")
 
 
-async def forget(connection: AsyncConnection, before: float, limit: int) -> int:
+def forget(connection: Connection, before: float, limit: int) -> int:
     columns = idempotency_keys.c
     oldest = select(columns.scope, columns.key).where(columns.created_at < before).order_by(columns.created_at)
-    names = [tuple(row) for row in await connection.execute(oldest.limit(limit))]
-    await connection.execute(delete(idempotency_keys).where(tuple_(columns.scope, columns.key).in_(names)))
+    names = [tuple(row) for row in connection.execute(oldest.limit(limit))]
+    connection.execute(delete(idempotency_keys).where(tuple_(columns.scope, columns.key).in_(names)))
     return len(names)

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from sqlalchemy import delete, func, select, update
+from sqlalchemy import Connection, delete, func, select, update
 
 from mezzotint.session import Session
-from mezzotint.store.changes import WEBHOOK_OFF
+from mezzotint.store.changes import WEBHOOK_OFF, Work
 from mezzotint.store.database import Database
 from mezzotint.store.tables import outbox, sessions
 
@@ -42,21 +42,19 @@ class Outbox:
         columns = outbox.c
         query = select(outbox).where(columns.next_at <= now).order_by(columns.next_at, columns.id).limit(limit)
 
-        async def run() -> list[Post]:
-            async with self._database.read() as connection:
-                return [_post(row) for row in await connection.execute(query)]
+        def run(connection: Connection) -> list[Post]:
+            return [_post(row) for row in connection.execute(query)]
 
-        return await self._database.unbroken(run)
+        return await self._database.read(run)
 
     async def next_at(self) -> float | None:
         """When the next one is due, None when there is none."""
 
-        async def run() -> float | None:
-            async with self._database.read() as connection:
-                found: float | None = await connection.scalar(select(func.min(outbox.c.next_at)))
-                return found
+        def run(connection: Connection) -> float | None:
+            found: float | None = connection.scalar(select(func.min(outbox.c.next_at)))
+            return found
 
-        return await self._database.unbroken(run)
+        return await self._database.read(run)
 
     async def done(self, post_id: str) -> None:
         """It has arrived."""
@@ -71,24 +69,20 @@ class Outbox:
         """Given up: it is in the session's warnings instead, and so is whatever else was to be told of that session."""
         row = sessions.c.id == post.session_id
 
-        async def run() -> None:
-            async with self._database.write() as work:
-                known = await work.connection.scalar(select(sessions.c.warnings).where(row).with_for_update())
-                if known is not None:
-                    await work.connection.execute(update(sessions).where(row).values(warnings=(*known, warning)))
-                gone = (
-                    outbox.c.session_id == post.session_id if warning["code"] == WEBHOOK_OFF else outbox.c.id == post.id
-                )
-                await work.connection.execute(delete(outbox).where(gone))
+        def run(work: Work) -> None:
+            known = work.connection.scalar(select(sessions.c.warnings).where(row).with_for_update())
+            if known is not None:
+                work.connection.execute(update(sessions).where(row).values(warnings=(*known, warning)))
+            gone = outbox.c.session_id == post.session_id if warning["code"] == WEBHOOK_OFF else outbox.c.id == post.id
+            work.connection.execute(delete(outbox).where(gone))
 
-        await self._database.unbroken(run)
+        await self._database.write(run)
 
     async def _write(self, statement: Any) -> None:
-        async def run() -> None:
-            async with self._database.write() as work:
-                await work.connection.execute(statement)
+        def run(work: Work) -> None:
+            work.connection.execute(statement)
 
-        await self._database.unbroken(run)
+        await self._database.write(run)
 
 
 def _post(row: Any) -> Post:

@@ -1,14 +1,15 @@
 """Postgres, owned by one process: who cannot take the lock cannot write. Must not know a table."""
 
 import secrets
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
-from sqlalchemy import URL, event
+from sqlalchemy import URL, Connection, event
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError, DisconnectionError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from mezzotint.errors import SetupError
+from mezzotint.store.kinds import Engine
 
 READERS = 4
 OWNER_LOCK = int.from_bytes(b"mezzotin")  # advisory locks are numbers, each database's its own
@@ -30,6 +31,42 @@ _WAIT = {
 }
 
 
+T = TypeVar("T")
+
+
+class Sockets:
+    """So many connections of an asynchronous driver, which lets the loop go on while a statement is under way."""
+
+    def __init__(
+        self,
+        url: URL,
+        *,
+        size: int,
+        settings: dict[str, str],
+        set_up: Callable[[DBAPIConnection, object], None] | None = None,
+    ) -> None:
+        from sqlalchemy.ext.asyncio import create_async_engine  # needs what the driver's extra installs
+
+        given = {"server_settings": {"application_name": "mezzotint", **settings}, "timeout": 5, "command_timeout": 30}
+        self._engine = create_async_engine(
+            url, pool_size=size, max_overflow=0, hide_parameters=True, connect_args=given
+        )
+        if set_up is not None:
+            event.listen(self._engine.sync_engine, "connect", set_up)
+
+        @event.listens_for(self._engine.sync_engine, "checkout")
+        def refuse_closed(connection: Any, _record: object, _proxy: object) -> None:
+            if connection.driver_connection.is_closed():  # known without asking the server
+                raise DisconnectionError
+
+    async def run(self, body: Callable[[Connection], T]) -> T:
+        async with self._engine.connect() as connection:
+            return await connection.run_sync(body)
+
+    async def dispose(self) -> None:
+        await self._engine.dispose()
+
+
 class _OwnedByAnother(Exception):
     """Another session holds the lock."""
 
@@ -44,14 +81,13 @@ def address(url: URL) -> URL:
     return url.set(drivername="postgresql+asyncpg")
 
 
-def open(url: URL, wait_s: float) -> tuple[AsyncEngine, AsyncEngine]:  # noqa: A001  Kind's word
-    writer = _engine(url, size=1, settings=_writer(wait_s))
-    event.listen(writer.sync_engine, "connect", _own)
-    return writer, _engine(url, size=READERS, settings=_READER)
+def open(url: URL, wait_s: float) -> tuple[Engine, Engine]:  # noqa: A001  Kind's word
+    writer = Sockets(url, size=1, settings=_writer(wait_s), set_up=_own)
+    return writer, Sockets(url, size=READERS, settings=_READER)
 
 
-def open_beside(url: URL, wait_s: float) -> AsyncEngine:
-    return _engine(url, size=1, settings=_writer(wait_s))
+def open_beside(url: URL, wait_s: float) -> Engine:
+    return Sockets(url, size=1, settings=_writer(wait_s))
 
 
 def meaning(error: BaseException) -> tuple[str, str] | None:
@@ -75,7 +111,7 @@ async def back_up(url: URL, name: str) -> None:
     """Nothing: the server's files are not ours."""
 
 
-async def mend(writer: AsyncEngine) -> None:
+async def mend(writer: Engine) -> None:
     """Nothing: a server whose disk fails ends itself, and recovers from its log."""
 
 
@@ -83,36 +119,24 @@ def broke(error: BaseException) -> bool:
     return False
 
 
-async def mark(connection: AsyncConnection) -> str | None:
+def mark(connection: Connection) -> str | None:
     # not the transaction's own number: what a crash did not keep is given again, to anybody
     token = secrets.token_hex(16)
-    await connection.exec_driver_sql("UPDATE last_commit SET token = $1", (token,))
+    connection.exec_driver_sql("UPDATE last_commit SET token = $1", (token,))
     return token
 
 
-async def committed(connection: AsyncConnection, mark: str) -> bool:
+def committed(connection: Connection, mark: str) -> bool:
     """Certain: whoever has the writer's connection has the lock, so that the session that began it is over."""
-    return bool((await connection.exec_driver_sql("SELECT token FROM last_commit")).scalar_one() == mark)
+    return bool(connection.exec_driver_sql("SELECT token FROM last_commit").scalar_one() == mark)
 
 
-async def tidy(writer: AsyncEngine) -> None:
+async def tidy(writer: Engine) -> None:
     """Nothing: the server looks after its own files."""
 
 
 def _writer(wait_s: float) -> dict[str, str]:
     return {"synchronous_commit": "on", "lock_timeout": f"{round(wait_s * 1000)}ms"}
-
-
-def _engine(url: URL, *, size: int, settings: dict[str, str]) -> AsyncEngine:
-    given = {"server_settings": {"application_name": "mezzotint", **settings}, "timeout": 5, "command_timeout": 30}
-    engine = create_async_engine(url, pool_size=size, max_overflow=0, hide_parameters=True, connect_args=given)
-
-    @event.listens_for(engine.sync_engine, "checkout")
-    def refuse_closed(connection: Any, _record: object, _proxy: object) -> None:
-        if connection.driver_connection.is_closed():  # known without asking the server
-            raise DisconnectionError
-
-    return engine
 
 
 def _own(connection: DBAPIConnection, _record: object) -> None:

@@ -4,7 +4,6 @@ import logging
 from pathlib import Path
 
 from sqlalchemy import Connection, inspect
-from sqlalchemy.ext.asyncio import AsyncConnection
 
 from mezzotint.errors import SetupError
 
@@ -13,13 +12,13 @@ HEAD = "0009"  # the newest file of migrations/versions; a test compares the two
 MIGRATIONS = Path(__file__).with_name("migrations")
 
 
-async def revision(connection: AsyncConnection) -> str | None:
+def revision(connection: Connection) -> str | None:
     """The revision a database is at, None for an empty one. Only reads. Raises SetupError for one that is not ours."""
-    if await connection.run_sync(lambda sync: inspect(sync).has_table("alembic_version")):
-        found = (await connection.exec_driver_sql("SELECT version_num FROM alembic_version")).scalar()
+    tables = inspect(connection).get_table_names()
+    if "alembic_version" in tables:
+        found = connection.exec_driver_sql("SELECT version_num FROM alembic_version").scalar()
         if found is not None:
             return str(found)
-    tables = await connection.run_sync(lambda sync: inspect(sync).get_table_names())
     if tables:
         shown = ", ".join(tables[:5])
         raise SetupError(f"the database holds tables ({shown}) but no mezzotint schema; give mezzotint one of its own")
@@ -39,7 +38,7 @@ def check(found: str | None) -> None:
 
 
 def upgrade(connection: Connection) -> None:
-    """Run every missing revision inside the connection's open transaction: all of them or none."""
+    """Run every missing revision in one transaction: all of them or none."""
     from alembic import command
     from alembic.config import Config
 
@@ -47,4 +46,5 @@ def upgrade(connection: Connection) -> None:
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     config.attributes["connection"] = connection
-    command.upgrade(config, HEAD)
+    with connection.begin():
+        command.upgrade(config, HEAD)

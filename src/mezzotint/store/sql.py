@@ -1,10 +1,10 @@
 """The durable life of every session, in SQL. Must not read a clock, hold progress or decide who runs next."""
 
 import functools
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Mapping, Sequence
-from typing import Any, Concatenate, ParamSpec, TypeVar
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
 
-from sqlalchemy import delete, false, func, insert, select, true, update
+from sqlalchemy import Connection, delete, false, func, insert, select, true, update
 
 from mezzotint import failpoints
 from mezzotint.api_keys import ApiKey
@@ -16,6 +16,7 @@ from mezzotint.store import analytics, api_keys, engines, journal, keys, rows
 from mezzotint.store.batches import Batches
 from mezzotint.store.changes import (
     Change,
+    Work,
     after_running,
     count_of,
     expire,
@@ -33,8 +34,6 @@ from mezzotint.store.outbox import Outbox
 from mezzotint.store.rows import Attempt, Once, Transition
 from mezzotint.store.tables import a1111_options, images, prompt_of, sessions, transitions
 
-P = ParamSpec("P")
-T = TypeVar("T")
 # inside Store, `list` is the method
 Sessions = list[Session]
 Statistics = list[analytics.Ended]
@@ -42,18 +41,6 @@ Transitions = list[Transition]
 Names = list[str]
 Attempts = list[Attempt]
 Replayed = list[Event]
-
-
-def _unbroken(
-    method: Callable[Concatenate["Store", P], Coroutine[Any, Any, T]],
-) -> Callable[Concatenate["Store", P], Awaitable[T]]:
-    """Let the call run to its end even when its caller is cancelled."""
-
-    @functools.wraps(method)
-    async def run(self: "Store", /, *args: P.args, **kwargs: P.kwargs) -> T:
-        return await self._database.unbroken(functools.partial(method, self, *args, **kwargs))
-
-    return run
 
 
 class Store:
@@ -88,7 +75,6 @@ class Store:
         """Let calls under way end, empty the log into the database, release every connection and thread."""
         await self._database.close()
 
-    @_unbroken
     async def add(
         self,
         session_id: str,
@@ -107,110 +93,96 @@ class Store:
         may manage no more than a hundred a second.
         """
         row = rows.of_request(session_id, request, warnings=tuple(warnings), now=now, batch_id=batch_id, owner=owner)
-        return await self._intake.add(row, once)
+        return await self._database.unbroken(functools.partial(self._intake.add, row, once))
 
-    @_unbroken
     async def first(self, once: Once) -> Session | None:
         """The session that the key stands for already. Raises Conflict `idempotency_mismatch`."""
-        async with self._database.read() as connection:
-            known = (await keys.known(connection, [once])).get(once.name)
+
+        def run(connection: Connection) -> Session | None:
+            known = keys.known(connection, [once]).get(once.name)
             if known is None:
                 return None
             keys.check(once, known)
-            return await find(connection, known.session_id)
+            return find(connection, known.session_id)
 
-    @_unbroken
+        return await self._database.read(run)
+
     async def forget_keys(self, *, before: float, limit: int = 1000) -> int:
         """Forget idempotency keys that came before then, the oldest first, `limit` at most. Returns how many."""
-        async with self._database.write() as work:
-            return await keys.forget(work.connection, before, limit)
+        return await self._database.write(lambda work: keys.forget(work.connection, before, limit))
 
-    @_unbroken
     async def get(self, session_id: str) -> Session | None:
         if not plain(session_id):
             return None
-        async with self._database.read() as connection:
-            return await find(connection, session_id)
+        return await self._database.read(lambda connection: find(connection, session_id))
 
-    @_unbroken
     async def queued(self) -> Sessions:
         """All that wait, high priority first, then the oldest."""
         query = select(sessions).where(sessions.c.state == State.QUEUED)
-        async with self._database.read() as connection:
-            return await load(connection, query.order_by(sessions.c.priority.desc(), sessions.c.id))
+        query = query.order_by(sessions.c.priority.desc(), sessions.c.id)
+        return await self._database.read(lambda connection: load(connection, query))
 
-    @_unbroken
     async def count(self, states: Collection[State]) -> int:
-        async with self._database.read() as connection:
-            return await count_of(connection, states)
+        return await self._database.read(lambda connection: count_of(connection, states))
 
-    @_unbroken
     async def held_by(self, owner: str) -> tuple[int, int]:
         """How many sessions of an API key wait, and the bytes of all its pictures."""
         waiting = select(func.count()).where(sessions.c.owner == owner, sessions.c.state == State.QUEUED)
         theirs = images.join(sessions, sessions.c.id == images.c.session_id)
         stored = select(func.sum(images.c.bytes)).select_from(theirs).where(sessions.c.owner == owner)
-        async with self._database.read() as connection:
-            return await connection.scalar(waiting) or 0, int(await connection.scalar(stored) or 0)
 
-    @_unbroken
+        def run(connection: Connection) -> tuple[int, int]:
+            return connection.scalar(waiting) or 0, int(connection.scalar(stored) or 0)
+
+        return await self._database.read(run)
+
     async def api_key(self, key_id: str) -> ApiKey | None:
-        async with self._database.read() as connection:
-            return await api_keys.find(connection, key_id)
+        return await self._database.read(lambda connection: api_keys.find(connection, key_id))
 
-    @_unbroken
     async def any_api_key(self) -> bool:
         """Whether one was ever made, in force or not."""
-        async with self._database.read() as connection:
-            return await api_keys.any_made(connection)
+        return await self._database.read(api_keys.any_made)
 
-    @_unbroken
     async def options(self, owner: str) -> dict[str, Any]:
-        async with self._database.read() as connection:
-            query = select(a1111_options.c.value).where(a1111_options.c.owner == owner)
-            return await connection.scalar(query) or {}
+        query = select(a1111_options.c.value).where(a1111_options.c.owner == owner)
+        return await self._database.read(lambda connection: connection.scalar(query) or {})
 
-    @_unbroken
     async def keep_options(self, owner: str, values: dict[str, Any]) -> None:
         """Put these beside or in place of the owner's others."""
         row = a1111_options.c.owner == owner
-        async with self._database.write() as work:
-            known = await work.connection.scalar(select(a1111_options.c.value).where(row))
-            if known is None:
-                await work.connection.execute(insert(a1111_options).values(owner=owner, value=values))
-            else:
-                await work.connection.execute(update(a1111_options).where(row).values(value=known | values))
 
-    @_unbroken
+        def run(work: Work) -> None:
+            known = work.connection.scalar(select(a1111_options.c.value).where(row))
+            if known is None:
+                work.connection.execute(insert(a1111_options).values(owner=owner, value=values))
+            else:
+                work.connection.execute(update(a1111_options).where(row).values(value=known | values))
+
+        await self._database.write(run)
+
     async def transitions(self, session_id: str) -> Transitions:
         """The session's history in order; empty for an unknown one."""
         if not plain(session_id):
             return []
         query = select(transitions).where(transitions.c.session_id == session_id).order_by(transitions.c.seq)
-        async with self._database.read() as connection:
-            return [rows.transition(row) for row in await connection.execute(query)]
+        return await self._database.read(lambda connection: [*map(rows.transition, connection.execute(query))])
 
     async def attempts(self, session_id: str) -> Attempts:
         """Each attempt with its device, start, end and cause, in order."""
         return rows.attempts(await self.transitions(session_id))
 
-    @_unbroken
     async def replay(self, session_id: str, *, after: int = 0) -> Replayed:
         """What was told above `after`, oldest first: the last 1,000. Progress and previews are not kept."""
         if not plain(session_id):
             return []
-        async with self._database.read() as connection:
-            return await journal.replay(connection, session_id, after)
+        return await self._database.read(lambda connection: journal.replay(connection, session_id, after))
 
-    @_unbroken
     async def begin(self, *, now: float) -> None:
         """Count a start of the server: what it tells from now on is numbered above all that was told before."""
-        async with self._database.write() as work:
-            above = await journal.begin(work.connection, now)
+        above = await self._database.write(lambda work: journal.begin(work.connection, now))
         if self._events is not None:
             self._events.begin(above)
 
-    @_unbroken
     async def claim(
         self, session_id: str, *, worker: str, device: str, now: float, steps_resumed: int = 0
     ) -> Session | None:
@@ -219,16 +191,19 @@ class Store:
         change = Change(session_id, State.QUEUED, State.RUNNING, "claimed", now, steps_resumed)
         started_at = func.coalesce(sessions.c.started_at, now)
         values = {"attempt": sessions.c.attempt + 1, "worker": worker, "device": device, "started_at": started_at}
-        async with self._database.write() as work:
-            await journal.trim(work.connection, session_id)
-            claimed = await move(work, change, in_time(now), **values)
+
+        def run(work: Work) -> Session | None:
+            journal.trim(work.connection, session_id)
+            claimed = move(work, change, in_time(now), **values)
             if claimed is None:
-                await expire(work, session_id, now)
+                expire(work, session_id, now)
+            return claimed
+
+        claimed = await self._database.write(run)
         failpoints.reached("claim.after_commit")
         self._intake.left(now)
         return claimed
 
-    @_unbroken
     async def requeue(
         self,
         session_id: str,
@@ -245,12 +220,14 @@ class Store:
         values: dict[str, Any] = {"losses": losses, "spans": dict(spans)}
         if usage is not None:
             values["usage"] = usage
-        async with self._database.write() as work:
-            after = await after_running(work.connection, session_id)
-            change = Change(session_id, State.RUNNING, after, cause, now)
-            return await move(work, change, owned(attempt), **values)
 
-    @_unbroken
+        def run(work: Work) -> Session | None:
+            after = after_running(work.connection, session_id)
+            change = Change(session_id, State.RUNNING, after, cause, now)
+            return move(work, change, owned(attempt), **values)
+
+        return await self._database.write(run)
+
     async def finish(
         self,
         session_id: str,
@@ -274,16 +251,19 @@ class Store:
         if state is not State.CANCELLED:
             guards.append(sessions.c.cancel_requested == false())
         change = Change(session_id, State.RUNNING, state, cause or (error.code if error else state.value), now)
-        async with self._database.write() as work:
-            values = {"spans": dict(spans), "usage": usage, "error": error}
-            if warnings is not None:
-                values["warnings"] = tuple(warnings)
-            ended = await move(work, change, *guards, **values)
+        values = {"spans": dict(spans), "usage": usage, "error": error}
+        if warnings is not None:
+            values["warnings"] = tuple(warnings)
+
+        def run(work: Work) -> Session | None:
+            ended = move(work, change, *guards, **values)
             failpoints.reached("store.before_commit")
+            return ended
+
+        ended = await self._database.write(run)
         failpoints.reached("store.after_commit")
         return ended
 
-    @_unbroken
     async def end_queued(
         self, session_id: str, *, state: State, now: float, spans: Mapping[str, float], error: ErrorInfo | None
     ) -> Session | None:
@@ -292,12 +272,11 @@ class Store:
             raise ValueError(f"a queued session cannot end as {state} here")
         guards = [sessions.c.attempt == 0] if state is State.EXPIRED else []
         change = Change(session_id, State.QUEUED, state, error.code if error else state.value, now)
-        async with self._database.write() as work:
-            ended = await move(work, change, *guards, spans=dict(spans), error=error)
+        values = {"spans": dict(spans), "error": error}
+        ended = await self._database.write(lambda work: move(work, change, *guards, **values))
         self._intake.left(now)
         return ended
 
-    @_unbroken
     async def request_cancel(
         self, session_id: str, *, now: float, spans: Mapping[str, float] | None = None
     ) -> Session | None:
@@ -308,22 +287,22 @@ class Store:
         if not plain(session_id):
             return None
         failpoints.reached("cancel.before_update")
-        async with self._database.write() as work:
-            state = await work.connection.scalar(
-                select(sessions.c.state).where(sessions.c.id == session_id).with_for_update()
-            )
+        row = sessions.c.id == session_id
+
+        def run(work: Work) -> tuple[str | None, Session | None]:
+            state = work.connection.scalar(select(sessions.c.state).where(row).with_for_update())
             if state == State.RUNNING:
-                flagged = update(sessions).where(sessions.c.id == session_id).values(cancel_requested=True)
-                await work.connection.execute(flagged)
+                work.connection.execute(update(sessions).where(row).values(cancel_requested=True))
             elif state in (State.QUEUED, State.PAUSED):
                 values = {} if spans is None else {"spans": dict(spans)}
-                await move(work, Change(session_id, State(state), State.CANCELLED, "cancel", now), **values)
-            found = await find(work.connection, session_id)
+                move(work, Change(session_id, State(state), State.CANCELLED, "cancel", now), **values)
+            return state, find(work.connection, session_id)
+
+        state, found = await self._database.write(run)
         if state == State.QUEUED:
             self._intake.left(now)
         return found
 
-    @_unbroken
     async def request_pause(self, session_id: str) -> Session | None:
         """Running: flagged, unless a cancel is pending, which beats it; asking again is fine. Else: left as it is.
 
@@ -332,101 +311,105 @@ class Store:
         if not plain(session_id):
             return None
         row = sessions.c.id == session_id, sessions.c.state == State.RUNNING, sessions.c.cancel_requested == false()
-        async with self._database.write() as work:
-            await work.connection.execute(update(sessions).where(*row).values(pause_requested=True))
-            return await find(work.connection, session_id)
 
-    @_unbroken
+        def run(work: Work) -> Session | None:
+            work.connection.execute(update(sessions).where(*row).values(pause_requested=True))
+            return find(work.connection, session_id)
+
+        return await self._database.write(run)
+
     async def paused(
         self, session_id: str, *, attempt: int, spans: Mapping[str, float], usage: Usage, now: float
     ) -> Session | None:
         """Running to paused, if that was asked for and no cancel is pending. Its checkpoint must be on disk before."""
         change = Change(session_id, State.RUNNING, State.PAUSED, "pause", now)
         guards = owned(attempt), sessions.c.pause_requested == true(), sessions.c.cancel_requested == false()
-        async with self._database.write() as work:
-            return await move(work, change, *guards, spans=dict(spans), usage=usage)
+        values = {"spans": dict(spans), "usage": usage}
+        return await self._database.write(lambda work: move(work, change, *guards, **values))
 
-    @_unbroken
     async def resume(self, session_id: str, *, now: float, spans: Mapping[str, float] | None = None) -> Session | None:
         """Paused to queued, in its old place by age. Never refused for a full queue: it was accepted once."""
         if not plain(session_id):
             return None
         values = {} if spans is None else {"spans": dict(spans)}
-        async with self._database.write() as work:
-            return await move(work, Change(session_id, State.PAUSED, State.QUEUED, "resume", now), **values)
+        change = Change(session_id, State.PAUSED, State.QUEUED, "resume", now)
+        return await self._database.write(lambda work: move(work, change, **values))
 
-    @_unbroken
     async def add_image(self, session_id: str, *, attempt: int, image: ImageRecord) -> bool:
         """Record a picture of the running attempt. Repeating one is fine; another picture at its index is refused.
 
         False, too, once a cancel is pending: nothing appears after its answer.
         """
-        async with self._database.write() as work:
-            guards = (sessions.c.state == State.RUNNING, sessions.c.cancel_requested == false(), owned(attempt))
-            query = select(sessions.c.id).where(sessions.c.id == session_id, *guards)
-            if await work.connection.scalar(query.with_for_update()) is None:
+        guards = (sessions.c.state == State.RUNNING, sessions.c.cancel_requested == false(), owned(attempt))
+        query = select(sessions.c.id).where(sessions.c.id == session_id, *guards)
+        there = select(images.c.sha256).where(images.c.session_id == session_id, images.c.idx == image.index)
+
+        def run(work: Work) -> bool:
+            if work.connection.scalar(query.with_for_update()) is None:
                 return False
-            there = select(images.c.sha256).where(images.c.session_id == session_id, images.c.idx == image.index)
-            sha256 = await work.connection.scalar(there)
+            sha256 = work.connection.scalar(there)
             if sha256 is not None:
                 return bool(sha256 == image.sha256)
-            await work.connection.execute(insert(images).values(rows.of_image(session_id, image)))
+            work.connection.execute(insert(images).values(rows.of_image(session_id, image)))
             work.tell(session_id, "image", image)
             return True
 
-    @_unbroken
+        return await self._database.write(run)
+
     async def add_warning(self, session_id: str, *, attempt: int, warning: dict[str, Any]) -> bool:
         """Record a warning of the running attempt. False when it is known, or comes too late."""
         row = sessions.c.id == session_id, sessions.c.state == State.RUNNING, owned(attempt)
-        async with self._database.write() as work:
-            known = await work.connection.scalar(select(sessions.c.warnings).where(*row).with_for_update())
+
+        def run(work: Work) -> bool:
+            known = work.connection.scalar(select(sessions.c.warnings).where(*row).with_for_update())
             if known is None or warning in known:
                 return False
-            await work.connection.execute(update(sessions).where(*row).values(warnings=(*known, warning)))
+            work.connection.execute(update(sessions).where(*row).values(warnings=(*known, warning)))
             work.tell(session_id, "warning", warning)
             return True
 
-    @_unbroken
+        return await self._database.write(run)
+
     async def delete(self, session_id: str) -> bool:
         """Forget an ended session, its pictures' records and its history. False when unknown or not ended."""
-        forget = delete(sessions).where(sessions.c.id == session_id, sessions.c.state.in_(FINAL))
-        async with self._database.write() as work:
-            return await work.connection.scalar(forget.returning(sessions.c.id)) is not None
+        ended = delete(sessions).where(sessions.c.id == session_id, sessions.c.state.in_(FINAL))
+        forget = ended.returning(sessions.c.id)
+        return await self._database.write(lambda work: work.connection.scalar(forget) is not None)
 
-    @_unbroken
     async def prune(self, *, before: float, limit: int = 100) -> Names:
         """Forget sessions that ended before then, the oldest first, `limit` at most. Returns their ids; files stay."""
         old = select(sessions.c.id).where(sessions.c.state.in_(FINAL), sessions.c.ended_at < before)
-        async with self._database.write() as work:
-            ids = [*(await work.connection.scalars(old.order_by(sessions.c.ended_at).limit(limit))).all()]
-            await work.connection.execute(delete(sessions).where(sessions.c.id.in_(ids)))
-        return ids
+        old = old.order_by(sessions.c.ended_at).limit(limit)
 
-    @_unbroken
+        def run(work: Work) -> Names:
+            ids = [*work.connection.scalars(old)]
+            work.connection.execute(delete(sessions).where(sessions.c.id.in_(ids)))
+            return ids
+
+        return await self._database.write(run)
+
     async def pictures(self, session_ids: Collection[str]) -> dict[str, frozenset[str] | None]:
         """The digests of each session's pictures, None of one that has not ended; unknown ids are left out."""
-        async with self._database.read() as connection:
-            return await pictures_of(connection, session_ids)
+        return await self._database.read(lambda connection: pictures_of(connection, session_ids))
 
-    @_unbroken
     async def recover(self, *, now: float) -> dict[State, int]:
         """The restart rule: what was running goes where its flags send it. Counts by new state. No worker may be up."""
-        moved: dict[State, int] = {}
-        async with self._database.write() as work:
-            running = await work.connection.scalars(select(sessions.c.id).where(sessions.c.state == State.RUNNING))
-            for session_id in running.all():
-                after = await after_running(work.connection, session_id)
-                await move(work, Change(session_id, State.RUNNING, after, "restart", now))
-                moved[after] = moved.get(after, 0) + 1
-        return moved
+        running = select(sessions.c.id).where(sessions.c.state == State.RUNNING)
 
-    @_unbroken
+        def run(work: Work) -> dict[State, int]:
+            moved: dict[State, int] = {}
+            for session_id in work.connection.scalars(running).all():
+                after = after_running(work.connection, session_id)
+                move(work, Change(session_id, State.RUNNING, after, "restart", now))
+                moved[after] = moved.get(after, 0) + 1
+            return moved
+
+        return await self._database.write(run)
+
     async def ended(self, *, since: float, owner: str | None, limit: int) -> Statistics:
         """Of the sessions that ended since then what statistics need, the latest first, `limit` at most."""
-        async with self._database.read() as connection:
-            return await analytics.ended(connection, since, owner, limit)
+        return await self._database.read(lambda connection: analytics.ended(connection, since, owner, limit))
 
-    @_unbroken
     async def list(
         self,
         *,
@@ -457,6 +440,6 @@ class Store:
             query = query.where(prompt_of(sessions.c.request).icontains(text, autoescape=True))
         if cursor is not None:
             query = query.where(sessions.c.id < cursor)
-        async with self._database.read() as connection:
-            page = await load(connection, query.order_by(sessions.c.id.desc()).limit(limit + 1))
+        query = query.order_by(sessions.c.id.desc()).limit(limit + 1)
+        page = await self._database.read(lambda connection: load(connection, query))
         return page[:limit], page[limit - 1].id if len(page) > limit else None

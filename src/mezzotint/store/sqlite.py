@@ -3,18 +3,22 @@
 import asyncio
 import os
 import sqlite3
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from sqlalchemy import URL, event
+from sqlalchemy import URL, Connection, create_engine, event
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, create_async_engine
 
 from mezzotint.errors import SetupError, TryLater
+from mezzotint.store.kinds import Engine
 
 READERS = 4
+
+T = TypeVar("T")
 
 _COMMON = ("PRAGMA foreign_keys=ON",)
 _WRITER = (*_COMMON, "PRAGMA journal_mode=WAL", "PRAGMA synchronous=FULL")
@@ -34,21 +38,58 @@ _WAIT = {
 }
 
 
+class Threads:
+    """So many connections, and a thread for each: a transaction takes two turns of the threads, not two a statement."""
+
+    def __init__(self, url: URL, *, size: int, pragmas: tuple[str, ...], begin: str) -> None:
+        # isolation_level None: the driver begins nothing by itself, so that BEGIN below is the only one
+        given = {"isolation_level": None, "check_same_thread": False}
+        self._engine = create_engine(url, pool_size=size, max_overflow=0, hide_parameters=True, connect_args=given)
+        self._size = size
+        self._threads = ThreadPoolExecutor(size, "sqlite")
+
+        @event.listens_for(self._engine, "connect")
+        def set_up(connection: DBAPIConnection, _record: object) -> None:
+            cursor = connection.cursor()
+            for pragma in pragmas:
+                cursor.execute(pragma)
+                answer = cursor.fetchone()
+                if pragma == "PRAGMA journal_mode=WAL" and (answer is None or answer[0] != "wal"):
+                    raise SetupError(f"the disk of {url.database} cannot hold a write-ahead log; use a local one")
+            cursor.close()
+
+        @event.listens_for(self._engine, "begin")
+        def open_transaction(connection: Connection) -> None:
+            connection.exec_driver_sql(begin)
+
+    async def run(self, body: Callable[[Connection], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._run, body)
+
+    def _run(self, body: Callable[[Connection], T]) -> T:
+        with self._engine.connect() as connection:
+            return body(connection)
+
+    async def dispose(self) -> None:
+        threads, self._threads = self._threads, ThreadPoolExecutor(self._size, "sqlite")  # it starts none before a run
+        await asyncio.get_running_loop().run_in_executor(threads, self._engine.dispose)
+        threads.shutdown(wait=False)
+
+
 def address(url: URL) -> URL:
     if url.database in (None, "", ":memory:") or url.query:
         raise SetupError("sessions must outlive the process; give the database a path: sqlite:///PATH")
-    return url.set(drivername="sqlite+aiosqlite")
+    return url.set(drivername="sqlite")
 
 
-def open(url: URL, wait_s: float) -> tuple[AsyncEngine, AsyncEngine]:  # noqa: A001  Kind's word
+def open(url: URL, wait_s: float) -> tuple[Engine, Engine]:  # noqa: A001  Kind's word
     _touch(str(url.database))
-    writer = _engine(url, size=1, pragmas=(_wait(wait_s), *_WRITER), begin="BEGIN IMMEDIATE")
-    return writer, _engine(url, size=READERS, pragmas=(_wait(wait_s), *_READER), begin="BEGIN")
+    writer = Threads(url, size=1, pragmas=(_wait(wait_s), *_WRITER), begin="BEGIN IMMEDIATE")
+    return writer, Threads(url, size=READERS, pragmas=(_wait(wait_s), *_READER), begin="BEGIN")
 
 
-def open_beside(url: URL, wait_s: float) -> AsyncEngine:
+def open_beside(url: URL, wait_s: float) -> Engine:
     _touch(str(url.database))
-    return _engine(url, size=1, pragmas=(_wait(wait_s), *_BESIDE), begin="BEGIN IMMEDIATE")
+    return Threads(url, size=1, pragmas=(_wait(wait_s), *_BESIDE), begin="BEGIN IMMEDIATE")
 
 
 def meaning(error: BaseException) -> tuple[str, str] | None:
@@ -66,14 +107,10 @@ async def back_up(url: URL, name: str) -> None:
     await asyncio.to_thread(_copy, Path(str(url.database)), name)
 
 
-async def mend(writer: AsyncEngine) -> None:
+async def mend(writer: Engine) -> None:
     """Open it anew and move the log into the database: what the disk may have dropped from the log is written again."""
     await writer.dispose()  # readers stay, and with them the knowledge of what in the log was committed
-    async with writer.connect() as connection:
-        raw = await connection.get_raw_connection()
-        driver: Any = raw.driver_connection
-        ((busy, _, _),) = await driver.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)")
-    if busy:
+    if await writer.run(_emptied):
         raise TryLater("another process holds the database; try again", code="not_ready", retry_after_s=10)
 
 
@@ -81,49 +118,31 @@ def broke(error: BaseException) -> bool:
     return _code(error) == sqlite3.SQLITE_IOERR
 
 
-async def mark(connection: AsyncConnection) -> str | None:
+def mark(connection: Connection) -> str | None:
     return None  # a commit that fails is rolled back, and says so
 
 
-async def committed(connection: AsyncConnection, mark: str) -> bool:
+def committed(connection: Connection, mark: str) -> bool:
     raise NotImplementedError("no transaction here is ever in doubt")
 
 
-async def tidy(writer: AsyncEngine) -> None:
+async def tidy(writer: Engine) -> None:
     """Move the log into the database and cut it to nothing, as far as other processes' reading allows."""
-    async with writer.connect() as connection:
-        raw = await connection.get_raw_connection()  # below SQLAlchemy: a checkpoint must stand outside a transaction
-        driver: Any = raw.driver_connection
-        with suppress(sqlite3.OperationalError):  # a full disk: the log stays, as durable as the database
-            await driver.execute_fetchall("PRAGMA wal_checkpoint(TRUNCATE)")
+    with suppress(sqlite3.OperationalError):  # a full disk: the log stays, as durable as the database
+        await writer.run(_emptied)
+
+
+def _emptied(connection: Connection) -> bool:
+    """Whether another process kept the log from being moved. Below SQLAlchemy, since no transaction may be open."""
+    driver: Any = connection.connection.driver_connection
+    ((busy, _, _),) = driver.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    return bool(busy)
 
 
 def _code(error: BaseException) -> int:
     origin = error.orig if isinstance(error, DBAPIError) else error
     code: int = getattr(origin, "sqlite_errorcode", 0)
     return code & 0xFF  # the extended codes carry more above
-
-
-def _engine(url: URL, *, size: int, pragmas: tuple[str, ...], begin: str) -> AsyncEngine:
-    # isolation_level None: the driver begins nothing by itself, so that BEGIN below is the only one
-    given = {"isolation_level": None}
-    engine = create_async_engine(url, pool_size=size, max_overflow=0, hide_parameters=True, connect_args=given)
-
-    @event.listens_for(engine.sync_engine, "connect")
-    def set_up(connection: DBAPIConnection, _record: object) -> None:
-        cursor = connection.cursor()
-        for pragma in pragmas:
-            cursor.execute(pragma)
-            answer = cursor.fetchone()
-            if pragma == "PRAGMA journal_mode=WAL" and (answer is None or answer[0] != "wal"):
-                raise SetupError(f"the disk of {url.database} cannot hold a write-ahead log; use a local one")
-        cursor.close()
-
-    @event.listens_for(engine.sync_engine, "begin")
-    def open_transaction(connection: Any) -> None:
-        connection.exec_driver_sql(begin)
-
-    return engine
 
 
 def _wait(seconds: float) -> str:

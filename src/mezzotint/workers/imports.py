@@ -8,6 +8,7 @@ is back in place afterwards. The parity tests run the result.
 
 import importlib
 import importlib.machinery
+import importlib.metadata
 import importlib.util
 import sys
 import types
@@ -15,9 +16,14 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-_BARE = ("diffusers.models.transformers", "diffusers.models.unets", "diffusers.models.autoencoders")
-_WANTED = ("diffusers.models.unets.unet_2d_condition", "diffusers.models.autoencoders.autoencoder_kl")
+_BARE = tuple(f"diffusers.models.{name}" for name in ("transformers", "unets", "autoencoders", "controlnets"))
+_WANTED = (
+    "diffusers.models.unets.unet_2d_condition",
+    "diffusers.models.autoencoders.autoencoder_kl",
+    "diffusers.models.controlnets.controlnet",
+)
 _OUT_OF_SIGHT = ("transformers", "peft", "torchvision")  # diffusers uses each only if it can be found
+_LATE = ("scipy.stats", "scipy.integrate")  # a quarter of all the time, for the sigmas that few requests ask for
 
 
 def import_quickly() -> None:
@@ -25,10 +31,12 @@ def import_quickly() -> None:
     if "diffusers" in sys.modules:
         return
     torch = importlib.import_module("torch")
-    with _hidden(_OUT_OF_SIGHT), _without_compiler(torch):
+    for name in _LATE:
+        _stand(name, _Late)
+    with _hidden(_OUT_OF_SIGHT), _without_compiler(torch), _without_a_map_of_packages():
         importlib.import_module("diffusers.models")
         for name in _BARE:
-            _stand_empty(name)
+            _stand(name, types.ModuleType)
         for name in _WANTED:
             importlib.import_module(name)
     for name in _BARE:
@@ -67,11 +75,35 @@ def _without_compiler(torch: Any) -> Iterator[None]:
         del sys.modules["torch._dynamo"], torch._dynamo
 
 
-def _stand_empty(name: str) -> None:
+@contextmanager
+def _without_a_map_of_packages() -> Iterator[None]:
+    """diffusers reads every file list of every package that is installed, for the names of three that nobody has."""
+    read = importlib.metadata.packages_distributions
+    importlib.metadata.packages_distributions = dict
+    try:
+        yield
+    finally:
+        importlib.metadata.packages_distributions = read
+
+
+class _Late(types.ModuleType):
+    """Stands for a module until something of it is used. Not `LazyLoader`, whose every `hasattr` is a use."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]
+        return getattr(importlib.import_module(self.__name__), name)
+
+
+def _stand(name: str, kind: type[types.ModuleType]) -> None:
+    """An empty module in the place of one that is not loaded."""
     spec = importlib.util.find_spec(name)
-    if spec is None or spec.submodule_search_locations is None:
+    if name in sys.modules or spec is None or spec.submodule_search_locations is None:
         return
-    module = types.ModuleType(name)
+    module = kind(name)
+    module.__file__ = spec.origin
     module.__path__ = list(spec.submodule_search_locations)
     module.__spec__ = spec
     sys.modules[name] = module

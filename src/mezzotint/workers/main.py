@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from mezzotint.engine.engine import Engine
     from mezzotint.families.base import Family
+    from mezzotint.families.sd import StableDiffusion
 
 log = logging.getLogger("mezzotint.worker")
 
@@ -273,15 +274,11 @@ def _behind_others(work: Callable[[], object]) -> None:
     thread.join()
 
 
-def _load(model: wire.ModelRef, device: "torch.device", dtype: "torch.dtype") -> "Family":
-    from importlib import import_module
+def _load(model: wire.ModelRef, device: "torch.device", dtype: "torch.dtype") -> "StableDiffusion":
+    from mezzotint.families.table import implementation
 
-    from mezzotint.families.table import FAMILIES
-
-    module, _, name = FAMILIES[model.family].implementation.partition(":")
-    family: Family = getattr(import_module(module), name)(
-        Path(model.path), device, dtype, Path(model.vae) if model.vae else None
-    )
+    vae = Path(model.vae) if model.vae else None
+    family: StableDiffusion = implementation(model.family)(Path(model.path), device, dtype, vae)
     family.pack()
     return family
 

@@ -5,6 +5,7 @@ import type { Model } from "./types";
 
 export interface Capabilities {
   models: Model[];
+  default_model: string | null;
   schedulers: (string | { name: string })[];
   preprocessors: (string | { name: string })[];
   limits: Record<string, number | null>;
@@ -15,6 +16,7 @@ const name = (one: string | { name: string }) => (typeof one === "string" ? one 
 
 class Catalog {
   models = $state<Model[]>([]);
+  defaultModel = $state<string | null>(null);
   schedulers = $state<string[]>([]);
   preprocessors = $state<string[]>(["none"]);
   version = $state("");
@@ -27,6 +29,7 @@ class Catalog {
         get<Capabilities>("/api/inference/capabilities"),
       ]);
       this.models = models;
+      this.defaultModel = capabilities.default_model;
       this.schedulers = capabilities.schedulers.map(name);
       this.preprocessors = capabilities.preprocessors.map(name);
       this.version = capabilities.version;

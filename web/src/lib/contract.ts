@@ -152,6 +152,8 @@ export interface components {
             models: {
                 [key: string]: unknown;
             }[];
+            /** Default Model */
+            default_model: string | null;
             /** Schedulers */
             schedulers: components["schemas"]["Scheduler"][];
             /** Controlnets */
