@@ -15,7 +15,9 @@ from contextlib import contextmanager
 from typing import Any
 from unittest import mock
 
-import aiosqlite.core
+from sqlalchemy import Connection
+
+from mezzotint.store.sqlite import Threads
 
 EPOCH = 1_800_000_000.0  # of the wall clock
 DISK_S = 0.002  # that a call of the disk or the database takes on average
@@ -36,18 +38,15 @@ class Loop(asyncio.SelectorEventLoop):
     def run_in_executor(self, executor: Any, call: Callable[..., Any], *args: Any) -> Any:  # type: ignore[override]
         """At once, in this very thread; told later."""
         future = self.create_future()
-        self.later(future, lambda: call(*args))
-        return future
-
-    def later(self, future: "asyncio.Future[Any]", call: Callable[[], Any]) -> None:
         tell: Callable[[Any], None]
         try:
-            told, tell = call(), future.set_result
+            told, tell = call(*args), future.set_result
         except Exception as error:  # noqa: BLE001  whatever it is, it is the caller's
             told, tell = error, future.set_exception
         slow = self.chance.random() < SLOW
         delay_s = self.chance.uniform(0, SLOW_DISK_S) if slow else self.chance.expovariate(1 / DISK_S)
         self.call_later(delay_s, _tell, future, tell, told)
+        return future
 
 
 def _tell(future: "asyncio.Future[Any]", tell: Callable[[Any], None], told: Any) -> None:
@@ -69,39 +68,22 @@ class _Instant(selectors.SelectSelector):
         return []
 
 
-class _Queue:
-    """In place of the queue to a connection's thread."""
-
-    def put_nowait(self, asked: tuple["asyncio.Future[Any] | None", Callable[[], Any]]) -> None:
-        future, call = asked
-        if future is None:
-            call()
-            return
-        loop = future.get_loop()
-        assert isinstance(loop, Loop)
-        is_refused = loop.now < loop.database_full_until and getattr(call, "args", ())[:1] == ("BEGIN IMMEDIATE",)
-        loop.later(future, _is_full if is_refused else call)
+_run = Threads._run
 
 
-def _is_full() -> None:
-    error = sqlite3.OperationalError("database or disk is full")
-    error.sqlite_errorcode = sqlite3.SQLITE_FULL
-    raise error
-
-
-class _Thread:
-    daemon = True
-
-    def __init__(self, **_: Any) -> None:
-        pass
-
-    def start(self) -> None:
-        pass
+def _transaction(threads: Threads, body: Callable[[Connection], Any]) -> Any:
+    """Writers have one thread, readers several."""
+    loop = asyncio._get_running_loop()
+    if threads._size == 1 and isinstance(loop, Loop) and loop.now < loop.database_full_until:
+        error = sqlite3.OperationalError("database or disk is full")
+        error.sqlite_errorcode = sqlite3.SQLITE_FULL
+        raise error
+    return _run(threads, body)
 
 
 @contextmanager
 def simulated() -> Iterator[None]:
-    """Clocks are those of the loop that runs, and databases have no threads."""
+    """Clocks are those of the loop that runs, and a database can be full."""
     monotonic = time.monotonic
 
     def now() -> float:
@@ -114,8 +96,7 @@ def simulated() -> Iterator[None]:
     with (
         mock.patch.object(time, "monotonic", now),
         mock.patch.object(time, "time", wall),
-        mock.patch.object(aiosqlite.core, "SimpleQueue", _Queue),
-        mock.patch.object(aiosqlite.core, "Thread", _Thread),
+        mock.patch.object(Threads, "_run", _transaction),
     ):
         yield
 

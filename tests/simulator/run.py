@@ -6,6 +6,7 @@
 import argparse
 import asyncio
 import contextlib
+import itertools
 import random
 import shutil
 import sqlite3
@@ -68,6 +69,7 @@ class History:
         shutil.copy(folder.parent / TEMPLATE, self._data / "mezzotint.db")
         self._devices = ("cpu:0",) if self._chance.random() < 0.7 else ("cpu:0", "cpu:1")
         self._server: Server
+        self._numbers = itertools.count()
         self._clients: dict[asyncio.Task[None], None] = {}  # in order: a set would be in another each time
 
     def play(self) -> list[str]:
@@ -79,7 +81,7 @@ class History:
                 loop, plan = self._life(loop, plan)
         for one in logs:
             if one["log_level"] in ("error", "critical") and one["event"] not in ("worker hangs", "worker failed"):
-                self.world.fault(f"a log of {one['event']!r}: {one.get('exc_info')} {one}")
+                self.world.faults.append(f"a log of {one['event']!r}: {one.get('exc_info')} {one}")
         return self.world.faults + check(self._data, self.world.acknowledged, TRUTHS) + self._ends()
 
     # ---- lives of the server
@@ -211,13 +213,18 @@ class History:
     def _client(self, call: Callable[[str], Coroutine[Any, Any, None]], about: str) -> None:
         task = asyncio.ensure_future(call(about))
         self._clients[task] = None
-        task.add_done_callback(self._clients.pop)
+        task.add_done_callback(self._answered)
+
+    def _answered(self, task: asyncio.Task[None]) -> None:
+        del self._clients[task]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.world.fault(f"a caller met {error!r}")
 
     async def _submit(self, key: str) -> None:
         """Again and again until the server has answered."""
         world = self.world
         while True:
-            session_id = f"ses_{int(world.now * 1000):09}{self._chance.randrange(1000):03}"
+            session_id = f"ses_{int(world.now * 1000):09}{next(self._numbers):04}"
             once = Once(scope="all", key=key, fingerprint=world.asked[key].prompt)
             resolved = Resolved(request=world.asked[key], warnings=())
             try:
