@@ -28,7 +28,7 @@ class Loop(asyncio.SelectorEventLoop):
     """`now` is virtual and only rises. Raises RuntimeError when everything waits for what will never come."""
 
     def __init__(self, now: float, chance: random.Random) -> None:
-        self.now, self._chance = now, chance
+        self.now, self.chance = now, chance
         self.database_full_until = 0.0  # no transaction of a writer begins before
         super().__init__(_Instant(self))
 
@@ -43,8 +43,8 @@ class Loop(asyncio.SelectorEventLoop):
             told, tell = call(*args), future.set_result
         except Exception as error:  # noqa: BLE001  whatever it is, it is the caller's
             told, tell = error, future.set_exception
-        slow = self._chance.random() < SLOW
-        delay_s = self._chance.uniform(0, SLOW_DISK_S) if slow else self._chance.expovariate(1 / DISK_S)
+        slow = self.chance.random() < SLOW
+        delay_s = self.chance.uniform(0, SLOW_DISK_S) if slow else self.chance.expovariate(1 / DISK_S)
         self.call_later(delay_s, _tell, future, tell, told)
         return future
 
@@ -106,6 +106,8 @@ def abandon(loop: Loop, close: Callable[[], Any]) -> None:
 
     logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)  # it may say that a connection was cut off
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+
+    loop.chance = random.Random(0)  # in whatever order they end, the seed's own goes on where it was
 
     async def end() -> None:
         me = asyncio.current_task()

@@ -69,8 +69,8 @@ class History:
         shutil.copy(folder.parent / TEMPLATE, self._data / "mezzotint.db")
         self._devices = ("cpu:0",) if self._chance.random() < 0.7 else ("cpu:0", "cpu:1")
         self._server: Server
-        self._clients: set[asyncio.Task[None]] = set()
         self._numbers = itertools.count()
+        self._clients: dict[asyncio.Task[None], None] = {}  # in order: a set would be in another each time
 
     def play(self) -> list[str]:
         """The promises that were broken."""
@@ -104,7 +104,7 @@ class History:
         self.world.is_over = False
         server = self._server = Server(self._data, self.world, self._devices)
         loop.run_until_complete(server.start())
-        for key in self.world.asked.keys() - self.world.acknowledged.keys():
+        for key in [one for one in self.world.asked if one not in self.world.acknowledged]:
             loop.call_soon(self._client, self._submit, key)
         while plan:
             (at, what), plan = plan[0], plan[1:]
@@ -212,8 +212,13 @@ class History:
 
     def _client(self, call: Callable[[str], Coroutine[Any, Any, None]], about: str) -> None:
         task = asyncio.ensure_future(call(about))
-        self._clients.add(task)
-        task.add_done_callback(self._clients.discard)
+        self._clients[task] = None
+        task.add_done_callback(self._answered)
+
+    def _answered(self, task: asyncio.Task[None]) -> None:
+        del self._clients[task]
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.world.fault(f"a caller met {error!r}")
 
     async def _submit(self, key: str) -> None:
         """Again and again until the server has answered."""

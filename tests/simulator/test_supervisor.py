@@ -119,6 +119,7 @@ def test_a_spare_holds_what_its_like_holds_while_the_worker_could_still_take_its
     async def play() -> None:
         nonlocal free
         rig = Rig(tmp_path, keeps_spare=True, free_memory=lambda: free)
+        rig.world.weights_bytes = SPARE_BUDGET // 2
         async with rig.up() as worker:
             worker.send(wire.Load(model=MODEL))
             await asyncio.sleep(10)
@@ -134,6 +135,9 @@ def test_a_spare_holds_what_its_like_holds_while_the_worker_could_still_take_its
             free += 1  # at the edge it does not come and go
             await asyncio.sleep(5)
             assert not spare.models
+            rig.world.weights_bytes, free = SPARE_BUDGET // 100, 0
+            await asyncio.sleep(5)
+            assert spare.models, "what is little is held in any case"
 
     in_virtual_time(play())
 

@@ -148,7 +148,7 @@ class PlayedWorker(LocalWorker):
                     phase=self._phase,
                     since_s=self._world.now - self._moved,
                     memory_bytes=1 << 30,
-                    weights_bytes=len(self._resident) << 20,
+                    weights_bytes=len(self._resident) * self._world.weights_bytes,
                     prompt_hits=0,
                     prompt_misses=0,
                     resident=tuple(self._resident),

@@ -30,6 +30,7 @@ class World:
         self.cancelled: set[str] = set()  # of those, what was told to be
         self.pauses: Counter[str] = Counter()  # session -> how often somebody asked it to pause
         self.deaths: Counter[str] = Counter()  # session -> workers that died with it
+        self.weights_bytes = 1 << 20  # of the model
         self.full_until = 0.0  # when the disk of the pictures has room again
         self.echoes = chance.choice([0.0, 0.1, 0.5])  # messages that come again late
         self.bad_starts = chance.choice([0.0, 0.0, 0.2])  # workers that die before they say Hello

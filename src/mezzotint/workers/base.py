@@ -29,6 +29,7 @@ WATCH_S = 1.0
 STOP_S = 0.5  # a worker in a model call cannot hear Stop; it is killed
 HOPELESS_STARTS = 3
 SPARE_BUDGET = 4 << 30  # with less memory for a worker there is none to spare for another
+SPARE_SHARE = 0.125  # of that memory, which weights may take for a spare to load them in any case
 SPARE_MARGIN = 1.125  # times what must be free, before a spare that holds nothing loads: not to and fro at the edge
 BACKOFF_S = (0.0, 0.5, 1.0, 2.0, 5.0, 15.0, 30.0)
 
@@ -183,7 +184,8 @@ class Supervisor:
             failed = 0 if spare.hello is not None else failed + 1
 
     def _prepare(self, spare: LocalWorker, seat: Seat) -> None:
-        """Have it hold what the seat's worker holds, while that could still take all of its budget beside it.
+        """Have it hold what the seat's worker holds, if that is little, or while the worker could still take all of its
+        budget beside it.
 
         invariant: the worker may grow from what it has to its budget, the spare from what it has to what the worker
         has; so what is free and what the spare has make up that budget. Weights that are mapped from files count for
@@ -193,7 +195,8 @@ class Supervisor:
         if spare.hello is None or worker is None or worker.heartbeat is None:
             return
         needed = self._memory_bytes * (1.0 if spare.models else SPARE_MARGIN)
-        fits = self._free_memory() + spare.own_bytes >= needed
+        little = worker.heartbeat.weights_bytes <= self._memory_bytes * SPARE_SHARE
+        fits = little or self._free_memory() + spare.own_bytes >= needed
         wanted = {name: worker.models[name] for name in worker.heartbeat.resident if fits and name in worker.models}
         for name in spare.models.keys() - wanted.keys():
             spare.send(wire.Unload(model_id=name))
