@@ -73,6 +73,7 @@ class World:
             known = [one for one in sure if one is not None]
             if step < max(known, default=0):
                 self.fault(f"P3 {submit.session_id}: image {index} begins at {step}, not at {max(known)}")
+            self._kept[submit.session_id, index] = [(self.now, step)]  # what was lost is lost
 
     def restarts(self, now: float, lost_s: float) -> None:
         """The server has gone, and with it what it was handed in so many seconds before."""
