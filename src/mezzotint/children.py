@@ -33,9 +33,8 @@ async def start(module: str, *arguments: str, env: Mapping[str, str], pass_fds: 
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.DEVNULL,
         stderr=asyncio.subprocess.PIPE,
-        # a terminal's Ctrl-C is ours to handle; not a session of its own: Linux shares a CPU evenly between sessions,
-        # whatever the niceness of their processes (sched(7), autogroup)
-        process_group=0,
+        # Not in a session of its own: Linux shares a CPU evenly between sessions, whatever the niceness of their
+        # processes (sched(7), autogroup). It leaves the terminal's process group itself: workers/limits.py.
     )
 
 

@@ -114,6 +114,10 @@ class PlayedWorker(LocalWorker):
     def spin(self) -> None:
         self._spinning = True
 
+    def say(self, message: wire.FromWorker, blob: bytes = b"") -> None:
+        """Whatever the child would not."""
+        self._ours.feed_data(wire.frame(message, blob))
+
     @property
     def is_up(self) -> bool:
         return self.hello is not None
@@ -139,7 +143,7 @@ class PlayedWorker(LocalWorker):
         sitting = self._sittings.get(getattr(message, "session_id", ""))
         gone = sitting is None or sitting.submit.attempt != getattr(message, "attempt", None)
         if gone and self._child.returncode is None and not self._frozen:
-            self._ours.feed_data(wire.frame(message, blob))
+            self.say(message, blob)
 
     async def _beat(self) -> None:
         while True:

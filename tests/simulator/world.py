@@ -71,6 +71,7 @@ class World:
             known = [one for at, one in told if one is not None and self._is_sure(submit.session_id, at)]
             if step < max(known, default=0):
                 self.fault(f"P3 {submit.session_id}: image {index} begins at {step}, not at {max(known)}")
+            self._kept[submit.session_id, index] = [(self.now, step)]  # what was lost is lost
 
     def _is_sure(self, session_id: str, at: float) -> bool:
         """Whether what was handed over then is on disk: a pause says so of what came since the last start."""

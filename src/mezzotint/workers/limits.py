@@ -28,6 +28,8 @@ def limit_myself(*, niceness: int = 0, memory_bytes: int | None = None) -> None:
         reserved = memory_bytes + memory_bytes // 3 + UNTOUCHED_BYTES
         resource.setrlimit(resource.RLIMIT_DATA, (reserved, reserved))
     os.nice(niceness)
+    with contextlib.suppress(PermissionError):  # it leads a session: nothing to leave
+        os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the API process to turn into a clean stop
     if sys.platform == "linux":
         libc = ctypes.CDLL(None, use_errno=True)

@@ -1,0 +1,67 @@
+"""A server that stops while its worker still says things, in virtual time."""
+
+import asyncio
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mezzotint.request import Resolved
+from mezzotint.session import Usage
+from mezzotint.workers import wire
+from tests.requests import request
+from tests.simulator.clock import Loop, simulated
+from tests.simulator.server import Server
+from tests.simulator.worker import PlayedWorker, drawn
+from tests.simulator.world import World
+
+IDS = [f"ses_{number}" for number in range(8)]
+ASKED = request(num_inference_steps=1000)
+
+
+def stopped(data: Path, says: Callable[[World, PlayedWorker], None]) -> dict[str, str]:
+    """Each session's state after a stop amid which the worker says something; nothing is left running."""
+    found: dict[str, str] = {}
+
+    async def play() -> None:
+        world = World(random.Random(1))
+        world.echoes = world.bad_starts = 0.0
+        server = Server(data, world, ("cpu:0",))
+        await server.start()
+        for session_id in IDS:
+            await server.dispatcher.accept(session_id, Resolved(request=ASKED, warnings=()))
+        while len(server.dispatcher.running_on("cpu:0")) < len(IDS):
+            await asyncio.sleep(0.1)
+        (worker,) = [one for one in world.workers if one is not server.spare]
+        says(world, worker)
+        await server.dispatcher.drain(0.0)
+        for session_id in IDS:
+            session = await server.store.get(session_id)
+            assert session is not None
+            found[session_id] = session.state
+        await server.stop(0.0)
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        assert not left
+
+    loop = Loop(0.0, random.Random(1))
+    with simulated():
+        loop.run_until_complete(play())
+        loop.close()
+    return found
+
+
+def test_a_session_that_ends_while_the_others_are_sent_back_stops_nothing(tmp_path: Path) -> None:
+    def ends(_: World, worker: PlayedWorker) -> None:
+        worker.say(wire.Ended(session_id=IDS[-1], attempt=1, outcome="failed", usage=Usage(), error=None))
+
+    states = stopped(tmp_path, ends)
+    assert states == dict.fromkeys(IDS, "queued") | {IDS[-1]: "failed"}
+
+
+def test_a_picture_that_comes_amid_a_stop_and_finds_no_room_is_given_up(tmp_path: Path) -> None:
+    def finishes(world: World, worker: PlayedWorker) -> None:
+        world.full_until = float("inf")
+        told: dict[str, Any] = {"width": 8, "height": 8, "format": "png", "thumbnail_bytes": 0, "usage": Usage()}
+        worker.say(wire.ImageDone(session_id=IDS[-1], attempt=1, index=0, seed=7, **told), drawn(ASKED, 0))
+
+    assert stopped(tmp_path, finishes) == dict.fromkeys(IDS, "queued")
