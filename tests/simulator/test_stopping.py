@@ -4,7 +4,6 @@ import asyncio
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from mezzotint.request import Resolved
 from mezzotint.session import Usage
@@ -12,7 +11,7 @@ from mezzotint.workers import wire
 from tests.requests import request
 from tests.simulator.clock import Loop, simulated
 from tests.simulator.server import Server
-from tests.simulator.worker import PlayedWorker, drawn
+from tests.simulator.worker import PlayedWorker
 from tests.simulator.world import World
 
 IDS = [f"ses_{number}" for number in range(8)]
@@ -33,8 +32,10 @@ def stopped(data: Path, says: Callable[[World, PlayedWorker], None]) -> dict[str
         while len(server.dispatcher.running_on("cpu:0")) < len(IDS):
             await asyncio.sleep(0.1)
         (worker,) = [one for one in world.workers if one is not server.spare]
+        draining = asyncio.create_task(server.dispatcher.drain(0.0))
+        await asyncio.sleep(0.0)
         says(world, worker)
-        await server.dispatcher.drain(0.0)
+        await draining
         for session_id in IDS:
             session = await server.store.get(session_id)
             assert session is not None
@@ -56,12 +57,3 @@ def test_a_session_that_ends_while_the_others_are_sent_back_stops_nothing(tmp_pa
 
     states = stopped(tmp_path, ends)
     assert states == dict.fromkeys(IDS, "queued") | {IDS[-1]: "failed"}
-
-
-def test_a_picture_that_comes_amid_a_stop_and_finds_no_room_is_given_up(tmp_path: Path) -> None:
-    def finishes(world: World, worker: PlayedWorker) -> None:
-        world.full_until = float("inf")
-        told: dict[str, Any] = {"width": 8, "height": 8, "format": "png", "thumbnail_bytes": 0, "usage": Usage()}
-        worker.say(wire.ImageDone(session_id=IDS[-1], attempt=1, index=0, seed=7, **told), drawn(ASKED, 0))
-
-    assert stopped(tmp_path, finishes) == dict.fromkeys(IDS, "queued")
