@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import random
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
@@ -44,6 +45,7 @@ class Rig:
             free_memory=free_memory,
         )
         self.start_s = 0.0
+        self.failures = 0  # starts that are still to fail
         self.lost: list[tuple[float, str]] = []
         self.supervisor.on_ready = self.supervisor.on_message = self._hears
         self.supervisor.on_lost = self._loses
@@ -52,6 +54,9 @@ class Rig:
         self, name: str, device: str, _: int, __: int, on_message: Any, on_end: Any, *, is_spare: bool
     ) -> PlayedWorker:
         await asyncio.sleep(self.start_s)
+        if self.failures:
+            self.failures -= 1
+            raise OSError(errno.EAGAIN, "no process to be had")
         worker = PlayedWorker(name, device, self.world, is_spare=is_spare)
         worker.listen(on_message, on_end)
         return worker
@@ -138,6 +143,22 @@ def test_a_spare_holds_what_its_like_holds_while_the_worker_could_still_take_its
             rig.world.weights_bytes, free = SPARE_BUDGET // 100, 0
             await asyncio.sleep(5)
             assert spare.models, "what is little is held in any case"
+
+    in_virtual_time(play())
+
+
+def test_where_no_process_is_to_be_had_it_is_tried_again(tmp_path: Path) -> None:
+    async def play() -> None:
+        rig = Rig(tmp_path, keeps_spare=True)
+        rig.failures = 2
+        async with rig.up() as worker:
+            rig.failures = 2
+            worker.die()
+            await asyncio.sleep(60)
+            seat = rig.supervisor.seats[DEVICE]
+            assert seat.worker is not None
+            assert rig.supervisor.spare is not None
+            assert not seat.failed
 
     in_virtual_time(play())
 

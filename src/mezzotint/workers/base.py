@@ -156,9 +156,11 @@ class Supervisor:
         while not self._stopping:
             if seat.worker is None:
                 await asyncio.sleep(BACKOFF_S[min(seat.failed_starts, len(BACKOFF_S) - 1)])
-                seat.worker = await self._start(seat.device)
                 seat.failed_starts += 1  # taken back by Hello
-            worker = seat.worker
+                seat.worker = await self._start(seat.device)
+            if (worker := seat.worker) is None:
+                seat.last_exit = "it could not be started; the server's log has the cause"
+                continue
             watching = asyncio.create_task(self._watch(worker), name=f"watch {worker.id}")
             try:
                 await asyncio.shield(worker.wait())
@@ -174,6 +176,9 @@ class Supervisor:
             while seat.worker is None or seat.worker.hello is None:
                 await asyncio.sleep(WATCH_S)
             spare = self.spare = await self._start(seat.device, is_spare=True)
+            if spare is None:
+                failed += 1
+                continue
             watching = asyncio.create_task(self._watch(spare), name=f"watch {spare.id}")
             try:
                 while self.spare is spare and spare.alive:
@@ -206,17 +211,22 @@ class Supervisor:
             elif (last := worker.drawn.get(name)) is not None and name not in spare.drawn:
                 spare.send(wire.Practise(submit=_like(last)))
 
-    async def _start(self, device: str, *, is_spare: bool = False) -> LocalWorker:
+    async def _start(self, device: str, *, is_spare: bool = False) -> LocalWorker | None:
+        """None when there is no process to be had, or no memory for one: it is tried again."""
         self._count += 1
-        return await self._start_worker(
-            f"wrk_{self._count}",
-            device,
-            self._threads,
-            self._memory_bytes,
-            self._heard,
-            self._ended,
-            is_spare=is_spare,
-        )
+        try:
+            return await self._start_worker(
+                f"wrk_{self._count}",
+                device,
+                self._threads,
+                self._memory_bytes,
+                self._heard,
+                self._ended,
+                is_spare=is_spare,
+            )
+        except Exception:
+            log.exception("a worker could not be started", device=device)
+            return None
 
     async def _heard(self, worker: LocalWorker, message: wire.FromWorker, blob: bytes) -> None:
         match message:
