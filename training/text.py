@@ -167,7 +167,7 @@ def distil(student: Student, lessons: Lessons, minutes: float, rate: float, batc
         rows = torch.multinomial(lessons.often, batch)
         theirs = lessons.theirs[rows]
         length = TOKENS if step % WHOLE_EVERY == 0 else int(torch.randint(SHORT, MIDDLING + 1, ()))
-        with torch.autocast("cpu", torch.bfloat16):
+        with machine.autocast():
             ended, tokens, apart = student.point(lessons.ids[rows], length)
         loss = distillation_loss(ended, theirs, lessons.labels)
         loss = loss + 0.3 * (1 - (tokens * theirs).sum(-1).mean()) + 0.5 * apart.float()
