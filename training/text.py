@@ -268,7 +268,7 @@ def _report(student: Student, tokenizer: CLIPTokenizer, teacher: Teacher) -> Non
 
     one, other = nearest(phrases(NearWords(tokenizer, teacher), random.Random(99), 800))
     print(f"the teacher's label for {100 * (one == other).float().mean():.1f} % of new phrases")
-    rewordings = data.read_rewordings()
+    rewordings = data.read_rewordings("tuning.txt")
     for who, chosen in zip(("student", "teacher"), nearest([r.prompt for r in rewordings]), strict=True):
         found = [labels[int(i)] for i in chosen]
         wrong = [f"{r.prompt} -> {label}" for r, label in zip(rewordings, found, strict=True) if label not in r.answers]
