@@ -83,7 +83,7 @@ class NearWords:
     def __init__(self, tokenizer: CLIPTokenizer, teacher: Teacher) -> None:
         """What the teacher found is kept on disk, so that a machine without it can train the UNet."""
         labels = [concept.label for concept in data.read_concepts()]
-        path = folder() / f"near-{_digest(labels)}.json"
+        path = folder() / f"named-{_digest(labels)}.json"
         if not path.exists():
             path.write_text(json.dumps(_near(tokenizer, teacher)), encoding="utf-8")
         found = json.loads(path.read_text(encoding="utf-8"))
