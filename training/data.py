@@ -101,11 +101,14 @@ def read_concepts() -> list[Concept]:
     return concepts
 
 
-def read_rewordings() -> list[Rewording]:
-    """The prompts of rewordings.txt. Every answer is a label of concepts.txt."""
+def read_rewordings(name: str = "rewordings.txt") -> list[Rewording]:
+    """The prompts of rewordings.txt, which nothing may be chosen by, or those of tuning.txt, which are for that.
+
+    Every answer is a label of concepts.txt.
+    """
     return [
         Rewording(prompt=prompt.strip(), answers=tuple(answer.strip() for answer in answers.split(",")))
-        for prompt, answers in (line.split("=") for line in _lines(HERE / "rewordings.txt"))
+        for prompt, answers in (line.split("=") for line in _lines(HERE / name))
     ]
 
 
@@ -261,7 +264,7 @@ def main() -> None:
     for concept in rng.sample(concepts, 12):
         print(f"{concept.label}: {caption(concept, 'noto', rng)!r}; keywords {', '.join(concept.keywords)}")
     labels = {concept.label for concept in concepts}
-    for rewording in read_rewordings():
+    for rewording in read_rewordings() + read_rewordings("tuning.txt"):
         assert labels.issuperset(rewording.answers), rewording
     rows = [
         np.concatenate(list(shown[i : i + 20].transpose(1, 0, 2, 3, 4).reshape(-1, SIZE, SIZE, 3)), axis=1)

@@ -62,17 +62,17 @@ def measure_concepts(
 
 
 def measure_rewordings(
-    pipeline: StableDiffusionPipeline, pictures: Tensor, seed: int, steps: int, guidance: float
+    pipeline: StableDiffusionPipeline, pictures: Tensor, name: str, seed: int, steps: int, guidance: float
 ) -> None:
     """Prompts with a word of no caption, without style words: is the nearest picture what a person would expect?"""
-    concepts, rewordings = data.read_concepts(), data.read_rewordings()
+    concepts, rewordings = data.read_concepts(), data.read_rewordings(name)
     prompts = [rewording.prompt for rewording in rewordings]
     drawn = draw(pipeline, prompts, range(seed, seed + len(prompts)), steps=steps, guidance=guidance)
     found = [concepts[int(i)].label for i in nearest(drawn, pictures, 1)[:, 0]]
     right = [label in rewording.answers for label, rewording in zip(found, rewordings, strict=True)]
     wrong = [f"{p} -> {label}" for p, label, ok in zip(prompts, found, right, strict=True) if not ok]
     print(
-        f"guidance {guidance:g}: {sum(right)} of {len(right)} rewordings; wrong: {'; '.join(wrong) or 'none'}",
+        f"guidance {guidance:g}: {sum(right)} of {len(right)} of {name}; wrong: {'; '.join(wrong) or 'none'}",
         flush=True,
     )
 
@@ -105,6 +105,13 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1, help="measure one concept of so many")
     parser.add_argument("--seed", type=int, default=FIRST_SEED)
     parser.add_argument("--sheet", type=Path, default=data.HERE.parent / "docs" / "contact_sheet.png")
+    parser.add_argument(
+        "--rewordings",
+        nargs="+",
+        choices=["rewordings.txt", "tuning.txt"],
+        default=["rewordings.txt"],
+        help="only tuning.txt may decide how the model is trained",
+    )
     parser.add_argument("--prompt", help="draw this one to --sheet, and measure nothing")
     arguments = parser.parse_args()
     machine.prepare()
@@ -121,7 +128,8 @@ def main() -> None:
     pictures = seen()
     for guidance in guidances:
         measure_concepts(pipeline, pictures, seed, steps, guidance, arguments.every)
-        measure_rewordings(pipeline, pictures, seed, steps, guidance)
+        for name in arguments.rewordings:
+            measure_rewordings(pipeline, pictures, name, seed, steps, guidance)
     measure_seeds(pipeline, seed, steps, guidances[0])
     contact_sheet(pipeline, arguments.sheet, seed, steps, guidances[0])
 

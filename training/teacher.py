@@ -6,6 +6,7 @@ Needed at training time only. Never reads the rewordings that `training.evaluate
 import hashlib
 import json
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +17,11 @@ from torch import Tensor
 from torch.nn import functional
 from transformers import AutoModel, AutoTokenizer, CLIPTokenizer
 
-from training import data, wordnet
+from training import data, machine, wordnet
+from training.naming import Names
 
 WIDTH = 384
-NEAR_ENOUGH, SURE = 0.55, 0.7  # cosine between a word and its label
-OF_KIND = (0.9, 0.75, 0.6)  # the nearness of a synonym, of what a thing is a kind of, of what that is a kind of
+FEW_TOKENS = 3  # of a noun that is no thing, to be asked after: the more, the rarer it is
 FORMS = (  # a phrase with a gap for the word, and the caption that says as much
     ("{}", "{}"),
     ("a {}", "a {}"),
@@ -60,7 +61,7 @@ class Teacher:
             inputs = tokenizer(
                 [texts[i] for i in some], padding=True, truncation=True, max_length=32, return_tensors="pt"
             )
-            with torch.autocast("cpu", torch.bfloat16):
+            with machine.autocast():
                 hidden = model(**inputs).last_hidden_state.float()
             mask = inputs["attention_mask"][..., None].float()
             rows[some] = functional.normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
@@ -82,9 +83,9 @@ class NearWords:
     def __init__(self, tokenizer: CLIPTokenizer, teacher: Teacher) -> None:
         """What the teacher found is kept on disk, so that a machine without it can train the UNet."""
         labels = [concept.label for concept in data.read_concepts()]
-        path = folder() / f"near-{_digest(labels)}.json"
+        path = folder() / f"named-{_digest(labels)}.json"
         if not path.exists():
-            path.write_text(json.dumps(_near(labels, tokenizer, teacher)), encoding="utf-8")
+            path.write_text(json.dumps(_near(tokenizer, teacher)), encoding="utf-8")
         found = json.loads(path.read_text(encoding="utf-8"))
         self.things: list[str] = found["things"]
         self.adjectives: list[str] = found["adjectives"]
@@ -95,6 +96,10 @@ class NearWords:
         for pair in self.pairs:
             self._of.setdefault(pair.label, []).append(pair)
         self._held_out = data.held_out_words()
+
+    def weigh(self, parts: Sequence[float]) -> None:
+        """Draw each pair only so often as this part says, from now on."""
+        self._weights = [weight * part for weight, part in zip(self._weights, parts, strict=True)]
 
     def draw(self, rng: random.Random, count: int) -> list[Pair]:
         """The nearer to its label, the more often."""
@@ -111,38 +116,15 @@ class NearWords:
         return phrase.format("{}", adjective=rng.choice(self.adjectives), thing=rng.choice(self.things)), caption
 
 
-def _label_of(word: str, labels: list[str], cosines: Tensor) -> tuple[str, float] | None:
-    """What to call a thing: the teacher's label if it is sure, else WordNet's, which knows rarer words, else none.
-
-    `cosines` of the word and each label. Of labels that end in the same noun ("truck") the teacher chooses.
-    """
-    cosine, nearest = cosines.max(0)
-    guess = (labels[int(nearest)], round(float(cosine), 4))
-    if cosine >= SURE:
-        return guess
-    whole, ends = (wordnet.kinds(word, set(some)) for some in (labels, [label.split()[-1] for label in labels]))
-    kind = min((found for found in (whole, ends) if found), key=lambda found: found[0], default=None)
-    if cosine >= NEAR_ENOUGH and (kind is None or kind[0] > 1):
-        return guess
-    if kind is None:
-        return None
-    steps, met = kind
-    called = [i for i, label in enumerate(labels) if label in met] or [
-        i for i, label in enumerate(labels) if label.split()[-1] in met
-    ]
-    return labels[max(called, key=lambda i: float(cosines[i]))], OF_KIND[steps]
-
-
-def _near(labels: list[str], tokenizer: CLIPTokenizer, teacher: Teacher) -> dict[str, list[Any]]:
+def _near(tokenizer: CLIPTokenizer, teacher: Teacher) -> dict[str, list[Any]]:
+    concepts = data.read_concepts()
     whole = whole_words(tokenizer)
     things = wordnet.things()
-    words = sorted({*whole, *things} - set(labels))
-    pairs = []
-    for word, cosines in zip(words, teacher(words) @ teacher(labels).T, strict=True):
-        if found := _label_of(word, labels, cosines):
-            pairs.append((word, *found))
+    nouns = [word for word in wordnet.nouns() if re.fullmatch(r"[a-z]{3,12}", word)]
+    short = [word for word, ids in zip(nouns, tokenizer(nouns).input_ids, strict=True) if len(ids) - 2 <= FEW_TOKENS]
+    words = sorted({*whole, *things, *short} - {concept.label for concept in concepts})
     adjectives = sorted(set(wordnet.adjectives()) & set(whole))
-    return {"pairs": pairs, "things": things, "adjectives": adjectives}
+    return {"pairs": Names(concepts, teacher)(words), "things": things, "adjectives": adjectives}
 
 
 def _digest(texts: Sequence[str]) -> str:

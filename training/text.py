@@ -167,7 +167,7 @@ def distil(student: Student, lessons: Lessons, minutes: float, rate: float, batc
         rows = torch.multinomial(lessons.often, batch)
         theirs = lessons.theirs[rows]
         length = TOKENS if step % WHOLE_EVERY == 0 else int(torch.randint(SHORT, MIDDLING + 1, ()))
-        with torch.autocast("cpu", torch.bfloat16):
+        with machine.autocast():
             ended, tokens, apart = student.point(lessons.ids[rows], length)
         loss = distillation_loss(ended, theirs, lessons.labels)
         loss = loss + 0.3 * (1 - (tokens * theirs).sum(-1).mean()) + 0.5 * apart.float()
@@ -268,7 +268,7 @@ def _report(student: Student, tokenizer: CLIPTokenizer, teacher: Teacher) -> Non
 
     one, other = nearest(phrases(NearWords(tokenizer, teacher), random.Random(99), 800))
     print(f"the teacher's label for {100 * (one == other).float().mean():.1f} % of new phrases")
-    rewordings = data.read_rewordings()
+    rewordings = data.read_rewordings("tuning.txt")
     for who, chosen in zip(("student", "teacher"), nearest([r.prompt for r in rewordings]), strict=True):
         found = [labels[int(i)] for i in chosen]
         wrong = [f"{r.prompt} -> {label}" for r, label in zip(rewordings, found, strict=True) if label not in r.answers]

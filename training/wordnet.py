@@ -1,13 +1,28 @@
-"""Reads WordNet: texts for the tokenizer and the text encoder, and which thing a word names. Knows no pictures."""
+"""Reads WordNet: texts for the tokenizer and the text encoder, and what its nouns mean. Knows no pictures."""
 
 import re
 from collections.abc import Collection, Iterator
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
 FOLDER = Path("/usr/share/wordnet")  # Debian's wordnet-base
-SENSES = 4  # of a word, the commonest first
-FURTHEST = 2  # steps up, from a word to what it is a kind of
+THINGS = ("05", "06", "13", "17", "19", "20")  # animals, artifacts, food, natural objects and phenomena, plants
+_PLURALS = (("ies", "y"), ("ves", "f"), ("es", ""), ("s", ""))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sense:
+    """One meaning of nouns, and the meanings that it is a kind of."""
+
+    sort: str  # the number of WordNet's file of such things
+    gloss: str
+    kinds: tuple[str, ...]  # keys of senses
+
+    @property
+    def is_thing(self) -> bool:
+        """Can be drawn."""
+        return self.sort in THINGS
 
 
 def texts() -> Iterator[str]:
@@ -28,7 +43,7 @@ def things() -> list[str]:
     things: set[str] = set()
     for line in (FOLDER / "data.noun").read_text(encoding="utf-8").splitlines():
         parts = line.split(" ")
-        if not line.startswith(" ") and parts[1] in ("05", "06", "13", "17", "19", "20"):
+        if not line.startswith(" ") and parts[1] in THINGS:
             words = [parts[4 + 2 * i] for i in range(int(parts[3], 16))]
             things |= {word for word in words if re.fullmatch(r"[a-z]{2,12}", word)}
     return sorted(things)
@@ -41,40 +56,51 @@ def adjectives() -> list[str]:
     return sorted(word for word in words if re.fullmatch(r"[a-z]{2,12}", word))
 
 
-def kinds(word: str, known: Collection[str]) -> tuple[int, list[str]] | None:
-    """What a noun is, of the words known: how many steps up its kinds, and the known ones met there; None if none is.
-
-    A synonym is no step up. Of two senses that are as near, the commoner is taken.
-    """
-    words_of, kinds_of, senses_of = _nouns()
-    reached = [[sense] for sense in senses_of.get(word, [])[:SENSES]]
-    for steps in range(FURTHEST + 1):
-        for synsets in reached:
-            met = sorted({w for synset in synsets for w in words_of[synset] if w in known and w != word})
-            if met:
-                return steps, met
-        reached = [[kind for synset in synsets for kind in kinds_of[synset]] for synsets in reached]
-    return None
-
-
 @cache
-def _nouns() -> tuple[dict[str, list[str]], dict[str, list[str]], dict[str, list[str]]]:
-    """The words of each synset, the synsets it is a kind of, and the synsets of each word."""
-    words_of: dict[str, list[str]] = {}
-    kinds_of: dict[str, list[str]] = {}
+def senses() -> dict[str, Sense]:
+    """Every meaning of a noun, by WordNet's key."""
+    found: dict[str, Sense] = {}
     for line in (FOLDER / "data.noun").read_text(encoding="utf-8").splitlines():
         if line.startswith(" "):
             continue
-        parts = line.split(" | ", 1)[0].split(" ")
-        words = int(parts[3], 16)
-        words_of[parts[0]] = [parts[4 + 2 * i].replace("_", " ").lower() for i in range(words)]
-        pointers = parts[5 + 2 * words :]
-        kinds_of[parts[0]] = [
+        fields, gloss = line.split(" | ", 1)
+        parts = fields.split(" ")
+        pointers = parts[5 + 2 * int(parts[3], 16) :]
+        kinds = tuple(
             target for sort, target in zip(pointers[::4], pointers[1::4], strict=False) if sort in ("@", "@i")
-        ]
-    senses_of: dict[str, list[str]] = {}
-    for line in (FOLDER / "index.noun").read_text(encoding="utf-8").splitlines():
-        if not line.startswith(" "):
-            parts = line.split()
-            senses_of[parts[0].replace("_", " ")] = parts[-int(parts[2]) :]
-    return words_of, kinds_of, senses_of
+        )
+        found[parts[0]] = Sense(sort=parts[1], gloss=gloss.split(";")[0].strip(), kinds=kinds)
+    return found
+
+
+@cache
+def nouns() -> dict[str, list[str]]:
+    """The keys of each noun's senses, the commonest first."""
+    lines = (FOLDER / "index.noun").read_text(encoding="utf-8").splitlines()
+    entries = [line.split() for line in lines if not line.startswith(" ")]
+    return {parts[0].replace("_", " "): parts[-int(parts[2]) :] for parts in entries}
+
+
+def singular(word: str) -> str | None:
+    """The noun itself, or what it is the plural of; None if WordNet has neither."""
+    known: Collection[str] = nouns()
+    forms = [word, *(word.removesuffix(end) + start for end, start in _PLURALS if word.endswith(end))]
+    return next((form for form in forms if form in known), None)
+
+
+@cache
+def above(key: str) -> dict[str, int]:
+    """A sense and all that it is a kind of, with the steps up to each."""
+    steps, reached = {key: 0}, [key]
+    for one in reached:
+        for kind in senses()[one].kinds:
+            if kind not in steps:
+                steps[kind] = steps[one] + 1
+                reached.append(kind)
+    return steps
+
+
+@cache
+def depth(key: str) -> int:
+    """Steps down to a sense from the top, by the shortest way."""
+    return min((1 + depth(kind) for kind in senses()[key].kinds), default=0)

@@ -17,12 +17,14 @@ from torch.nn import functional
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from training import data, machine, text, unet
-from training.teacher import TAILS, NearWords, Teacher
+from training.teacher import FORMS, TAILS, NearWords, Teacher
 
-BATCH, CAPTIONS = 96, 48
+BATCH, CAPTIONS = 96, 24
 RATE = 8e-4
 THEMSELVES, PLURAL = 0.15, 0.1  # of the words are labels; stand in the plural
-SHORT, WHOLE_EVERY = 14, 6  # positions that most batches run: the states after a text differ little
+ADOPTED = 0.65  # the least nearness of a word that becomes the token of its label
+KNOWN = 0.1  # how often a word that already stands nearest to its label is drawn, beside one that does not
+SHORT, WHOLE_EVERY = 9, 16  # positions that most batches run: the states after a text differ little
 
 
 class Phrases:
@@ -58,6 +60,7 @@ def teach(encoder: CLIPTextModel, before: CLIPTextModel, phrases: Phrases, minut
     tokenizer = phrases.tokenizer
     optimizer = torch.optim.AdamW(encoder.parameters(), lr=RATE, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
     watch = machine.Stopwatch()
+    threads = machine.Threads(torch.get_num_threads())
     step = 0
     while (done := watch.look() / (60 * minutes)) < 1:
         for group in optimizer.param_groups:
@@ -68,7 +71,7 @@ def teach(encoder: CLIPTextModel, before: CLIPTextModel, phrases: Phrases, minut
         labels = [label + tail for label, tail in zip(labels, tails, strict=True)]
         captions = phrases.captions(CAPTIONS)
         length = text.TOKENS if step % WHOLE_EVERY == 0 else SHORT
-        with torch.autocast("cpu", torch.bfloat16):
+        with machine.autocast():
             mine = _states(encoder, tokenizer, words + captions, length)
             with torch.no_grad():
                 theirs = _states(before, tokenizer, labels + captions, length)
@@ -84,10 +87,43 @@ def teach(encoder: CLIPTextModel, before: CLIPTextModel, phrases: Phrases, minut
         torch.autograd.backward(near + 6 * moved)
         torch.nn.utils.clip_grad_norm_(encoder.parameters(), 1.0)
         optimizer.step()
+        threads.step_done()
         step += 1
         if step % 25 == 0:
             left = 60 * minutes * (1 - done)
             print(f"words {step}: off by {near:.4f}, captions moved {moved:.5f}, {left:.0f} s left", flush=True)
+
+
+@torch.no_grad()
+def adopt(encoder: CLIPTextModel, tokenizer: CLIPTokenizer, near_words: NearWords) -> int:
+    """Mutates the encoder: a word that is one token, and in no caption, becomes the one token of its label.
+
+    Returns how many did. Adjectives keep what they say, since they stand beside labels.
+    """
+    embeddings = encoder.get_input_embeddings().weight
+    concepts = data.read_concepts()
+    told = {i for c in concepts for text in (c.label, *c.keywords, *data.STYLES) for i in tokenizer(text).input_ids}
+    told |= {i for form, _ in FORMS for i in tokenizer(form).input_ids}
+    pairs = [pair for pair in near_words.pairs if pair.nearness >= ADOPTED]
+    of_words, of_labels = (tokenizer([getattr(p, what) for p in pairs]).input_ids for what in ("word", "label"))
+    adjectives = set(near_words.adjectives)
+    count = 0
+    for pair, (_, *word, _), (_, *label, _) in zip(pairs, of_words, of_labels, strict=True):
+        if len(word) == len(label) == 1 and word[0] not in told and pair.word not in adjectives:
+            embeddings[word[0]] = embeddings[label[0]]
+            count += 1
+    return count
+
+
+@torch.no_grad()
+def known(encoder: CLIPTextModel, before: CLIPTextModel, tokenizer: CLIPTokenizer, near_words: NearWords) -> list[bool]:
+    """Of each pair: does the word already stand nearer to its label than to any other?"""
+    labels = sorted({pair.label for pair in near_words.pairs})
+    theirs = _ended(before, tokenizer, labels)
+    nearest = torch.cdist(_ended(encoder, tokenizer, [pair.word for pair in near_words.pairs]), theirs).argmin(1)
+    right = [labels[int(i)] == pair.label for i, pair in zip(nearest, near_words.pairs, strict=True)]
+    print(f"{sum(right)} of {len(right)} words stand nearest to their label", flush=True)
+    return right
 
 
 def folder(step: int) -> Path:
@@ -115,6 +151,8 @@ def main() -> None:
         CLIPTextModel.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
         for path in (target if arguments.resume else text.folder() / "text_encoder", arguments.says_as)
     )
+    print(f"{adopt(encoder, tokenizer, near_words)} words became the token of their label")
+    near_words.weigh([KNOWN if right else 1.0 for right in known(encoder, before, tokenizer, near_words)])
     teach(encoder, before, Phrases(tokenizer, near_words, rng), arguments.minutes)
     encoder.save_pretrained(target)
 
@@ -122,6 +160,17 @@ def main() -> None:
 def _states(encoder: CLIPTextModel, tokenizer: CLIPTokenizer, prompts: Sequence[str], length: int) -> Tensor:
     states: Tensor = encoder(input_ids=text.tokenize(tokenizer, prompts)[:, :length]).last_hidden_state
     return states
+
+
+def _ended(encoder: CLIPTextModel, tokenizer: CLIPTokenizer, words: Sequence[str]) -> Tensor:
+    """The state of each word, with an article, where its text has ended, (n, width)."""
+    ends: list[Tensor] = []
+    for start in range(0, len(words), 512):
+        some = [f"a {word}" for word in words[start : start + 512]]
+        lengths = _lengths(tokenizer, some)
+        states = _states(encoder, tokenizer, some, int(lengths.max()) + 1)
+        ends.append(states[torch.arange(len(some)), lengths])
+    return torch.cat(ends)
 
 
 def _lengths(tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> Tensor:
