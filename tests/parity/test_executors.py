@@ -14,8 +14,9 @@ import pytest
 import torch
 from PIL import Image
 
-from mezzotint.engine import convert, executors, probe
+from mezzotint.engine import convert, executors, probe, tune
 from mezzotint.families.sd import StableDiffusion
+from mezzotint.profiles import Subject
 from mezzotint.request import ControlNetUse, LoraUse
 from tests.models import build_controlnet, build_lora, build_sd, build_sdxl
 from tests.parity.rig import COMPANY, Asked, Rig, apart, difference
@@ -147,6 +148,38 @@ def test_a_deterministic_picture_is_that_of_the_plain_twin(rig: Rig, made: Path)
     asked = request(deterministic=True)
     fast = opened(rig, made, "openvino", "bfloat16")
     assert np.array_equal(fast.draw([asked, *COMPANY])[0][0].pixels, rig.draw([asked])[0][0].pixels)
+
+
+def test_what_takes_many_times_as_long_as_torch_is_not_measured_further(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    build_sd(tmp_path / "tiny")
+    subject = Subject(
+        id="tiny",
+        family="sd",
+        path=str(tmp_path / "tiny"),
+        sha256="0" * 64,
+        device="cpu:0",
+        threads=1,
+        cache=str(tmp_path),
+        width=64,
+        height=64,
+        steps=4,
+        guidance_scale=3.0,
+        scheduler="ddim",
+    )
+    monkeypatch.setattr(tune, "TOO_SLOW", 0.0)
+    monkeypatch.setattr(tune, "CANDIDATES", {"cpu": (("torch", "float32"), ("torch", "bfloat16"))})
+    grad, precision, threads = torch.is_grad_enabled(), torch.get_float32_matmul_precision(), torch.get_num_threads()
+    try:
+        told = {one.dtype: one for one in tune.measure(subject, refused=None).ranking}
+    finally:  # it is made for a process of its own
+        torch.set_grad_enabled(grad)
+        torch.set_float32_matmul_precision(precision)
+        torch.set_num_threads(threads)
+    assert told["float32"].ms_per_step
+    assert told["bfloat16"].ms_per_step is None
+    assert "times what torch takes in float32" in (told["bfloat16"].reason or "")
 
 
 def refusal(family: StableDiffusion, graphs: Path, **options: Any) -> str:

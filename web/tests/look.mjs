@@ -42,23 +42,35 @@ export async function crowd({ page, url, shot }) {
   const requests = Array.from({ length: 24 }, (_, number) => ({ prompt: `boat ${number}`, steps: 600, preview: { every_steps: 5 } }));
   const { id, items } = await api(page, "POST", `${url}/api/inference/batches`, { requests });
   const card = (number) => page.getByRole("article", { name: `Session: boat ${number}`, exact: true });
-  for (let number = 0; number < 8; number += 1) await card(number).getByText(/step [1-9]\d* of 600/).waitFor();
+  try {
+    await sharing({ page, card });
+    await shot("crowd");
+    await card(16).getByRole("button", { name: "Cancel" }).click();
+    await card(23).getByText("place 7 in the queue").waitFor();
+    await card(1).getByRole("button", { name: "Pause" }).click();
+    await card(1).getByText("paused").waitFor();
+    await card(17).getByText("place 1 in the queue").waitFor({ state: "detached" }); // in the room of the paused one
+    const state = async (number) => (await api(page, "GET", `${url}${SESSIONS}/${items[number].session_id}`)).state;
+    assert.deepEqual([await state(1), await state(0), await state(16)], ["paused", "running", "cancelled"]);
+  } finally {
+    await api(page, "POST", `${url}/api/inference/batches/${id}/cancel`, {}); // or whoever comes next waits for them
+  }
+  await page.getByText("Nothing is under way").waitFor();
+}
+
+/** As many of 24 share a call as the server has learned to be worth it, two to eight. */
+async function sharing({ page, card }) {
   for (const number of [16, 23]) await card(number).getByText(`place ${number - 15} in the queue`).waitFor();
   assert.equal(await page.getByRole("article").count(), 24);
   await page.getByText("16 running, 8 queued, 0 paused").waitFor();
-  await page.getByText(/[2-8] in the newest call/).waitFor(); // as many as the server has learned to be worth it
-  assert.equal(await page.locator("figure svg text").count(), 8);
-  for (let number = 0; number < 8; number += 1) await card(number).getByAltText(`On its way: boat ${number}`).waitFor();
-  await shot("crowd");
-  await card(16).getByRole("button", { name: "Cancel" }).click();
-  await card(23).getByText("place 7 in the queue").waitFor();
-  await card(3).getByRole("button", { name: "Pause" }).click();
-  await card(3).getByText("paused").waitFor();
-  await card(8).getByText(/step [1-9]\d* of 600/).waitFor(); // in the room of the paused one
-  const state = async (number) => (await api(page, "GET", `${url}${SESSIONS}/${items[number].session_id}`)).state;
-  assert.deepEqual([await state(3), await state(4), await state(16)], ["paused", "running", "cancelled"]);
-  await api(page, "POST", `${url}/api/inference/batches/${id}/cancel`, {});
-  await page.getByText("Nothing is under way").waitFor();
+  const newest = page.getByText(/[2-8] in the newest call/);
+  await newest.waitFor();
+  const most = Number.parseInt(await newest.innerText(), 10);
+  for (let number = 0; number < most; number += 1) {
+    await card(number).getByText(/step [1-9]\d* of 600/).waitFor();
+    await card(number).getByAltText(`On its way: boat ${number}`).waitFor();
+  }
+  assert.ok((await page.locator("figure svg text").count()) >= 2); // a row for each
 }
 
 /** A tab that nobody sees asks for nothing, and is current again once it is seen. */

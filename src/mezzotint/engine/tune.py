@@ -4,6 +4,7 @@
 """
 
 import argparse
+import math
 import statistics
 import sys
 import time
@@ -31,6 +32,7 @@ ROUNDS = 7
 ENOUGH_S = 8.0  # of one kind of call; slow models get fewer rounds
 SLOW_S = 1.0  # a step of one image in torch float32; such a model is looked at with less
 SLOW_STEPS = 4
+TOO_SLOW = 3.0  # times torch in float32, as bfloat16 is on a CPU that only imitates it: not worth the minutes
 
 
 def main() -> None:
@@ -72,11 +74,16 @@ def measure(subject: Subject, refused: str | None) -> Profile:
         if executor == "openvino" and refused:
             raise executors.Unavailable(refused)
         family = executors.open_with(plain, executor, dtype, graphs=graphs, threads=subject.threads)
-        family.predict(_rows(family, subject, 1))
+        rows = _rows(family, subject, 1)
+        family.predict(rows)
+        limit_s = TOO_SLOW * plain_s if family is not plain else math.inf
+        if (taken := _predicting(family, rows)) > limit_s and (taken := _predicting(family, rows)) > limit_s:
+            raise executors.Unavailable(f"a step takes {taken / plain_s:.1f} times what torch takes in float32")
         return family
 
     plain.predict(_rows(plain, subject, 1))  # the first is not timed
-    slow = _seconds(lambda: plain.predict(_rows(plain, subject, 1))) > SLOW_S
+    plain_s = _predicting(plain, _rows(plain, subject, 1))
+    slow = plain_s > SLOW_S
     # A large model is not held in every form at once, and fills the cores with one image.
     groups = [(one,) for one in CANDIDATES[kind]] if slow else [CANDIDATES[kind]]
     measured: list[Candidate] = []
@@ -150,6 +157,10 @@ def _interleaved(calls: dict[tuple[str, str], Callable[[], Any]]) -> dict[tuple[
         for one, call in calls.items():
             taken[one].append(_seconds(call))
     return {one: statistics.median(times) for one, times in taken.items()}
+
+
+def _predicting(family: "Family", rows: "Rows") -> float:
+    return _seconds(lambda: family.predict(rows))
 
 
 def _seconds(call: Callable[[], Any]) -> float:
