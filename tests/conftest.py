@@ -9,11 +9,16 @@ import pytest
 signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell runs behind itself inherits that it is ignored
 
 SMALL = ("contract", "unit")  # folders of small files
+LONG = ("test_page", "test_tuning", "test_torture")  # files of minutes
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Small files last: whole files are shared out among processes, and a long one at the end would be waited for."""
-    items.sort(key=lambda item: item.path.relative_to(Path(__file__).parent).parts[0] in SMALL)
+    """Whole files are shared out among processes: the long ones first, since one at the end would be waited for."""
+
+    def place(item: pytest.Item) -> tuple[bool, bool]:
+        return item.path.relative_to(Path(__file__).parent).parts[0] in SMALL, item.path.stem not in LONG
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")

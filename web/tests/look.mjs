@@ -58,15 +58,13 @@ export async function crowd({ page, url, shot }) {
   await page.getByText("Nothing is under way").waitFor();
 }
 
-/** As many of 24 share a call as the server has learned to be worth it, two to eight. */
+/** As many of 24 share a call as the server has learned to be worth it, two to eight; that may change meanwhile. */
 async function sharing({ page, card }) {
   for (const number of [16, 23]) await card(number).getByText(`place ${number - 15} in the queue`).waitFor();
   assert.equal(await page.getByRole("article").count(), 24);
   await page.getByText("16 running, 8 queued, 0 paused").waitFor();
-  const newest = page.getByText(/[2-8] in the newest call/);
-  await newest.waitFor();
-  const most = Number.parseInt(await newest.innerText(), 10);
-  for (let number = 0; number < most; number += 1) {
+  await page.getByText(/[2-8] in the newest call/).waitFor();
+  for (const number of [0, 1]) {
     await card(number).getByText(/step [1-9]\d* of 600/).waitFor();
     await card(number).getByAltText(`On its way: boat ${number}`).waitFor();
   }
