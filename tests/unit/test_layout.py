@@ -153,14 +153,18 @@ def rule_of(name: str) -> str:
     return max((prefix for prefix in ALLOWED if name == prefix or name.startswith(f"{prefix}.") or not prefix), key=len)
 
 
+def said(code: str) -> str:
+    """What a Python of its own prints."""
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+
+
 def test_a_command_starts_without_what_it_may_not_need() -> None:
     code = (
         "import sys, mezzotint.cli\n"
         "heavy = {'fastapi', 'httpx2', 'msgspec', 'pydantic', 'sqlalchemy', 'structlog', 'uvicorn'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert said(code).strip() == "[]"
 
 
 def test_a_worker_starts_without_what_few_requests_use_and_finds_it_when_they_do() -> None:
@@ -172,8 +176,7 @@ def test_a_worker_starts_without_what_few_requests_use_and_finds_it_when_they_do
         "from diffusers import EulerDiscreteScheduler as Euler\n"
         "Euler(use_beta_sigmas=True).set_timesteps(5); print(sorted(heavy & set(sys.modules)))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.splitlines() == ["[]", "['scipy.stats._stats_py']"]
+    assert said(code).splitlines() == ["[]", "['scipy.stats._stats_py']"]
 
 
 @pytest.mark.parametrize(("name", "tree"), list(modules()), ids=lambda value: value if isinstance(value, str) else "")
@@ -198,8 +201,7 @@ def test_nothing_that_the_api_process_imports_is_torch() -> None:
         "print(sorted({name.partition('.')[0] for name in sys.modules} & "
         "{'torch', 'diffusers', 'transformers', 'numpy', 'PIL', 'safetensors', 'scipy', 'cv2'}))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    assert said(code).strip() == "[]"
 
 
 @pytest.mark.parametrize(("name", "tree"), list(modules()), ids=lambda value: value if isinstance(value, str) else "")

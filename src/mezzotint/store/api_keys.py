@@ -12,7 +12,7 @@ _NAMES = [column.name for column in api_keys.columns]
 
 
 def find(connection: Connection, key_id: str) -> ApiKey | None:
-    row = (connection.execute(select(api_keys).where(api_keys.c.id == key_id))).one_or_none()
+    row = connection.execute(select(api_keys).where(api_keys.c.id == key_id)).one_or_none()
     return None if row is None else _key(row)
 
 

@@ -124,7 +124,7 @@ def expire(work: Work, session_id: str, now: float) -> None:
 def after_running(connection: Connection, session_id: str) -> State:
     """Where a session whose attempt ends unfinished belongs. Cancel beats pause."""
     flags = select(sessions.c.cancel_requested, sessions.c.pause_requested).where(sessions.c.id == session_id)
-    row = (connection.execute(flags.with_for_update())).one_or_none()
+    row = connection.execute(flags.with_for_update()).one_or_none()
     if row is None or not any(row):
         return State.QUEUED
     return State.CANCELLED if row.cancel_requested else State.PAUSED
@@ -153,7 +153,7 @@ def find(connection: Connection, session_id: str) -> Session | None:
 
 def load(connection: Connection, query: Select[Any]) -> list[Session]:
     """The sessions of a query over whole rows, with their pictures, in the query's order."""
-    found = (connection.execute(query)).all()
+    found = connection.execute(query).all()
     ids = query.with_only_columns(sessions.c.id).subquery()
     pictures: dict[str, list[ImageRecord]] = {row.id: [] for row in found}
     of_these = select(images).where(images.c.session_id.in_(select(ids.c.id)))

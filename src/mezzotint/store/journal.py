@@ -43,5 +43,5 @@ def replay(connection: Connection, session_id: str, after: int) -> list[Event]:
     if request is None:
         return []
     query = select(events).where(events.c.session_id == session_id, events.c.id > after)
-    newest = (connection.execute(query.order_by(events.c.id.desc()).limit(KEPT))).all()
+    newest = connection.execute(query.order_by(events.c.id.desc()).limit(KEPT)).all()
     return [rows.event(row, request) for row in reversed(newest)]
