@@ -5,9 +5,7 @@ is bounded: at most one load or encoding, one decoding and one model call.
 """
 
 import logging
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from types import MappingProxyType
 
 import msgspec
@@ -23,18 +21,17 @@ from mezzotint.engine.limits import MAX_ROWS, Limits
 from mezzotint.engine.memory import Key, Residents, give_back, names_of
 from mezzotint.engine.meter import Meter
 from mezzotint.engine.preview import Previews
+from mezzotint.engine.prompts import Prompts
 from mezzotint.engine.stopwatch import Stopwatch, is_memory
 from mezzotint.engine.trajectory import BatchKey, Running, Trajectory
 from mezzotint.errors import ErrorInfo
-from mezzotint.families.base import Conditioning, Family, Prompt, Rows
-from mezzotint.families.lora import LoraSet
+from mezzotint.families.base import Family, Rows
 from mezzotint.workers import wire
 
 log = logging.getLogger(__name__)
 
 Event = tuple[wire.FromWorker, bytes]
 
-MAX_CONDITIONINGS = 128
 CHECK_S = 0.25  # between two checkpoints of a session
 
 
@@ -57,13 +54,12 @@ class Engine:
         """
         self._encode_image, self._clock = encode_image, clock
         self._watch, self._previews = Stopwatch(clock, meter), Previews(clock)
+        self.prompts = Prompts(self._watch)
         self.limits = Limits(max_rows)
         self._sessions: dict[str, Running] = {}
         self._residents = Residents(load, budget_bytes)
-        self._conditionings: OrderedDict[tuple[object, ...], Conditioning] = OrderedDict()
         self._served: dict[BatchKey, int] = {}
         self._calls = self._ends = 0
-        self.prompt_hits = self.prompt_misses = 0
         self._call_s = 0.0  # how long the last model call took
         self.phase: str | None = None  # what a blocking call is doing, for the heartbeat
 
@@ -222,7 +218,7 @@ class Engine:
         running.executor = family.executor
         adapters = [self._residents.lora(submit.model, ref) for ref in submit.loras]
         loras = tuple((lora, asked.scale) for lora, asked in zip(adapters, request.loras, strict=True))
-        text, negative = self._texts(running, family, loras)
+        text, negative = self.prompts.read(submit, family, loras)
         passes = [inputs.read(one, submit.inputs) if submit.inputs else Pictures() for one in request.passes]
         running.pictures = passes[0]
         parts = prepare.Parts(
@@ -268,40 +264,6 @@ class Engine:
     def _warn(self, running: Running, code: str, message: str, field: str | None = None) -> list[Event]:
         attempt = running.submit.attempt
         return [(wire.Warned(session_id=running.id, attempt=attempt, code=code, message=message, field=field), b"")]
-
-    def _texts(self, running: Running, family: Family, loras: LoraSet) -> tuple[Conditioning, Conditioning | None]:
-        """The prompt and, with guidance, the negative one, both as long as the longer."""
-        submit, request = running.submit, running.submit.request
-        syntax = request.prompt_syntax
-        guided = request.guidance_scale > 1
-        windows = family.windows(request.prompt, syntax)
-        if guided:
-            windows = max(windows, family.windows(request.negative_prompt, syntax))
-        # diffusers applies clip_skip to the prompt only
-        skip = request.clip_skip
-        prompt = Prompt(text=request.prompt, syntax=syntax, clip_skip=skip, windows=windows, loras=loras)
-        text = self._conditioning(family, submit, prompt)
-        if not guided:
-            return text, None
-        negative = Prompt(
-            text=request.negative_prompt, syntax=syntax, clip_skip=None, windows=windows, negative=True, loras=loras
-        )
-        return text, self._conditioning(family, submit, negative)
-
-    def _conditioning(self, family: Family, submit: wire.Submit, prompt: Prompt) -> Conditioning:
-        scales = tuple(scale for _, scale in prompt.loras)
-        key = (submit.model, submit.loras, scales, replace(prompt, loras=()))  # no tensors: they would never be let go
-        if key in self._conditionings:
-            self.prompt_hits += 1
-        else:
-            self.prompt_misses += 1
-            work = wire.Work(what="encode", model=submit.model.sha256, windows=prompt.windows, loras=bool(prompt.loras))
-            with self._watch.time(work):
-                self._conditionings[key] = family.encode([prompt])[0]
-            if len(self._conditionings) > MAX_CONDITIONINGS:
-                self._conditionings.popitem(last=False)
-        self._conditionings.move_to_end(key)
-        return self._conditionings[key]
 
     # ---- the step
 
@@ -357,7 +319,7 @@ class Engine:
 
     def _give_way(self, running: Running, message: str) -> list[Event]:
         """Memory did not hold it: what nobody needs is let go of; else it waits for a neighbour; alone it fails."""
-        self._conditionings.clear()
+        self.prompts.forget()
         if self._residents.free([one.submit for one in self._sessions.values()]):
             return []
         if any(one is not running and not self._waits(one) for one in self._sessions.values()):

@@ -26,6 +26,7 @@ SILENT_S = 10.0  # heartbeats come each second from a thread of their own
 UNKNOWN_S = 15 * 60.0  # for one load, encoding, model call or decoding of which nothing is measured
 LEAST_S, TIMES = 60.0, 20.0  # for one that is: so many times what it takes, and never less
 WATCH_S = 1.0
+SETTLES_S = 3.0  # that a worker which took over has the cores to itself, before another spare begins
 STOP_S = 0.5  # a worker in a model call cannot hear Stop; it is killed
 HOPELESS_STARTS = 3
 SPARE_BUDGET = 4 << 30  # with less memory for a worker there is none to spare for another
@@ -187,6 +188,8 @@ class Supervisor:
             finally:
                 watching.cancel()
             failed = 0 if spare.hello is not None else failed + 1
+            if seat.worker is spare:
+                await asyncio.sleep(SETTLES_S)
 
     def _prepare(self, spare: LocalWorker, seat: Seat) -> None:
         """Have it hold what the seat's worker holds, if that is little, or while the worker could still take all of its
