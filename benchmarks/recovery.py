@@ -1,7 +1,8 @@
 """How long a running session stands still when its worker is killed with -9: from the kill to its next denoising step.
 
-`python -m benchmarks.recovery [--kills 20] [--models DIR --model ID --size 256 --guidance 1]`: a server of its own and,
-for each kill, once a spare stands by that is ready, a session whose worker is killed a random number of steps on.
+`python -m benchmarks.recovery [--kills 20] [--models DIR --model ID --size 256 --guidance 1]`, of a tuned model also
+`--executor auto --dtype auto`: a server of its own and, for each kill, once a spare stands by that is ready, a session
+whose worker is killed a random number of steps on.
 Times are what a client sees on the session's event stream; the first step after a kill is in them, so the time of an
 undisturbed one is told beside them. Prints also how many steps each kill cost and, of Linux, what memory the worker
 and the spare held, shared pages once: weights that both map from one file are in neither's own. Exits 1 when a
@@ -54,9 +55,12 @@ def main() -> None:
     parser.add_argument("--models", type=Path)
     parser.add_argument("--size", type=int)
     parser.add_argument("--guidance", type=float)
+    parser.add_argument("--executor", default="torch")
+    parser.add_argument("--dtype", default="float32")
     parser.add_argument("--most-steps", type=int, default=20, help="that a session does before the kill")
     args = parser.parse_args()
-    flags = ["--executor", "torch", "--dtype", "float32", *(["--models", str(args.models)] if args.models else [])]
+    flags = ["--executor", args.executor, "--dtype", args.dtype]
+    flags += ["--models", str(args.models)] if args.models else []
     chance = random.Random(SEED)
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -69,7 +73,9 @@ def main() -> None:
         kills = [one_kill(client, asked, chance.randint(2, args.most_steps)) for _ in range(args.kills)]
     times = [one.standstill_s for one in kills]
     lost = [one.before + 1 - one.after for one in kills]
-    print(f"{describe()}, model {args.model}, size {args.size or 'its own'}, seed {SEED}: {args.kills} kills")
+    print(
+        f"{describe()}, {args.executor} {args.dtype}, model {args.model}, size {args.size or 'its own'}, seed {SEED}: {args.kills} kills"
+    )
     print(f"kill to next step: median {statistics.median(times):.3f} s, worst {max(times):.3f} s")
     print(f"an undisturbed step: median {statistics.median(one.step_s for one in kills):.3f} s")
     print(f"steps done again: median {statistics.median(lost):g}, most {max(lost)}")
@@ -77,7 +83,16 @@ def main() -> None:
         own = statistics.median(one.memory[name]["own"] for one in kills)
         rss = statistics.median(one.memory[name]["rss"] for one in kills)
         print(f"memory of the {name}: {rss / 2**20:.0f} MiB resident, {own / 2**20:.0f} MiB of it nobody else's")
-    keep("recovery", {"asked": asked, "seed": SEED, "kills": [asdict(one) for one in kills]})
+    keep(
+        "recovery",
+        {
+            "asked": asked,
+            "executor": args.executor,
+            "dtype": args.dtype,
+            "seed": SEED,
+            "kills": [asdict(one) for one in kills],
+        },
+    )
     if again := sum(one.after == 1 for one in kills):
         sys.exit(f"{again} of {args.kills} sessions began anew")
 

@@ -91,7 +91,8 @@ class NearWords:
         self.adjectives: list[str] = found["adjectives"]
         self.pairs = [Pair(word=word, label=label, nearness=nearness) for word, label, nearness in found["pairs"]]
         tokens = tokenizer([pair.word for pair in self.pairs]).input_ids  # the more of them, the rarer the word
-        self._weights = [p.nearness**4 / (len(ids) - 2) for p, ids in zip(self.pairs, tokens, strict=True)]
+        self._often = [p.nearness**4 / (len(ids) - 2) for p, ids in zip(self.pairs, tokens, strict=True)]
+        self._weights = self._often
         self._of: dict[str, list[Pair]] = {}
         for pair in self.pairs:
             self._of.setdefault(pair.label, []).append(pair)
@@ -99,7 +100,7 @@ class NearWords:
 
     def weigh(self, parts: Sequence[float]) -> None:
         """Draw each pair only so often as this part says, from now on."""
-        self._weights = [weight * part for weight, part in zip(self._weights, parts, strict=True)]
+        self._weights = [often * part for often, part in zip(self._often, parts, strict=True)]
 
     def draw(self, rng: random.Random, count: int) -> list[Pair]:
         """The nearer to its label, the more often."""

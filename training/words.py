@@ -23,6 +23,7 @@ BATCH, CAPTIONS = 96, 24
 RATE = 8e-4
 THEMSELVES, PLURAL = 0.15, 0.1  # of the words are labels; stand in the plural
 ADOPTED = 0.65  # the least nearness of a word that becomes the token of its label
+LOOK_EVERY = 250  # steps, at which the words that it knows are told from the others
 KNOWN = 0.1  # how often a word that already stands nearest to its label is drawn, beside one that does not
 SHORT, WHOLE_EVERY = 9, 16  # positions that most batches run: the states after a text differ little
 
@@ -53,8 +54,10 @@ class Phrases:
         return [data.caption(rng.choice(self._concepts), rng.choice(self._styles), rng) for _ in range(count)]
 
 
-def teach(encoder: CLIPTextModel, before: CLIPTextModel, phrases: Phrases, minutes: float) -> None:
-    """Mutates the encoder: of captions it comes to say what `before` says of them."""
+def teach(
+    encoder: CLIPTextModel, before: CLIPTextModel, phrases: Phrases, near_words: NearWords, minutes: float
+) -> None:
+    """Mutates the encoder: of captions it comes to say what `before` says of them. Words it knows come less often."""
     before.eval()
     encoder.requires_grad_(True)
     tokenizer = phrases.tokenizer
@@ -63,6 +66,9 @@ def teach(encoder: CLIPTextModel, before: CLIPTextModel, phrases: Phrases, minut
     threads = machine.Threads(torch.get_num_threads())
     step = 0
     while (done := watch.look() / (60 * minutes)) < 1:
+        if step % LOOK_EVERY == 0:
+            right = known(encoder, before, tokenizer, near_words)
+            near_words.weigh([KNOWN if one else 1.0 for one in right])
         for group in optimizer.param_groups:
             group["lr"] = RATE * min(1.0, (step + 1) / 20) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
         words, labels, tails = phrases.draw(BATCH)
@@ -152,8 +158,7 @@ def main() -> None:
         for path in (target if arguments.resume else text.folder() / "text_encoder", arguments.says_as)
     )
     print(f"{adopt(encoder, tokenizer, near_words)} words became the token of their label")
-    near_words.weigh([KNOWN if right else 1.0 for right in known(encoder, before, tokenizer, near_words)])
-    teach(encoder, before, Phrases(tokenizer, near_words, rng), arguments.minutes)
+    teach(encoder, before, Phrases(tokenizer, near_words, rng), near_words, arguments.minutes)
     encoder.save_pretrained(target)
 
 
