@@ -9,10 +9,11 @@ NODE := $(shell command -v npm)
 
 setup: $(READY) $(if $(NODE),$(PAGE))
 
+# Python compiles what it imports at the first import; pip would compile all of it, which takes longer than the rest.
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or newer is needed; set PYTHON=..."; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/pip install --quiet --no-compile --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 # The web page. Without Node everything else works, and `/` says how to build it.

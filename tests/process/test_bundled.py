@@ -82,11 +82,11 @@ def edge_score(wanted: Pixels, drawn: Pixels) -> float:
 
 
 def test_a_prompt_draws_its_icon(server: RunningServer) -> None:
-    prompts = [f"{prompt}, {style} style" for style in ("noto", "fluent") for prompt in ICONS]
+    prompts = [f"{prompt}, {('noto', 'fluent')[place % 2]} style" for place, prompt in enumerate(ICONS)]
     drawn = draw(server, [{"prompt": prompt, "seed": seed} for seed, prompt in enumerate(prompts)])
     found = nearest(drawn, tiles(DOCS / "contact_sheet.png"))
-    right = [index % len(ICONS) == place % len(ICONS) for place, index in enumerate(found)]
-    assert sum(right) >= 30, [prompt for prompt, ok in zip(prompts, right, strict=True) if not ok]
+    right = [index % len(ICONS) == place for place, index in enumerate(found)]
+    assert sum(right) >= 15, [prompt for prompt, ok in zip(prompts, right, strict=True) if not ok]
 
 
 def test_the_controlnet_follows_edges(server: RunningServer) -> None:
@@ -103,11 +103,11 @@ def test_the_controlnet_follows_edges(server: RunningServer) -> None:
 
 def test_a_lora_draws_in_its_style_and_at_scale_0_not_at_all(server: RunningServer) -> None:
     rows = tiles(DOCS / "types" / "lora.png").reshape(3, len(SKETCHED), SIZE, SIZE, 3)
-    base = [{"prompt": f"{prompt}, noto style", "seed": place} for place, prompt in enumerate(SKETCHED)]
+    base = [{"prompt": f"{prompt}, noto style", "seed": place} for place, prompt in enumerate(SKETCHED[:4])]
     for row, name in enumerate(("", "blob", "monochrome")):
         drawn = draw(server, [{**one, "loras": [{"name": name}] if name else []} for one in base])
         found = [nearest(drawn[[place]], rows[:, place])[0] for place in range(len(base))]
-        assert found.count(row) >= 7, (name, found)
+        assert found.count(row) == len(base), (name, found)
     plain, none = draw(
         server,
         [{**base[0], "deterministic": True, "loras": loras} for loras in ([], [{"name": "blob", "scale": 0.0}])],

@@ -38,7 +38,7 @@ async def draw(engine: Mezzotint, **body: Any) -> Session:
 
 
 SMALL = {"model": "tiny", "steps": 6, "seed": 1}
-LARGE = {**SMALL, "width": 256, "height": 256}
+LARGE = {**SMALL, "width": 96, "height": 96}
 OTHER = {"model": "icons", "steps": 6, "seed": 1}
 
 
@@ -117,7 +117,7 @@ async def test_no_figure_is_a_constant(engine: Mezzotint) -> None:
         await draw(engine, **body)
         await look()
     for company in (0, 20):  # more than are drawn at once
-        beside = [await engine.submit(**{**OTHER, "steps": 500, "seed": seed}) for seed in range(company)]
+        beside = [await engine.submit(**{**SMALL, "steps": 1000, "seed": seed}) for seed in range(company)]
         for body in sizes if not company else sizes[::3]:
             estimate = (await operations.validate(body))["estimate"]
             ended = await draw(engine, **body, priority=9)

@@ -40,16 +40,17 @@ def draw(server: RunningServer, **fields: Any) -> tuple[Any, dict[str, Any], dic
 
 
 def served_by(server: RunningServer) -> dict[str, Any]:
-    (model,) = (one for one in server.client.models() if one["kind"] == "checkpoint")
+    (model,) = (one for one in server.client.models() if one["id"] == "tiny")
     found: dict[str, Any] = model["executors"]["cpu:0"]
     return found
 
 
 def test_an_idle_server_measures_its_model_and_goes_over_to_openvino(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, random_sd: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
-    with RunningServer(tmp_path / "data", "--executor", "openvino", "--dtype", "float32") as server:
+    flags = ("--models", str(random_sd), "--default-model", "tiny", "--executor", "openvino", "--dtype", "float32")
+    with RunningServer(tmp_path / "data", *flags) as server:
         plain, record, session = draw(server)
         assert (record["executor"], record["dtype"]) == ("torch", "float32")
         assert (served_by(server)["executor"], served_by(server)["basis"]) == ("torch", "default")

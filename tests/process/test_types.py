@@ -136,12 +136,12 @@ def test_models_tell_what_goes_with_what(server: RunningServer) -> None:
 
 
 def test_a_trace_tells_the_company_of_each_call(server: RunningServer) -> None:
-    ids = [server.client.submit(prompt="x", steps=30, seed=seed)["id"] for seed in range(4)]
+    ids = [server.client.submit(prompt="x", steps=200, seed=seed)["id"] for seed in range(4)]
     for session_id in ids:
         server.client.wait(session_id)
     trace = httpx2.get(f"{server.url}/api/inference/sessions/{ids[0]}/trace").json()
     session = server.client.session(ids[0])
-    assert sum(trace["batch_rows"].values()) == 30
+    assert sum(trace["batch_rows"].values()) == 200
     assert max(map(int, trace["batch_rows"])) > 2, "it had company"
     assert trace["spans"]["denoising_s"] == session["timing"]["denoising_s"] > 0
     (attempt,) = trace["attempts"]
