@@ -134,7 +134,7 @@ export async function gallery({ page, url, shot }) {
 
 export async function filters({ page, url }) {
   await open(page, url, "machine");
-  const requests = Array.from({ length: 70 }, (_, number) => ({ prompt: `one of many ${number}`, steps: 1 }));
+  const requests = Array.from({ length: 70 }, (_, number) => ({ prompt: `one of many ${number}`, steps: 1, width: 64, height: 64 }));
   const { id } = await api(page, "POST", `${url}/api/inference/batches`, { requests });
   for (let state = "running"; state === "running"; await page.waitForTimeout(200)) {
     ({ state } = await api(page, "GET", `${url}/api/inference/batches/${id}`));
