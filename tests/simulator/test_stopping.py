@@ -5,6 +5,7 @@ import random
 from collections.abc import Callable
 from pathlib import Path
 
+from mezzotint.reports import AGAIN_S
 from mezzotint.request import Resolved
 from mezzotint.session import Usage
 from mezzotint.workers import wire
@@ -36,6 +37,8 @@ def stopped(data: Path, says: Callable[[World, PlayedWorker], None]) -> dict[str
         await asyncio.sleep(0.0)
         says(world, worker)
         await draining
+        await asyncio.sleep(AGAIN_S / 2)
+        assert "write again" not in {one.get_name() for one in asyncio.all_tasks()}
         for session_id in IDS:
             session = await server.store.get(session_id)
             assert session is not None
@@ -57,3 +60,17 @@ def test_a_session_that_ends_while_the_others_are_sent_back_stops_nothing(tmp_pa
 
     states = stopped(tmp_path, ends)
     assert states == dict.fromkeys(IDS, "queued") | {IDS[-1]: "failed"}
+
+
+def test_a_picture_that_comes_then_is_not_tried_again_on_a_full_disk(tmp_path: Path) -> None:
+    def draws(world: World, worker: PlayedWorker) -> None:
+        world.full_until = float("inf")
+        worker.say(
+            wire.ImageDone(
+                session_id=IDS[-1], attempt=1, index=0, seed=0, width=8, height=8, format="png", thumbnail_bytes=0,
+                usage=Usage(),
+            ),
+            b"a picture",
+        )  # fmt: skip
+
+    assert stopped(tmp_path, draws) == dict.fromkeys(IDS, "queued")
