@@ -83,8 +83,13 @@ def _transaction(threads: Threads, body: Callable[[Connection], Any]) -> Any:
 
 @contextmanager
 def simulated() -> Iterator[None]:
-    """Clocks are those of the loop that runs, and a database can be full."""
+    """Clocks and chance are those of the loop that runs, and a database can be full."""
     monotonic = time.monotonic
+    chance = random.random
+
+    def drawn() -> float:
+        loop = asyncio._get_running_loop()
+        return loop.chance.random() if isinstance(loop, Loop) else chance()
 
     def now() -> float:
         loop = asyncio._get_running_loop()
@@ -96,6 +101,7 @@ def simulated() -> Iterator[None]:
     with (
         mock.patch.object(time, "monotonic", now),
         mock.patch.object(time, "time", wall),
+        mock.patch.object(random, "random", drawn),
         mock.patch.object(Threads, "_run", _transaction),
     ):
         yield

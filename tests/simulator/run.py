@@ -12,6 +12,7 @@ import shutil
 import sqlite3
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import Any
 from structlog.testing import capture_logs
 
 from mezzotint.errors import Conflict, TryLater
-from mezzotint.request import Resolved
+from mezzotint.request import Resolved, WebhookUse
 from mezzotint.session import Session, State
 from mezzotint.store.rows import Once
 from mezzotint.store.sql import Store
@@ -36,14 +37,16 @@ LASTS_S = 40.0  # that callers ask and things break
 SETTLED_S = 3600.0  # by then all must have ended: a worker may spin for a quarter of an hour before it is known
 LOOK_S = 0.5
 QUIET_S = 10.0  # after the last end: by then its writer has heard of it too
+FINAL = tuple(f"session.{state}" for state in ("succeeded", "failed", "cancelled", "expired"))
+TELLS = WebhookUse(url="https://example.org/", events=FINAL)
 REQUESTS = {
     one.prompt: one
     for one in (
-        request(prompt="boat"),
-        request(prompt="two cats", num_images=2, num_inference_steps=4),
+        request(prompt="boat", webhook=TELLS),
+        request(prompt="two cats", num_images=2, num_inference_steps=4, webhook=TELLS),
         request(prompt="a long way", num_inference_steps=25, priority=3),
-        request(prompt="at once", num_inference_steps=3, priority=8),
-        request(prompt="in a hurry", expires_s=4.0),
+        request(prompt="at once", num_inference_steps=3, priority=8, webhook=TELLS),
+        request(prompt="in a hurry", expires_s=4.0, webhook=TELLS),
         request(prompt="a minute's work", num_inference_steps=100, timeout_s=8.0),
         request(prompt="poison"),
         request(prompt="broken"),
@@ -150,6 +153,7 @@ class History:
     async def _settle(self) -> None:
         """No more faults: whoever is paused goes on, everything ends."""
         self.world.full_until = 0.0
+        self.world.receivers_until = self.world.now
         until = self.world.now + SETTLED_S
         while left := await self._left():
             for session in left:
@@ -163,6 +167,11 @@ class History:
                     self.world.fault(f"I8 {session.id}: still {session.state}, attempt {session.attempt}")
                 break
         await asyncio.sleep(QUIET_S)
+        while (due_at := await self._server.store.outbox.next_at()) is not None:
+            await asyncio.sleep(max(LOOK_S, due_at - time.time()))
+            if self.world.now > until:
+                self.world.fault("I7 something is still to be told")
+                break
         dispatcher = vars(self._server.dispatcher)
         for name in ("_lives", "_cancelled_early", "_paused_early"):
             if dispatcher[name]:
@@ -280,12 +289,16 @@ class History:
     def _ends(self) -> list[str]:
         faults: list[str] = []
         with contextlib.closing(sqlite3.connect(self._data / "mezzotint.db")) as db:
-            rows = list(db.execute("SELECT id, state, attempt, json_extract(request, '$.prompt'), error FROM sessions"))
+            columns = "id, state, attempt, json_extract(request, '$.prompt'), error, warnings"
+            rows = list(db.execute(f"SELECT {columns} FROM sessions"))
             pauses = Counter(
                 one for (one,) in db.execute("SELECT session_id FROM transitions WHERE to_state = 'paused'")
             )
         faults += [f"I6 {one} was paused more often than asked" for one in pauses - self.world.pauses]
-        for session_id, state, attempt, prompt, error in rows:
+        for session_id, state, attempt, prompt, error, warnings in rows:
+            told = self.world.told.get(session_id, set())
+            if REQUESTS[prompt].webhook is not None and told != {f"session.{state}"} and "webhook_" not in warnings:
+                faults.append(f"I7 {session_id} ended {state}, and its receiver heard {sorted(told)}")
             says = f"{session_id} {prompt!r} ended {state} at attempt {attempt}: {error}"
             if session_id in self.world.cancelled:
                 if state != "cancelled":

@@ -11,8 +11,11 @@ from mezzotint.events import Events
 from mezzotint.measurements import Measurements
 from mezzotint.refs import Refs
 from mezzotint.store.blobs import Blobs
+from mezzotint.store.outbox import Outbox, Post
 from mezzotint.store.sql import Store
 from mezzotint.tuning import Choices
+from mezzotint.webhook_rules import Policy
+from mezzotint.webhooks import Webhooks
 from mezzotint.workers.base import SPARE_BUDGET, Supervisor
 from mezzotint.workers.wire import ModelRef
 from tests.simulator.worker import MODEL, PlayedWorker
@@ -53,6 +56,8 @@ class Server:
         await self.dispatcher.start()
         self._checkpoints.start()
         self._supervisor.start()
+        self._webhooks = _Webhooks(self.store.outbox, world)
+        self._webhooks.start()
 
     @property
     def spare(self) -> PlayedWorker | None:
@@ -63,6 +68,7 @@ class Server:
     async def stop(self, drain_s: float) -> None:
         await self.dispatcher.drain(drain_s)
         await self._supervisor.stop()
+        await self._webhooks.stop()
         await self._checkpoints.stop()
         await self.store.close()
 
@@ -104,3 +110,14 @@ class _Blobs(Blobs):
         if self._world.now < self._world.full_until:
             raise TryLater("the disk that holds the pictures is full", code="storage_full", retry_after_s=10)
         return await super().put(session_id, data)
+
+
+class _Webhooks(Webhooks):
+    """To the receivers of the world."""
+
+    def __init__(self, outbox: Outbox, world: World) -> None:
+        super().__init__(outbox, Policy())
+        self._world = world
+
+    async def _call(self, post: Post) -> int:
+        return await self._world.receives(post.session_id, post.type)

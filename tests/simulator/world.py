@@ -5,6 +5,8 @@ import random
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+import httpx2
+
 from mezzotint.workers import wire
 
 if TYPE_CHECKING:
@@ -33,6 +35,9 @@ class World:
         self.weights_bytes = 1 << 20  # of the model
         self.full_until = 0.0  # when the disk of the pictures has room again
         self.echoes = chance.choice([0.0, 0.1, 0.5])  # messages that come again late
+        self.told: dict[str, set[str]] = {}  # session -> what its receiver has heard, by webhook
+        self.unwelcome: set[str] = set()  # sessions of which a receiver said that it wants to hear no more
+        self.receivers_until = float("inf")  # from then on every receiver answers well
         self.bad_starts = chance.choice([0.0, 0.0, 0.2])  # workers that die before they say Hello
         self._settled: dict[str, float] = {}  # session -> what was handed over until then is on disk for certain
         self._kept: dict[tuple[str, int], list[tuple[float, int | None]]] = {}
@@ -49,6 +54,26 @@ class World:
         if not self.is_over:
             self.note(text)
             self.faults.append(text)
+
+    # ---- who is told
+
+    async def receives(self, session_id: str, event: str) -> int:
+        """A call of a webhook, and the status of its answer: it may come late, be lost, or be no."""
+        well = self.now >= self.receivers_until
+        await asyncio.sleep(self.chance.expovariate(20))
+        fate = 1.0 if well else self.chance.random()
+        if fate < 0.2:
+            raise httpx2.ConnectError("nobody there")
+        self.note(f"{session_id}: {event} is heard")
+        self.told.setdefault(session_id, set()).add(event)
+        if fate < 0.25:
+            await asyncio.sleep(60.0)
+        if fate < 0.3:
+            raise httpx2.ReadError("the answer is lost")
+        if fate < 0.33:
+            self.unwelcome.add(session_id)
+            return 410
+        return 500 if fate < 0.4 else 204
 
     # ---- what workers do
 
