@@ -12,7 +12,17 @@ import pytest
 
 from mezzotint.measurements import Measurements
 from mezzotint.workers import wire
-from mezzotint.workers.base import LEAST_S, SILENT_S, SPARE_BUDGET, STOP_S, TIMES, UNKNOWN_S, WATCH_S, Supervisor
+from mezzotint.workers.base import (
+    LEAST_S,
+    SETTLES_S,
+    SILENT_S,
+    SPARE_BUDGET,
+    STOP_S,
+    TIMES,
+    UNKNOWN_S,
+    WATCH_S,
+    Supervisor,
+)
 from tests.requests import request
 from tests.simulator.clock import Loop, simulated
 from tests.simulator.worker import MODEL, STEP, PlayedWorker
@@ -143,6 +153,22 @@ def test_a_spare_holds_what_its_like_holds_while_the_worker_could_still_take_its
             rig.world.weights_bytes, free = SPARE_BUDGET // 100, 0
             await asyncio.sleep(5)
             assert spare.models, "what is little is held in any case"
+
+    in_virtual_time(play())
+
+
+def test_the_next_spare_begins_when_the_one_that_took_over_has_settled(tmp_path: Path) -> None:
+    async def play() -> None:
+        rig = Rig(tmp_path, keeps_spare=True)
+        async with rig.up() as worker:
+            await asyncio.sleep(10)
+            spare = rig.supervisor.spare
+            worker.die()
+            await asyncio.sleep(SETTLES_S)
+            assert rig.supervisor.seats[DEVICE].worker is spare
+            assert rig.world.workers == [spare]
+            await asyncio.sleep(2 * WATCH_S)
+            assert rig.supervisor.spare in rig.world.workers
 
     in_virtual_time(play())
 
