@@ -84,7 +84,7 @@ train: setup
 	$(BIN)/python -m training.text --minutes 12
 	$(BIN)/python -m training.vae --minutes 10
 	$(BIN)/python -m training.unet --fresh --minutes 50
-	$(BIN)/python -m training.words --minutes 8
+	$(BIN)/python -m training.words --minutes 40
 	$(BIN)/python -m training.package
 	$(BIN)/python -m training.control --minutes 60
 	$(BIN)/python -m training.loras --minutes 25
