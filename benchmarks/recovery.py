@@ -73,9 +73,8 @@ def main() -> None:
         kills = [one_kill(client, asked, chance.randint(2, args.most_steps)) for _ in range(args.kills)]
     times = [one.standstill_s for one in kills]
     lost = [one.before + 1 - one.after for one in kills]
-    print(
-        f"{describe()}, {args.executor} {args.dtype}, model {args.model}, size {args.size or 'its own'}, seed {SEED}: {args.kills} kills"
-    )
+    print(f"{describe()}, {args.executor} {args.dtype}, model {args.model}")
+    print(f"size {args.size or 'its own'}, seed {SEED}: {args.kills} kills")
     print(f"kill to next step: median {statistics.median(times):.3f} s, worst {max(times):.3f} s")
     print(f"an undisturbed step: median {statistics.median(one.step_s for one in kills):.3f} s")
     print(f"steps done again: median {statistics.median(lost):g}, most {max(lost)}")

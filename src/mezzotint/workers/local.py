@@ -36,8 +36,6 @@ _SET = {
     # Keep freed pages: glibc gives them back after every layer otherwise, and faults them in again.
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(16 << 30),
-    # Huge pages: Linux closes the socket of a killed process only after it has taken its memory apart, page by page.
-    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
 
 
