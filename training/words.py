@@ -33,14 +33,14 @@ class Phrases:
 
     def __init__(self, tokenizer: CLIPTokenizer, near_words: NearWords, rng: random.Random) -> None:
         self.tokenizer = tokenizer
-        self._near_words = near_words
+        self.near_words = near_words
         self._rng = rng
         self._concepts, self._styles = data.read_concepts(), list(data.STYLES)
 
     def draw(self, count: int) -> tuple[list[str], list[str], list[str]]:
         """Phrases, captions, and the tails that both of them take. In some phrases the label stands for itself."""
-        chosen = self._near_words.draw(self._rng, count)
-        forms = [self._near_words.form(self._rng) for _ in chosen]
+        chosen = self.near_words.draw(self._rng, count)
+        forms = [self.near_words.form(self._rng) for _ in chosen]
         words = [pair.label if self._rng.random() < THEMSELVES else self._number(pair.word) for pair in chosen]
         phrases = [phrase.format(word) for (phrase, _), word in zip(forms, words, strict=True)]
         captions = [caption.format(pair.label) for (_, caption), pair in zip(forms, chosen, strict=True)]
@@ -54,9 +54,7 @@ class Phrases:
         return [data.caption(rng.choice(self._concepts), rng.choice(self._styles), rng) for _ in range(count)]
 
 
-def teach(
-    encoder: CLIPTextModel, before: CLIPTextModel, phrases: Phrases, near_words: NearWords, minutes: float
-) -> None:
+def teach(encoder: CLIPTextModel, before: CLIPTextModel, phrases: Phrases, minutes: float) -> None:
     """Mutates the encoder: of captions it comes to say what `before` says of them. Words it knows come less often."""
     before.eval()
     encoder.requires_grad_(True)
@@ -67,8 +65,8 @@ def teach(
     step = 0
     while (done := watch.look() / (60 * minutes)) < 1:
         if step % LOOK_EVERY == 0:
-            right = known(encoder, before, tokenizer, near_words)
-            near_words.weigh([KNOWN if one else 1.0 for one in right])
+            right = known(encoder, before, tokenizer, phrases.near_words)
+            phrases.near_words.weigh([KNOWN if one else 1.0 for one in right])
         for group in optimizer.param_groups:
             group["lr"] = RATE * min(1.0, (step + 1) / 20) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
         words, labels, tails = phrases.draw(BATCH)
@@ -158,7 +156,7 @@ def main() -> None:
         for path in (target if arguments.resume else text.folder() / "text_encoder", arguments.says_as)
     )
     print(f"{adopt(encoder, tokenizer, near_words)} words became the token of their label")
-    teach(encoder, before, Phrases(tokenizer, near_words, rng), near_words, arguments.minutes)
+    teach(encoder, before, Phrases(tokenizer, near_words, rng), arguments.minutes)
     encoder.save_pretrained(target)
 
 

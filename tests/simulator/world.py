@@ -36,7 +36,6 @@ class World:
         self.full_until = 0.0  # when the disk of the pictures has room again
         self.echoes = chance.choice([0.0, 0.1, 0.5])  # messages that come again late
         self.told: dict[str, set[str]] = {}  # session -> what its receiver has heard, by webhook
-        self.unwelcome: set[str] = set()  # sessions of which a receiver said that it wants to hear no more
         self.receivers_until = float("inf")  # from then on every receiver answers well
         self.bad_starts = chance.choice([0.0, 0.0, 0.2])  # workers that die before they say Hello
         self._settled: dict[str, float] = {}  # session -> what was handed over until then is on disk for certain
@@ -70,10 +69,7 @@ class World:
             await asyncio.sleep(60.0)
         if fate < 0.3:
             raise httpx2.ReadError("the answer is lost")
-        if fate < 0.33:
-            self.unwelcome.add(session_id)
-            return 410
-        return 500 if fate < 0.4 else 204
+        return 410 if fate < 0.33 else 500 if fate < 0.4 else 204
 
     # ---- what workers do
 
