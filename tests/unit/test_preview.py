@@ -87,6 +87,16 @@ def test_one_slow_decoding_does_not_blur_the_previews_after_it() -> None:
         assert decoder.decoded[-1] == (32, 32)
 
 
+def test_an_image_whose_preview_was_decoded_is_not_blurred_by_a_shorter_call() -> None:
+    decoder = Decoder(each_s=1e-4)
+    previews = Previews(lambda: decoder.now)
+    one, other = on_its_way(decoder), on_its_way(decoder)
+    for each, within_s, size in ((one, 0.2, 32), (one, 0.01, 32), (other, 0.01, None)):
+        decoder.decoded.clear()
+        previews.draw(each, within_s=within_s, must=True)
+        assert decoder.decoded[-1:] == ([(size, size)] if size else [])
+
+
 def test_previews_take_no_more_than_their_share_of_time() -> None:
     decoder = Decoder(each_s=1e-5)
     previews = Previews(lambda: decoder.now)

@@ -17,6 +17,7 @@ PATCH = 16  # latents on a side of the part that is decoded to learn from
 
 class Previews:
     """Decodes where that takes no longer than a model call, or is short; else maps latents to colours, one pixel each.
+    Once it has decoded an image on its way it goes on so: calls vary, and each picture is to be nearer to the last.
 
     How a model's latents map to colours, and how long its decoder takes, is learned from a small part of the first
     image that is to be shown.
@@ -36,7 +37,7 @@ class Previews:
         if trajectory.estimate is None or (started < self._next_at and not must):
             return None
         try:
-            return self._draw(trajectory.family, trajectory.key.model, trajectory.estimate, within_s)
+            return self._draw(trajectory, trajectory.estimate, within_s)
         except (MemoryError, RuntimeError) as error:
             if not is_memory(error):
                 raise
@@ -45,11 +46,13 @@ class Previews:
             now = self._clock()
             self._next_at = now + (now - started) * (1 / SHARE - 1)
 
-    def _draw(self, family: Family, model: str, latents: Tensor, within_s: float) -> Tensor:
+    def _draw(self, trajectory: Trajectory, latents: Tensor, within_s: float) -> Tensor:
+        family, model = trajectory.family, trajectory.key.model
         if model not in self._colours:
             self._learn(family, model, latents)
         height, width = latents.shape[2:]
-        if self._decode_s[model] * height * width <= max(within_s, SHORT_S):
+        trajectory.shown_decoded |= self._decode_s[model] * height * width <= max(within_s, SHORT_S)
+        if trajectory.shown_decoded:
             return self._decode(family, model, latents)
         ones = torch.ones_like(latents[:, :1])
         mapped = torch.einsum("nchw,cd->ndhw", torch.cat([latents, ones], dim=1), self._colours[model])

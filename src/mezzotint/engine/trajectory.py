@@ -85,6 +85,7 @@ class Trajectory:
     passed: int = 0  # steps of the pass before
     shows: bool = False  # pictures of it are wanted on its way
     estimate: Tensor | None = None  # of its final latents after the last call, when it shows any
+    shown_decoded: bool = False  # a picture of it on its way was decoded, and so are those to come
     waited: int = 0  # batches of its key that ran without it
     waited_s: float = 0.0  # how long those took
     checked_calls: int = 0  # of its sampler, when its state was last taken
@@ -116,7 +117,7 @@ class Trajectory:
     def enter_second(self, latents: Tensor) -> None:
         """Go on with the second pass, which begins at these."""
         assert self.second is not None  # noqa: S101  invariant: asked for while it is to come
-        self.passed, self.checked_calls, self.estimate = self.sampler.steps, 0, None
+        self.passed, self.checked_calls, self.estimate, self.shown_decoded = self.sampler.steps, 0, None, False
         self.key, self.sampler, self.controls = self.second.key, self.second.sampler, self.second.controls
         self.latents, self.second = latents, None
 
