@@ -171,7 +171,8 @@ def test_a_worker_starts_without_what_few_requests_use_and_finds_it_when_they_do
     code = (
         "import sys; from mezzotint.workers.imports import import_quickly; import_quickly()\n"
         "import mezzotint.workers.main\n"
-        "heavy = {'scipy.stats._stats_py', 'transformers', 'peft', 'torch._dynamo', 'diffusers.pipelines'}\n"
+        "heavy = {'scipy.stats._stats_py', 'transformers', 'accelerate', 'peft', 'diffusers.pipelines',"
+        " 'torch._dynamo', 'torch._refs', 'torch.export'}\n"
         "print(sorted(heavy & set(sys.modules)))\n"
         "from diffusers import EulerDiscreteScheduler as Euler\n"
         "Euler(use_beta_sigmas=True).set_timesteps(5); print(sorted(heavy & set(sys.modules)))"

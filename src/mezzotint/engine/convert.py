@@ -80,11 +80,11 @@ def convert(family: "StableDiffusion", graphs: Path) -> None:
 
 
 def _ensure(subject: Subject, graphs: Path) -> None:
+    import torch  # whole: OpenVINO reads what traces programs
+
     from mezzotint.workers.imports import import_quickly
 
     import_quickly()
-    import torch
-
     from mezzotint.engine import executors
     from mezzotint.families.table import implementation
 

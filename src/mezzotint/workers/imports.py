@@ -22,7 +22,8 @@ _WANTED = (
     "diffusers.models.autoencoders.autoencoder_kl",
     "diffusers.models.controlnets.controlnet",
 )
-_OUT_OF_SIGHT = ("transformers", "peft", "torchvision")  # diffusers uses each only if it can be found
+_OUT_OF_SIGHT = ("transformers", "accelerate", "peft", "torchvision")  # diffusers uses each only if it can be found
+_TRACING, _TRIED = ("torch._meta_registrations", "torch.export"), "2.13."  # a quarter of all the time
 _LATE = ("scipy.stats", "scipy.integrate")  # a quarter of all the time, for the sigmas that few requests ask for
 
 
@@ -30,7 +31,7 @@ def import_quickly() -> None:
     """Import torch and diffusers' modules of the families. Call before anything else imports them."""
     if "diffusers" in sys.modules:
         return
-    torch = importlib.import_module("torch")
+    torch = _import_torch()
     for name in _LATE:
         _stand(name, _Late)
     with _hidden(_OUT_OF_SIGHT), _without_compiler(torch), _without_a_map_of_packages():
@@ -42,6 +43,21 @@ def import_quickly() -> None:
     for name in _BARE:
         del sys.modules[name]  # whoever asks for the whole package later gets it
     importlib.import_module("mezzotint.families.sd")
+
+
+def _import_torch() -> Any:
+    """Without what only tracing needs, where the version is the one that this was tried with. Who traces programs
+    imports torch before."""
+    if "torch" in sys.modules or not importlib.metadata.version("torch").startswith(_TRIED):
+        return importlib.import_module("torch")
+    sys.modules.update({name: types.ModuleType(name) for name in _TRACING})
+    torch = importlib.import_module("torch")
+    for name in _TRACING:
+        del sys.modules[name]  # whoever asks for it later gets it
+        delattr(torch, name.removeprefix("torch."))
+    # Generators want their metaclass, which else one of those sets.
+    torch._C._set_generator_metaclass(importlib.import_module("torch._opaque_base").OpaqueBaseMeta)
+    return torch
 
 
 @contextmanager
