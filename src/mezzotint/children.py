@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import os
+import select
 import signal
 import socket
 import sys
@@ -12,6 +13,7 @@ Process = asyncio.subprocess.Process
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 _READ_AHEAD_BYTES = 1 << 20
+_DRAIN_S = 0.001  # between two looks at whether all is read that a dead child had sent
 
 
 def environment(kept: Iterable[str], given: Mapping[str, str]) -> dict[str, str]:
@@ -38,20 +40,57 @@ async def start(module: str, *arguments: str, env: Mapping[str, str], pass_fds: 
     )
 
 
-async def start_connected(module: str, *arguments: str, env: Mapping[str, str]) -> tuple[Process, Streams]:
-    """The same, on a socketpair whose other end the child finds as `--fd`. Raises OSError; then nothing is left."""
+async def start_connected(
+    module: str, *arguments: str, env: Mapping[str, str], has_pulse: bool = False
+) -> tuple[Process, Streams]:
+    """The same, on a socketpair whose other end the child finds as `--fd`. Raises OSError; then nothing is left.
+
+    With a pulse it also finds `--pulse`, a pipe that it must hold as workers/limits.py does: the streams then end as
+    soon as the child is killed, not when the system has taken all of its memory back.
+    """
     ours, theirs = socket.socketpair()
     try:
         reader, writer = await asyncio.open_connection(sock=ours, limit=_READ_AHEAD_BYTES)
+        descriptor = theirs.fileno()
+        pulse = os.pipe() if has_pulse else ()
+        told = ("--pulse", str(pulse[1])) if pulse else ()
         try:
-            descriptor = theirs.fileno()
-            process = await start(module, "--fd", str(descriptor), *arguments, env=env, pass_fds=(descriptor,))
+            process = await start(
+                module, "--fd", str(descriptor), *told, *arguments, env=env, pass_fds=(descriptor, *pulse[1:])
+            )
         except BaseException:
             writer.close()
+            if pulse:
+                os.close(pulse[0])
             raise
+        finally:
+            if pulse:
+                os.close(pulse[1])
+        if pulse:
+            _end_with(pulse[0], writer.transport)
     finally:
         theirs.close()
     return process, (reader, writer)
+
+
+def _end_with(pulse: int, transport: asyncio.WriteTransport) -> None:
+    """Once nobody holds the other end of the pipe: read what was sent before, then nothing more."""
+    loop = asyncio.get_running_loop()
+    unread = select.poll()
+    unread.register(transport.get_extra_info("socket"), select.POLLIN)
+
+    def drain() -> None:
+        if not transport.is_closing() and unread.poll(0):
+            loop.call_later(_DRAIN_S, drain)
+        else:
+            transport.abort()
+
+    def missed() -> None:
+        loop.remove_reader(pulse)
+        os.close(pulse)
+        drain()
+
+    loop.add_reader(pulse, missed)
 
 
 def kill(process: Process) -> None:

@@ -248,7 +248,7 @@ class Reports:
         self._retries.add(retry)
         retry.add_done_callback(self._retries.discard)
 
-    async def lost(self, worker: LocalWorker, why: str) -> None:
+    async def lost(self, worker: LocalWorker) -> None:
         lives = [live for live in self._lives.on(worker) if live.ending is None]  # else it has drawn its pictures
         for live in lives:
             await self._lose(live, alone=len(lives) == 1)

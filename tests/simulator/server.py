@@ -80,11 +80,12 @@ class Server:
         memory_bytes: int,
         on_message: Any,
         on_end: Any,
+        on_exit: Any,
         *,
         is_spare: bool = False,
     ) -> PlayedWorker:
         worker = PlayedWorker(worker_id, device, self._world, is_spare=is_spare)
-        worker.listen(on_message, on_end)
+        worker.listen(on_message, on_end, on_exit)
         return worker
 
 

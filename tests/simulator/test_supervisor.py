@@ -32,7 +32,7 @@ DEVICE = "cpu:0"
 
 
 class Rig:
-    """A supervisor, its workers played; `lost` has why each was lost and when."""
+    """A supervisor, its workers played; `lost` has when each was lost."""
 
     def __init__(
         self,
@@ -56,26 +56,26 @@ class Rig:
         )
         self.start_s = 0.0
         self.failures = 0  # starts that are still to fail
-        self.lost: list[tuple[float, str]] = []
+        self.lost: list[float] = []
         self.supervisor.on_ready = self.supervisor.on_message = self._hears
         self.supervisor.on_lost = self._loses
 
     async def _start(
-        self, name: str, device: str, _: int, __: int, on_message: Any, on_end: Any, *, is_spare: bool
+        self, name: str, device: str, _: int, __: int, on_message: Any, on_end: Any, on_exit: Any, *, is_spare: bool
     ) -> PlayedWorker:
         await asyncio.sleep(self.start_s)
         if self.failures:
             self.failures -= 1
             raise OSError(errno.EAGAIN, "no process to be had")
         worker = PlayedWorker(name, device, self.world, is_spare=is_spare)
-        worker.listen(on_message, on_end)
+        worker.listen(on_message, on_end, on_exit)
         return worker
 
     async def _hears(self, *_: Any) -> None:
         pass
 
-    async def _loses(self, _: Any, why: str) -> None:
-        self.lost.append((self.world.now, why))
+    async def _loses(self, _: Any) -> None:
+        self.lost.append(self.world.now)
 
     @contextlib.asynccontextmanager
     async def up(self) -> AsyncIterator[PlayedWorker]:
@@ -110,7 +110,7 @@ def test_a_step_that_never_ends_is_ended_by_what_such_steps_take(
             began = rig.world.now
             while not rig.lost:
                 await asyncio.sleep(0.1)
-            assert limit_s <= rig.lost[0][0] - began <= limit_s + 2 * WATCH_S + 3.0  # it loads and encodes before
+            assert limit_s <= rig.lost[0] - began <= limit_s + 2 * WATCH_S + 3.0  # it loads and encodes before
 
     in_virtual_time(play())
 
@@ -123,7 +123,7 @@ def test_a_worker_that_says_nothing_any_more_is_ended(tmp_path: Path) -> None:
             began = rig.world.now
             while not rig.lost:
                 await asyncio.sleep(0.1)
-            assert SILENT_S - 1.0 <= rig.lost[0][0] - began <= SILENT_S + 2 * WATCH_S
+            assert SILENT_S - 1.0 <= rig.lost[0] - began <= SILENT_S + 2 * WATCH_S
 
     in_virtual_time(play())
 

@@ -22,6 +22,7 @@ from tests.simulator.world import CHECK_S, World
 
 SIZE = 8
 NOBODY = 1 << 30  # above every process id that a system gives: a signal to it reaches nobody
+TAKES_BACK_S = 0.05  # that the system takes until a killed process is gone
 MODEL = wire.ModelRef(id="tiny", kind="checkpoint", family="sd", path="tiny", bytes=1 << 20, sha256="d" * 64)
 STEP = wire.Work(what="step", model=MODEL.sha256, height=2, width=2, windows=1, rows=2)
 
@@ -359,6 +360,7 @@ class _Process:
 
     async def wait(self) -> int:
         await self._ended.wait()
+        await asyncio.sleep(TAKES_BACK_S)
         assert self.returncode is not None
         return self.returncode
 

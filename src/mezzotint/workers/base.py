@@ -43,7 +43,8 @@ class Seat:
     worker: LocalWorker | None = None
     restarts: int = 0
     failed_starts: int = 0  # in a row, without a Hello between
-    last_exit: str | None = None
+    ended: LocalWorker | None = None  # the last that was lost
+    last_exit: str | None = None  # how that exited, once it has
     said: str | None = None  # why the worker that ends now cannot go on, in its own words
     facts: wire.DeviceFacts | None = None  # as last told
 
@@ -85,7 +86,7 @@ class Supervisor:
         self._keeping: list[asyncio.Task[None]] = []
         self.on_ready: Callable[[LocalWorker], Awaitable[None]]
         self.on_message: Callable[[LocalWorker, wire.FromWorker, bytes], Awaitable[None]]
-        self.on_lost: Callable[[LocalWorker, str], Awaitable[None]]
+        self.on_lost: Callable[[LocalWorker], Awaitable[None]]
 
     def start(self) -> None:
         for seat in self.seats.values():
@@ -225,6 +226,7 @@ class Supervisor:
                 self._memory_bytes,
                 self._heard,
                 self._ended,
+                self._exited,
                 is_spare=is_spare,
             )
         except Exception:
@@ -263,21 +265,25 @@ class Supervisor:
         seat.failed_starts, seat.facts = 0, hello.device
         await self.on_ready(worker)
 
-    async def _ended(self, worker: LocalWorker, why: str) -> None:
+    async def _ended(self, worker: LocalWorker) -> None:
         self._forsake(worker)
-        if not self._stopping:
-            log.warning("worker lost", worker=worker.id, device=worker.device, pid=worker.pid, why=why)
         if worker is self.spare:
             self.spare = None
             return
         seat = self.seats[worker.device]
-        seat.last_exit, seat.said = why if seat.said is None else f"{seat.said}; {why}", None
-        spare, seat.worker = self.spare, None
+        spare, seat.worker, seat.ended = self.spare, None, worker
         if spare is not None and spare.alive and spare.hello is not None and spare.device == seat.device:
             seat.worker, self.spare = spare, None
             log.info("the spare takes over", worker=spare.id, device=seat.device, pid=spare.pid)
             await self._seated(spare, spare.hello)
-        await self.on_lost(worker, why)
+        await self.on_lost(worker)
+
+    async def _exited(self, worker: LocalWorker, why: str) -> None:
+        if not self._stopping:
+            log.warning("worker lost", worker=worker.id, device=worker.device, pid=worker.pid, why=why)
+        seat = self.seats[worker.device]
+        if worker is seat.ended:
+            seat.last_exit, seat.said = why if seat.said is None else f"{seat.said}; {why}", None
 
     async def _watch(self, worker: LocalWorker) -> None:
         while True:

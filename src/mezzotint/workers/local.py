@@ -40,7 +40,7 @@ _SET = {
 
 
 class LocalWorker:
-    """One child process that owns one device. Made by `start`; ends once, by `on_end`."""
+    """One child process that owns one device. Made by `start`; ends once, by `on_end` and then `on_exit`."""
 
     def __init__(self, worker_id: str, device: str, process: children.Process, streams: children.Streams) -> None:
         """Of a child that runs; `listen` comes next."""
@@ -79,11 +79,13 @@ class LocalWorker:
         threads: int,
         memory_bytes: int,
         on_message: Callable[["LocalWorker", wire.FromWorker, bytes], Awaitable[None]],
-        on_end: Callable[["LocalWorker", str], Awaitable[None]],
+        on_end: Callable[["LocalWorker"], Awaitable[None]],
+        on_exit: Callable[["LocalWorker", str], Awaitable[None]],
         *,
         is_spare: bool = False,
     ) -> "LocalWorker":
-        """Spawn it and begin to listen. Messages arrive in order, one at a time; `on_end` is the last call.
+        """Spawn it and begin to listen. Messages arrive in order, one at a time, until `on_end`: it is dead, or soon
+        will be, and nobody hears it any more. `on_exit`, with the reason, is the last call: the process is gone.
 
         A spare makes way for others until it is given a session.
         """
@@ -91,21 +93,23 @@ class LocalWorker:
             "mezzotint.workers.main",
             *("--device", device, "--threads", str(threads), "--memory-bytes", str(memory_bytes)),
             *(("--spare",) if is_spare else ()),
+            has_pulse=True,
             env=environment()
             | failpoints.handed_on(is_spare=is_spare)
             | {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": str(_kernels(memory_bytes))},
         )
         worker = cls(worker_id, device, process, streams)
-        worker.listen(on_message, on_end)
+        worker.listen(on_message, on_end, on_exit)
         return worker
 
     def listen(
         self,
         on_message: Callable[["LocalWorker", wire.FromWorker, bytes], Awaitable[None]],
-        on_end: Callable[["LocalWorker", str], Awaitable[None]],
+        on_end: Callable[["LocalWorker"], Awaitable[None]],
+        on_exit: Callable[["LocalWorker", str], Awaitable[None]],
     ) -> None:
         """Begin to hear it. Once; `start` does it."""
-        self._listening = asyncio.create_task(self._listen(on_message, on_end), name=f"{self.id} listen")
+        self._listening = asyncio.create_task(self._listen(on_message, on_end, on_exit), name=f"{self.id} listen")
 
     def send(self, message: wire.ToWorker, blob: bytes = b"") -> None:
         """Queue a message. Lost without an error when the worker is dying: `on_end` follows."""
@@ -129,13 +133,14 @@ class LocalWorker:
         children.kill(self._process)
 
     async def wait(self) -> None:
-        """Until it has ended and `on_end` has returned."""
+        """Until it is gone and `on_exit` has returned."""
         await asyncio.gather(self._listening, return_exceptions=True)
 
     async def _listen(
         self,
         on_message: Callable[["LocalWorker", wire.FromWorker, bytes], Awaitable[None]],
-        on_end: Callable[["LocalWorker", str], Awaitable[None]],
+        on_end: Callable[["LocalWorker"], Awaitable[None]],
+        on_exit: Callable[["LocalWorker", str], Awaitable[None]],
     ) -> None:
         reader = self._reader
         telling = children.each_line(self._process, lambda line: log.info("worker said", worker=self.id, line=line))
@@ -158,9 +163,12 @@ class LocalWorker:
         finally:
             self.kill()
             self._writer.close()
-            code = await self._process.wait()
-            await stderr
-            await on_end(self, why or children.exit_text(code))
+            try:
+                await on_end(self)
+            finally:
+                code = await self._process.wait()
+                await stderr
+                await on_exit(self, why or children.exit_text(code))
 
 
 def environment() -> dict[str, str]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from mezzotint import failpoints, profiles
 from mezzotint.workers import wire
-from mezzotint.workers.limits import limit_myself
+from mezzotint.workers.limits import hold_pulse, limit_myself
 
 if TYPE_CHECKING:
     import torch
@@ -39,6 +39,7 @@ CUDA_SHARE = 0.9  # of a device's memory
 
 def main() -> None:
     args = _arguments()
+    hold_pulse(args.pulse)
     limit_myself(niceness=NICENESS, memory_bytes=args.memory_bytes if args.device.startswith("cpu") else None)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     worker = Worker(socket.socket(fileno=args.fd), args.device, args.threads, args.memory_bytes, is_spare=args.spare)
@@ -324,6 +325,7 @@ def _device_facts(
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="mezzotint-worker")
     parser.add_argument("--fd", type=int, required=True)
+    parser.add_argument("--pulse", type=int, required=True)
     parser.add_argument("--device", required=True)
     parser.add_argument("--threads", type=int, required=True)
     parser.add_argument("--memory-bytes", type=int, required=True)
