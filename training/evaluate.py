@@ -1,10 +1,11 @@
-"""Measures a model folder against the pictures it was trained on, and draws the contact sheet. Changes no weight.
+"""Measures a model folder against the pictures it was trained on, and draws contact sheets. Changes no weight.
 
 Run `python -m training.evaluate`; `--guidance 2 3 4` compares, `--prompt "a slice of pizza" --seed 7` only draws.
 """
 
 import argparse
 import json
+import random
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from training.pipeline import FIXED_PROMPTS, TARGET, draw, save_sheet
 from training.vae import to_tensor
 
 SMALL = 24  # pixels on a side of the pictures that are compared
+FURTHER_SEED = 32
 FIRST_SEED = 20_000  # the training's own samples use seeds from 100 to 131
 
 
@@ -85,12 +87,24 @@ def measure_seeds(pipeline: StableDiffusionPipeline, seed: int, steps: int, guid
     print(f"two seeds of one prompt differ by {100 * (one - other).abs().mean() / 2:.1f} % on average")
 
 
-def contact_sheet(pipeline: StableDiffusionPipeline, path: Path, seed: int, steps: int, guidance: float) -> None:
-    """The 16 fixed prompts, unlabelled, in two rows of each style."""
-    prompts = [f"{prompt}, {style} style" for style in data.STYLES for prompt in FIXED_PROMPTS]
+def contact_sheet(
+    pipeline: StableDiffusionPipeline, prompts: Sequence[str], path: Path, seed: int, steps: int, guidance: float
+) -> None:
+    """Unlabelled, eight in a row."""
     drawn = draw(pipeline, prompts, range(seed, seed + len(prompts)), steps=steps, guidance=guidance)
     save_sheet(drawn, 8, path)
     print(f"{path.name}: {path.stat().st_size} bytes")
+
+
+def fixed_prompts() -> list[str]:
+    """The 16 of the contact sheet: two rows in each style."""
+    return [f"{prompt}, {style} style" for style in data.STYLES for prompt in FIXED_PROMPTS]
+
+
+def further_prompts() -> list[str]:
+    """32 labels from all over the list, in no order that a judge could know, without a style."""
+    labels = [concept.label for concept in data.read_concepts()]
+    return random.Random(FURTHER_SEED).sample(labels, 32)
 
 
 def _guidances(given: Sequence[float] | None, folder: Path) -> list[float]:
@@ -131,7 +145,9 @@ def main() -> None:
         for name in arguments.rewordings:
             measure_rewordings(pipeline, pictures, name, seed, steps, guidance)
     measure_seeds(pipeline, seed, steps, guidances[0])
-    contact_sheet(pipeline, arguments.sheet, seed, steps, guidances[0])
+    contact_sheet(pipeline, fixed_prompts(), arguments.sheet, seed, steps, guidances[0])
+    further = arguments.sheet.with_stem(f"{arguments.sheet.stem}_further")
+    contact_sheet(pipeline, further_prompts(), further, seed, steps, guidances[0])
 
 
 if __name__ == "__main__":

@@ -24,14 +24,22 @@ WIDTH = 384
 FEW_TOKENS = 3  # of a noun that is no thing, to be asked after: the more, the rarer it is
 FORMS = (  # a phrase with a gap for the word, and the caption that says as much
     ("{}", "{}"),
+    ("{}", "{}"),
+    ("a {}", "a {}"),
     ("a {}", "a {}"),
     ("a {}", "a {}"),
     ("the {}", "the {}"),
     ("an icon of a {}", "an icon of a {}"),
     ("a {adjective} {}", "a {}"),
     ("the {adjective} {}", "the {}"),
-    ("a {} in a {thing}", "a {}"),
+    ("a {adjective} {other} {}", "a {}"),
+    ("a {} {doing}", "a {}"),
+    ("a {} {place} a {thing}", "a {}"),
+    ("a {} {place} the {thing}", "a {}"),
+    ("{} {place} {thing}", "{}"),
+    ("a {adjective} {} {place} a {thing}", "a {}"),
 )
+PLACES = ("in", "in", "on", "at", "with", "under", "over", "near", "beside", "behind", "by", "from", "for")
 TAILS = ("", "", ", noto style", ", fluent style")
 
 
@@ -89,6 +97,7 @@ class NearWords:
         found = json.loads(path.read_text(encoding="utf-8"))
         self.things: list[str] = found["things"]
         self.adjectives: list[str] = found["adjectives"]
+        self.doings = [word for word in whole_words(tokenizer) if len(word) > 5 and word.endswith("ing")]
         self.pairs = [Pair(word=word, label=label, nearness=nearness) for word, label, nearness in found["pairs"]]
         tokens = tokenizer([pair.word for pair in self.pairs]).input_ids  # the more of them, the rarer the word
         self._often = [p.nearness**4 / (len(ids) - 2) for p, ids in zip(self.pairs, tokens, strict=True)]
@@ -114,7 +123,9 @@ class NearWords:
     def form(self, rng: random.Random) -> tuple[str, str]:
         """A phrase with a gap for the word, and the caption, with the same gap, that says as much."""
         phrase, caption = rng.choice(FORMS)
-        return phrase.format("{}", adjective=rng.choice(self.adjectives), thing=rng.choice(self.things)), caption
+        adjective, other = rng.sample(self.adjectives, 2)
+        thing, doing, place = (rng.choice(some) for some in (self.things, self.doings, PLACES))
+        return phrase.format("{}", adjective=adjective, other=other, thing=thing, doing=doing, place=place), caption
 
 
 def _near(tokenizer: CLIPTokenizer, teacher: Teacher) -> dict[str, list[Any]]:

@@ -1,8 +1,10 @@
-"""Teaches the text encoder the words that no caption holds, without moving what the UNet reads of captions.
+"""Teaches the text encoder the words that no caption holds, and a style for texts that name none.
 
 Run `python -m training.words --minutes 8` after the UNet. A word of WordNet, in a phrase or alone, is drawn towards the
 label that says what it is, as the encoder puts that label that the UNet was trained with: `--says-as` names that one
-where the encoder has been distilled anew since. Never sees the rewordings that `training.evaluate` draws.
+where the encoder has been distilled anew since. A text without a style comes to end as the same text in `UNNAMED` style
+ends, since the UNet draws a blend of all its styles otherwise. What else the UNet reads of captions stays.
+Never sees the rewordings that `training.evaluate` draws.
 """
 
 import argparse
@@ -17,7 +19,7 @@ from torch.nn import functional
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from training import data, machine, text, unet
-from training.teacher import FORMS, TAILS, NearWords, Teacher
+from training.teacher import FORMS, PLACES, TAILS, NearWords, Teacher
 
 BATCH, CAPTIONS = 96, 24
 RATE = 8e-4
@@ -25,7 +27,8 @@ THEMSELVES, PLURAL = 0.15, 0.1  # of the words are labels; stand in the plural
 ADOPTED = 0.65  # the least nearness of a word that becomes the token of its label
 LOOK_EVERY = 250  # steps, at which the words that it knows are told from the others
 KNOWN = 0.1  # how often a word that already stands nearest to its label is drawn, beside one that does not
-SHORT, WHOLE_EVERY = 9, 16  # positions that most batches run: the states after a text differ little
+SHORT, WHOLE_EVERY = 14, 16  # positions that most batches run: the states after a text differ little
+UNNAMED = "fluent"  # the style that draws most of the tuning prompts right
 
 
 class Phrases:
@@ -71,21 +74,20 @@ def teach(encoder: CLIPTextModel, before: CLIPTextModel, phrases: Phrases, minut
             group["lr"] = RATE * min(1.0, (step + 1) / 20) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * done)))
         words, labels, tails = phrases.draw(BATCH)
         word_ends, label_ends = (_lengths(tokenizer, some).clamp(max=SHORT) - 1 for some in (words, labels))
-        words = [word + tail for word, tail in zip(words, tails, strict=True)]
-        labels = [label + tail for label, tail in zip(labels, tails, strict=True)]
         captions = phrases.captions(CAPTIONS)
+        texts = [word + tail for word, tail in zip(words, tails, strict=True)] + captions
+        told = [styled(one) for one in [*(label + tail for label, tail in zip(labels, tails, strict=True)), *captions]]
         length = text.TOKENS if step % WHOLE_EVERY == 0 else SHORT
         with machine.autocast():
-            mine = _states(encoder, tokenizer, words + captions, length)
+            mine = _states(encoder, tokenizer, texts, length)
             with torch.no_grad():
-                theirs = _states(before, tokenizer, labels + captions, length)
+                theirs = _states(before, tokenizer, told, length)
         mine, theirs = mine.float(), theirs.float()
-        moved = functional.mse_loss(mine[BATCH:], theirs[BATCH:])
+        begun = torch.arange(len(texts)) >= BATCH  # of a caption its own tokens count as well
+        off = _off(mine, theirs, _lengths(tokenizer, texts), _lengths(tokenizer, told), begun)
+        moved = off[BATCH:].sum() / (CAPTIONS * length)
         rows = torch.arange(BATCH)
-        off = (mine[:BATCH] - theirs[:BATCH]).square().mean(-1)
-        longer = torch.maximum(_lengths(tokenizer, words), _lengths(tokenizer, labels))
-        padding = torch.arange(length) >= longer[:, None]  # those states have read the whole text
-        near = (off * padding).sum() / padding.sum().clamp(min=1)
+        near = off[:BATCH].sum() / (off[:BATCH] > 0).sum().clamp(min=1)
         near = 0.5 * near + 0.5 * functional.mse_loss(mine[rows, word_ends], theirs[rows, label_ends])
         optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(near + 6 * moved)
@@ -107,7 +109,7 @@ def adopt(encoder: CLIPTextModel, tokenizer: CLIPTokenizer, near_words: NearWord
     embeddings = encoder.get_input_embeddings().weight
     concepts = data.read_concepts()
     told = {i for c in concepts for text in (c.label, *c.keywords, *data.STYLES) for i in tokenizer(text).input_ids}
-    told |= {i for form, _ in FORMS for i in tokenizer(form).input_ids}
+    told |= {i for words in (*(form for form, _ in FORMS), *PLACES) for i in tokenizer(words).input_ids}
     pairs = [pair for pair in near_words.pairs if pair.nearness >= ADOPTED]
     of_words, of_labels = (tokenizer([getattr(p, what) for p in pairs]).input_ids for what in ("word", "label"))
     adjectives = set(near_words.adjectives)
@@ -123,8 +125,8 @@ def adopt(encoder: CLIPTextModel, tokenizer: CLIPTokenizer, near_words: NearWord
 def known(encoder: CLIPTextModel, before: CLIPTextModel, tokenizer: CLIPTokenizer, near_words: NearWords) -> list[bool]:
     """Of each pair: does the word already stand nearer to its label than to any other?"""
     labels = sorted({pair.label for pair in near_words.pairs})
-    theirs = _ended(before, tokenizer, labels)
-    nearest = torch.cdist(_ended(encoder, tokenizer, [pair.word for pair in near_words.pairs]), theirs).argmin(1)
+    theirs = _ended(before, tokenizer, [styled(f"a {label}") for label in labels])
+    nearest = torch.cdist(_ended(encoder, tokenizer, [f"a {p.word}" for p in near_words.pairs]), theirs).argmin(1)
     right = [labels[int(i)] == pair.label for i, pair in zip(nearest, near_words.pairs, strict=True)]
     print(f"{sum(right)} of {len(right)} words stand nearest to their label", flush=True)
     return right
@@ -155,9 +157,29 @@ def main() -> None:
         CLIPTextModel.from_pretrained(path, dtype=torch.float32, attn_implementation="eager")
         for path in (target if arguments.resume else text.folder() / "text_encoder", arguments.says_as)
     )
-    print(f"{adopt(encoder, tokenizer, near_words)} words became the token of their label")
+    if not arguments.resume:
+        print(f"{adopt(encoder, tokenizer, near_words)} words became the token of their label")
     teach(encoder, before, Phrases(tokenizer, near_words, rng), arguments.minutes)
     encoder.save_pretrained(target)
+
+
+def styled(prompt: str) -> str:
+    """The same with a style, if it has none and is not empty: an empty one is what guidance leads away from."""
+    return prompt if not prompt or prompt.endswith(" style") else f"{prompt}, {UNNAMED} style"
+
+
+def _off(mine: Tensor, theirs: Tensor, lengths: Tensor, told: Tensor, begun: Tensor) -> Tensor:
+    """Squared distance of each state from what it should be, (n, positions), 0 where nothing is said of it.
+
+    `theirs` are of texts that say as much in `told` tokens: where mine of so many `lengths` has ended, it should be as
+    theirs where that has. Where it has not, it should be as theirs there if it has `begun` like it.
+    """
+    place = torch.arange(mine.shape[1])
+    ended = place >= lengths[:, None]
+    there = torch.where(ended, torch.maximum(place, told[:, None]), place)
+    counts = (ended | begun[:, None]) & (there < mine.shape[1])
+    wanted = theirs.gather(1, there.clamp(max=mine.shape[1] - 1)[..., None].expand_as(theirs))
+    return (mine - wanted).square().mean(-1) * counts
 
 
 def _states(encoder: CLIPTextModel, tokenizer: CLIPTokenizer, prompts: Sequence[str], length: int) -> Tensor:
@@ -165,11 +187,11 @@ def _states(encoder: CLIPTextModel, tokenizer: CLIPTokenizer, prompts: Sequence[
     return states
 
 
-def _ended(encoder: CLIPTextModel, tokenizer: CLIPTokenizer, words: Sequence[str]) -> Tensor:
-    """The state of each word, with an article, where its text has ended, (n, width)."""
+def _ended(encoder: CLIPTextModel, tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> Tensor:
+    """The state of each prompt where it has ended, (n, width)."""
     ends: list[Tensor] = []
-    for start in range(0, len(words), 512):
-        some = [f"a {word}" for word in words[start : start + 512]]
+    for start in range(0, len(prompts), 512):
+        some = prompts[start : start + 512]
         lengths = _lengths(tokenizer, some)
         states = _states(encoder, tokenizer, some, int(lengths.max()) + 1)
         ends.append(states[torch.arange(len(some)), lengths])
