@@ -48,28 +48,22 @@ async def start_connected(
     With a pulse it also finds `--pulse`, a pipe that it must hold as workers/limits.py does: the streams then end as
     soon as the child is killed, not when the system has taken all of its memory back.
     """
-    ours, theirs = socket.socketpair()
-    try:
+    with contextlib.ExitStack() as handed, contextlib.ExitStack() as kept:  # closed in the end; closed on failure
+        ours, theirs = socket.socketpair()
+        kept.callback(ours.close)
+        handed.callback(theirs.close)
+        given = {"--fd": theirs.fileno()}
+        if has_pulse:
+            pulse, given["--pulse"] = os.pipe()
+            kept.callback(os.close, pulse)
+            handed.callback(os.close, given["--pulse"])
         reader, writer = await asyncio.open_connection(sock=ours, limit=_READ_AHEAD_BYTES)
-        descriptor = theirs.fileno()
-        pulse = os.pipe() if has_pulse else ()
-        told = ("--pulse", str(pulse[1])) if pulse else ()
-        try:
-            process = await start(
-                module, "--fd", str(descriptor), *told, *arguments, env=env, pass_fds=(descriptor, *pulse[1:])
-            )
-        except BaseException:
-            writer.close()
-            if pulse:
-                os.close(pulse[0])
-            raise
-        finally:
-            if pulse:
-                os.close(pulse[1])
-        if pulse:
-            _end_with(pulse[0], writer.transport)
-    finally:
-        theirs.close()
+        kept.callback(writer.close)
+        told = [text for name, descriptor in given.items() for text in (name, str(descriptor))]
+        process = await start(module, *told, *arguments, env=env, pass_fds=tuple(given.values()))
+        kept.pop_all()
+        if has_pulse:
+            _end_with(pulse, writer.transport)
     return process, (reader, writer)
 
 

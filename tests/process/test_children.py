@@ -1,9 +1,11 @@
 """What is heard of a child process that is killed. `held` is the child."""
 
 import asyncio
+import ctypes
 import os
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -12,10 +14,22 @@ from mezzotint import children
 from tests.process.held import HELD_S
 
 SIZE = 100_000
+CLONE_FILES = 0x400  # unshare(2)
 pytestmark = [
     pytest.mark.anyio,
     pytest.mark.skipif(sys.platform != "linux", reason="elsewhere no thread has its files to itself"),
 ]
+
+
+def may_have_files_to_itself() -> bool:
+    """Whether the system lets a thread: a container may forbid it."""
+    with ThreadPoolExecutor(1) as pool:
+        return bool(pool.submit(ctypes.CDLL(None).unshare, CLONE_FILES).result() == 0)
+
+
+def tables_of_files(pid: int) -> set[frozenset[str]]:
+    """What the threads of a process have open, each set once."""
+    return {frozenset(os.listdir(task / "fd")) for task in Path(f"/proc/{pid}/task").iterdir()}
 
 
 async def test_a_killed_child_is_noticed_before_the_system_has_closed_its_connection() -> None:
@@ -28,6 +42,7 @@ async def test_a_killed_child_is_noticed_before_the_system_has_closed_its_connec
     transport.pause_reading()
     writer.write(b"x")
     assert await process.stderr.readline() == b"sent\n"
+    assert len(tables_of_files(process.pid)) == 1 + may_have_files_to_itself(), "one thread has its files to itself"
     began = time.monotonic()
     children.kill(process)
     await asyncio.sleep(0.2)
