@@ -72,7 +72,8 @@ def hits(trace: Trace, room: int, seconds: float, keep: Keep) -> float:
             missing = residents.missing(submit)
             hit += not missing
             for key in missing:
-                residents.bring(key, [submit])
+                residents.make_room(key, [submit])
+                residents.put(key, residents.reader(key)(), [submit])
             residents.family(model)
     return hit / len(trace)
 

@@ -9,7 +9,7 @@ import os
 import re
 import threading
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from mezzotint.preferences import Preferences
 BUNDLED = Path(__file__).parent / "bundled"
 BUNDLED_MODEL = "icons"
 MAX_THUMBNAIL_BYTES = 4 * 1024 * 1024
+HASHED_AT_ONCE_BYTES = 4 * 1024 * 1024
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]{0,127}")
 
@@ -51,6 +52,7 @@ class Catalog:
         self._cache = cache / "catalog"
         self._scanning = threading.Lock()
         self._hashing = ThreadPoolExecutor(max_workers=1, thread_name_prefix="digest", initializer=_give_way)
+        self._closed = threading.Event()
         self._read: dict[Path, Model] = {}  # as last read, before ids are settled
         self.models: Mapping[str, Model] = {}
 
@@ -88,29 +90,45 @@ class Catalog:
 
         Raises OSError when it is gone or cannot be read.
         """
-        own = self._digest(Path(model.path))
-        if not model.vae:
-            return own
-        return hashlib.sha256(f"{own}\0{self._digest(Path(model.vae_path))}".encode()).hexdigest()
+        return self.hashing(model).result()
+
+    def hashing(self, model: Model) -> Future[str]:
+        """What `digest` waits for. One model is hashed at a time, which takes a large one half a minute and more."""
+        return self._hashing.submit(self._digest_of, model)
+
+    def close(self) -> None:
+        """What is being hashed is given up."""
+        self._closed.set()
+        self._hashing.shutdown(wait=True, cancel_futures=True)
+
+    def known_digest(self, model_id: str) -> str | None:
+        """The digest when all that it takes was hashed before; None when it would have to be hashed now, or is gone."""
+        model = self.models.get(model_id)
+        if model is None:
+            return None
+        try:
+            files = [*model_files(Path(model.path)), *(model_files(Path(model.vae_path)) if model.vae else [])]
+            return self._digest_of(model) if all(map(self._noted, files)) else None
+        except OSError:
+            return None
 
     def _apart(self, model: Model) -> str:
         """What tells a model from an earlier one of its name: of one that cannot be used, its place."""
         if model.state == "ready":
-            return self._digest(Path(model.path))[:8]
+            return self._hashing.submit(self._digest_all, Path(model.path)).result()[:8]
         return hashlib.sha256(model.path.encode()).hexdigest()[:8]
 
-    def known_digest(self, model_id: str) -> str | None:
-        """The digest when all that it takes was hashed before; None when it would have to be hashed now."""
-        model = self.models[model_id]
-        files = [*model_files(Path(model.path)), *(model_files(Path(model.vae_path)) if model.vae else [])]
-        return self.digest(model) if all(self._note(file).exists() for file in files) else None
-
-    def _digest(self, path: Path) -> str:
-        return self._hashing.submit(self._digest_all, path).result()
+    def _digest_of(self, model: Model) -> str:
+        own = self._digest_all(Path(model.path))
+        if not model.vae:
+            return own
+        return hashlib.sha256(f"{own}\0{self._digest_all(Path(model.vae_path))}".encode()).hexdigest()
 
     def _digest_all(self, path: Path) -> str:
-        total = hashlib.sha256()
-        for file in model_files(path):
+        total, files = hashlib.sha256(), model_files(path)
+        if not files:
+            raise FileNotFoundError(f"{path} has gone")
+        for file in files:
             relative = file.relative_to(path).as_posix() if path.is_dir() else file.name
             total.update(f"{relative}\0{self._file_digest(file)}\n".encode())
         return total.hexdigest()
@@ -118,7 +136,7 @@ class Catalog:
     def _check_all(self, path: Path) -> list[Checked]:
         found = []
         for file in model_files(path):
-            before, now = self._noted(file), _hash(file)
+            before, now = self._noted(file), self._hash(file)
             name = file.relative_to(path).as_posix() if path.is_dir() else file.name
             found.append(Checked(file=name, sha256=now, before=before))
             if before is None:
@@ -132,23 +150,27 @@ class Catalog:
     def _file_digest(self, path: Path) -> str:
         if (known := self._noted(path)) is not None:
             return known
-        note, found = self._note(path), _hash(path)
+        note, found = self._note(path), self._hash(path)
         self._cache.mkdir(parents=True, exist_ok=True)
         draft = note.with_suffix(f".{os.getpid()}.tmp")
         draft.write_text(found)
         draft.replace(note)
         return found
 
+    def _hash(self, path: Path) -> str:
+        digest = hashlib.sha256()
+        with path.open("rb", buffering=0) as file:
+            while piece := file.read(HASHED_AT_ONCE_BYTES):
+                if self._closed.is_set():
+                    raise InterruptedError(f"{path} was not hashed to its end")
+                digest.update(piece)
+        return digest.hexdigest()
+
     def _note(self, path: Path) -> Path:
         """Where a file's digest is remembered, by its path, size and time."""
         stat = path.stat()
         key = hashlib.sha256(f"{path.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}".encode()).hexdigest()
         return self._cache / key
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def model_files(path: Path) -> list[Path]:

@@ -74,6 +74,7 @@ class Dispatcher:
             self._reports.heard,
             self._reports.lost,
         )
+        refs.on_read = self._wake.set
         self._cancelled_early: set[str] = set()  # cancelled between the claim's commit and its Submit
         self._paused_early: set[tuple[str, int]] = set()  # the same of a pause, with the attempt it is of
         self._loop: asyncio.Task[None] | None = None
@@ -242,7 +243,11 @@ class Dispatcher:
         return None if live is None else live.preview
 
     def _cannot_start(self, session: Session) -> dict[str, Any] | None:
-        """A warning to who waits for a device that is out; it starts when the device comes back, or expires."""
+        """A warning to who waits for a model that is being hashed, or for a device that is out: it starts when the
+        device comes back, or expires."""
+        if unread := [name for name in names_of(session.request) if self._refs.is_being_read(name)]:
+            message = f"{unread[0]!r} is read through once before its first use, for its digest; then this starts"
+            return {"code": "model_being_read", "message": message, "field": None}
         device = session.request.device
         seat = self._supervisor.seats.get(device) if device is not None else None
         if device is None or (seat is not None and seat.failed is None):
@@ -343,6 +348,8 @@ class Dispatcher:
             if theirs[owner] >= self._most_running(owner):
                 continue
             if request.device not in (None, worker.device):
+                continue
+            if not all(self._refs.is_read(name) for name in names_of(request)):
                 continue
             if request.device is None and self._best_for(waiting, worker).device != worker.device:
                 continue  # that one has room, and its turn comes

@@ -75,7 +75,7 @@ class Estimates:
         self, request: Request, device: str, running: Sequence[Busy] = (), ahead: Sequence[Busy] = (), room: int = 16
     ) -> Estimate:
         """`running` are in the worker of `device`, `ahead` wait before it; `room` images run there at once."""
-        ref = await self._refs.of(request.model)
+        ref = await self._refs.at_once(request.model)
         if ref is None:
             return Estimate(device=device, unknown={"basis": "the model is gone"})
         costs = self._costs(device)
@@ -112,7 +112,7 @@ class Estimates:
         """Raises InvalidRequest `over_budget` for one that the device cannot hold, even alone. Not raised for what
         would only have to wait for its neighbours, nor where the device has not told its budget yet.
         """
-        ref, seat = await self._refs.of(request.model), self._supervisor.seats[device]
+        ref, seat = await self._refs.at_once(request.model), self._supervisor.seats[device]
         if ref is None or seat.facts is None:
             return
         needs, budget = self._alone(request, ref, seat, self._costs(device)), seat.facts.memory_budget_bytes
@@ -144,7 +144,7 @@ class Estimates:
         return self._read[device][1]
 
     async def _share(self, busy: Busy, device: str, costs: Costs) -> tuple[Share, bool] | None:
-        ref = await self._refs.of(busy.request.model)
+        ref = await self._refs.at_once(busy.request.model)
         return None if ref is None else self._share_of(busy, ref, device, costs)
 
     def _share_of(self, busy: Busy, ref: ModelRef, device: str, costs: Costs) -> tuple[Share, bool] | None:

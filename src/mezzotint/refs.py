@@ -1,43 +1,93 @@
 """Models of the catalog as workers are told of them. Must not import torch."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from mezzotint.catalog import Catalog, Model
 from mezzotint.workers.wire import ModelRef
 
+_UNREAD = "unread:"  # before a model's id, where its digest will be
+
 
 class Refs:
-    """Hashes a model when it is first asked for, and remembers it for as long as the catalog has the same facts."""
+    """Hashes a model when it is first asked for, and remembers it for as long as the catalog has the same facts.
+
+    A large model takes half a minute and more, so only who needs its digest waits for it.
+    """
 
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
-        self._known: dict[str, tuple[Model, ModelRef]] = {}
+        self._known: dict[str, tuple[Model, ModelRef | None]] = {}  # None: it cannot be read
+        self._reading: dict[str, tuple[Model, asyncio.Task[ModelRef | None]]] = {}
+        self.on_read: Callable[[], None] = lambda: None  # a model that `is_read` did not know is known
 
     @property
     def known(self) -> Mapping[str, ModelRef]:
-        """Those that were asked for, by id."""
-        return {model_id: ref for model_id, (_, ref) in self._known.items()}
+        """Those that were asked for, by id, as `at_once` tells them."""
+        unread = {model_id: _ref(model, _UNREAD + model_id) for model_id, (model, _) in self._reading.items()}
+        return unread | {model_id: ref for model_id, (_, ref) in self._known.items() if ref is not None}
 
     async def of(self, model_id: str) -> ModelRef | None:
-        """None for a model that is gone or cannot be used any more."""
-        model = self._catalog.models.get(model_id)
-        if model is None or model.state == "invalid":
+        """None for a model that is gone or cannot be used any more. Waits until it is hashed."""
+        model = self._usable(model_id)
+        if model is None:
             return None
         read, known = self._known.get(model_id, (None, None))
-        if known is None or read != model:
-            try:
-                sha256 = await asyncio.to_thread(self._catalog.digest, model)
-            except OSError:
-                return None
-            known = ModelRef(
-                id=model.id,
-                kind=model.kind,
-                family=model.family,
-                path=model.path,
-                bytes=model.bytes,
-                sha256=sha256,
-                vae=model.vae_path,
-            )
-            self._known[model_id] = (model, known)
+        return known if known is not None and read == model else await asyncio.shield(self._read(model))
+
+    async def at_once(self, model_id: str) -> ModelRef | None:
+        """The same without waiting. One that is being hashed has a digest that nothing was measured under."""
+        model = self._usable(model_id)
+        if model is None or self.is_read(model_id):
+            return await self.of(model_id)
+        is_hashed = await asyncio.to_thread(self._catalog.known_digest, model_id) is not None
+        return await self.of(model_id) if is_hashed else _ref(model, _UNREAD + model_id)
+
+    def is_being_read(self, model_id: str) -> bool:
+        return model_id in self._reading
+
+    def is_read(self, model_id: str) -> bool:
+        """Whether `of` answers at once. If not, the model is being hashed from now on, and `on_read` tells its end."""
+        model = self._usable(model_id)
+        if model is None or self._known.get(model_id, (None, None))[0] == model:
+            return True
+        self._read(model)
+        return False
+
+    def _usable(self, model_id: str) -> Model | None:
+        model = self._catalog.models.get(model_id)
+        return None if model is None or model.state == "invalid" else model
+
+    def _read(self, model: Model) -> asyncio.Task[ModelRef | None]:
+        """The task that hashes it: the one that does so already, or a new one."""
+        read, task = self._reading.get(model.id, (None, None))
+        if task is None or read != model:
+            task = asyncio.create_task(self._hash(model), name=f"hash {model.id}")
+            self._reading[model.id] = (model, task)
+        return task
+
+    async def _hash(self, model: Model) -> ModelRef | None:
+        try:
+            sha256 = await asyncio.to_thread(self._catalog.known_digest, model.id)
+            if sha256 is None:
+                sha256 = await asyncio.wrap_future(self._catalog.hashing(model))
+            known = _ref(model, sha256)
+        except OSError:
+            known = None
+        if self._reading.get(model.id, (None, None))[1] is asyncio.current_task():
+            del self._reading[model.id]
+        self._known[model.id] = (model, known)
+        self.on_read()
         return known
+
+
+def _ref(model: Model, sha256: str) -> ModelRef:
+    return ModelRef(
+        id=model.id,
+        kind=model.kind,
+        family=model.family,
+        path=model.path,
+        bytes=model.bytes,
+        sha256=sha256,
+        vae=model.vae_path,
+    )

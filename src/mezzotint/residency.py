@@ -73,6 +73,8 @@ class Residency:
         for name in self._demand.order():
             if name in worker.heartbeat.resident or (worker.device, name) in self._tried:
                 continue
+            if not self._refs.is_read(name):
+                continue
             ref = await self._refs.of(name)
             self._tried.add((worker.device, name))  # once: a model that kills its worker is not brought back for ever
             if ref is not None and ref.kind == "checkpoint":

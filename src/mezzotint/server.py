@@ -84,6 +84,7 @@ class Mezzotint:
             keyring = Keyring(store, always=not settings.on_loopback, never=settings.insecure_no_auth)
             preferences = Preferences(settings.data / "model_settings.json")
             catalog = Catalog(settings.models, settings.cache, preferences)
+            opened.callback(catalog.close)
             await asyncio.to_thread(catalog.scan)
             blobs = Blobs(settings.data / "sessions")
             blobs.sweep()

@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import shutil
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -46,15 +48,20 @@ class Worker:
 
 
 @contextlib.asynccontextmanager
-async def dispatching(folder: Path, models: Path, ready: Callable[[], list[Worker]]) -> AsyncIterator[Dispatcher]:
+async def dispatching(
+    folder: Path, models: Path, ready: Callable[[], list[Worker]], *, unread: str = ""
+) -> AsyncIterator[Dispatcher]:
+    """`unread`: a model that was never hashed."""
     catalog = Catalog([models], folder)
     catalog.scan()
     supervisor: Any = SimpleNamespace(ready=ready)
     store = await Store.open(f"sqlite:///{folder / 'db'}")
     blobs, choices = Blobs(folder / "sessions"), Choices(folder, 1)
     known = Measurements(folder, 1, keep=False)
-    kept = Checkpoints(folder / "checkpoints")
-    dispatcher = Dispatcher(store, blobs, kept, Refs(catalog), supervisor, Events(), choices, known)
+    kept, refs = Checkpoints(folder / "checkpoints"), Refs(catalog)
+    for model_id in catalog.models.keys() - {unread}:
+        await refs.of(model_id)
+    dispatcher = Dispatcher(store, blobs, kept, refs, supervisor, Events(), choices, known)
     await dispatcher.start()
     try:
         yield dispatcher
@@ -95,3 +102,21 @@ async def test_a_session_that_comes_as_its_worker_dies_goes_to_the_next(tmp_path
         (submit,) = await submits(next_one, 1)
         assert (submit.session_id, submit.attempt) == ("ses_1", 2)
         assert not any(isinstance(one, wire.Submit) for one in dying.sent)
+
+
+async def test_a_session_whose_model_is_being_hashed_holds_nobody_up_and_says_why_it_waits(
+    tmp_path: Path, random_sd: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(random_sd, tmp_path / "models")
+    shutil.copytree(random_sd / "tiny", tmp_path / "models" / "large")
+    worker, later, hashing = Worker("wrk_1", 10_000), Future[str](), Catalog.hashing
+    monkeypatch.setattr(Catalog, "hashing", lambda self, model: later if model.id == "large" else hashing(self, model))
+    async with dispatching(tmp_path, tmp_path / "models", lambda: [worker], unread="large") as dispatcher:
+        waits = await dispatcher.accept("ses_1", Resolved(request=request(model="large"), warnings=()))
+        await dispatcher.accept("ses_2", Resolved(request=request(), warnings=()))
+        (submit,) = await submits(worker, 1)
+        assert submit.session_id == "ses_2"
+        assert [one["code"] for one in dispatcher.view(waits).warnings] == ["model_being_read"]
+        later.set_result("f" * 64)
+        _, submit = await submits(worker, 2)
+        assert (submit.session_id, submit.model.sha256) == ("ses_1", "f" * 64)

@@ -99,6 +99,9 @@ class _Refs(Refs):
     async def of(self, model_id: str) -> ModelRef | None:
         return MODEL if model_id == MODEL.id else None
 
+    def is_read(self, model_id: str) -> bool:
+        return True
+
 
 class _Blobs(Blobs):
     """On a disk that is full when the world says so."""

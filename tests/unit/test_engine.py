@@ -1,6 +1,7 @@
 """The step loop over a toy family: who shares a call, what is told, and what one session's fault does to the others."""
 
 import gc
+import threading
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -101,8 +102,12 @@ class Rig:
         self.loads: list[str] = []
         self.now = 0.0
 
+        self.slow: dict[str, threading.Event] = {}  # models whose load waits for that
+
         def load(model: wire.ModelRef) -> Family:
             self.loads.append(model.id)
+            if model.id in self.slow:
+                assert self.slow[model.id].wait(10)
             if load_error is not None:
                 raise load_error
             return self.served
@@ -136,6 +141,13 @@ class Rig:
         refs = tuple(ref(name, "lora") for name in loras)
         submit = wire.Submit(session_id=session_id, attempt=1, request=asked, model=ref(model), loras=refs, done=done)
         self.engine.submit(submit, states or {})
+
+    def load(self, model: wire.ModelRef) -> None:
+        """Beside what runs, to its end."""
+        self.engine.ask(wire.Load(model=model))
+        self.step()
+        while self.engine.loading is not None:
+            self.step()
 
     def step(self, times: int = 1) -> None:
         for _ in range(times):
@@ -275,11 +287,55 @@ def test_what_memory_does_not_hold_is_told(rig: Rig) -> None:
 
 
 def test_loading_is_told_before_it_is_done(rig: Rig) -> None:
+    rig.slow["tiny"] = threading.Event()
     rig.submit("a")
-    rig.step()
-    assert ([one.phase for one in rig.of("a", wire.Phase)], rig.loads) == (["loading"], [])
-    rig.step()
-    assert rig.loads == ["tiny"]
+    rig.step(3)
+    assert ([one.phase for one in rig.of("a", wire.Phase)], rig.engine.resident) == (["loading"], ())
+    assert rig.engine.loading is not None
+    assert rig.engine.loading[0].what == "load"
+    rig.slow["tiny"].set()
+    rig.run()
+    assert (rig.outcome("a"), rig.loads) == ("succeeded", ["tiny"])
+
+
+def test_while_one_model_loads_the_sessions_of_another_come_to_their_end(rig: Rig) -> None:
+    rig.load(ref("tiny"))
+    rig.slow["large"] = threading.Event()
+    rig.submit("waits", model="large")
+    rig.submit("runs", request(num_inference_steps=5))
+    for _ in range(100):
+        rig.step()
+        if rig.of("runs", wire.Ended):
+            break
+    assert rig.outcome("runs") == "succeeded"
+    beside = [one for one, _ in rig.told if isinstance(one, wire.Measured) and one.work.what == "step"]
+    assert len(beside) == 5
+    assert not any(one.seconds or one.extra_bytes for one in beside), "they say nothing of a step alone"
+    error = rig.engine.unload("large")
+    assert error is not None
+    assert error.code == "model_in_use"
+    rig.slow["large"].set()
+    rig.run()
+    assert rig.outcome("waits") == "succeeded"
+    (load,) = [one for one, _ in rig.told if isinstance(one, wire.Measured) and one.work.model == ref("large").sha256
+               and one.work.what == "load"]  # fmt: skip
+    assert load.seconds
+
+
+def test_a_load_whose_session_is_cancelled_serves_the_next_one_and_its_failure_nobody() -> None:
+    for error, outcome in ((None, "succeeded"), (ValueError("shapes"), "model_invalid")):
+        rig = Rig(load_error=error)
+        rig.slow["tiny"] = threading.Event()
+        rig.submit("gone")
+        rig.step()
+        rig.engine.cancel("gone", 1)
+        rig.step()
+        assert rig.outcome("gone") == "cancelled"
+        rig.submit("next")
+        rig.step()
+        rig.slow["tiny"].set()
+        rig.run()
+        assert (rig.outcome("next"), rig.loads) == (outcome, ["tiny"] * (2 if error else 1))
 
 
 def test_a_late_arrival_joins_the_running_batch_and_leaves_it_earlier(rig: Rig) -> None:
@@ -507,10 +563,10 @@ def test_a_deterministic_session_runs_in_the_plain_twin_and_others_do_not(rig: R
 
 def test_a_model_loaded_otherwise_takes_the_place_of_the_same_one_that_nobody_uses(rig: Rig) -> None:
     plain = ref("tiny")
-    rig.engine.load(plain)
+    rig.load(plain)
     rig.submit("old")
     rig.step(3)
-    rig.engine.load(msgspec.structs.replace(ref("tiny"), executor="openvino"))
+    rig.load(msgspec.structs.replace(ref("tiny"), executor="openvino"))
     assert rig.loads == ["tiny"] * 2
     assert rig.engine.resident == ("tiny",)
     rig.run()
@@ -522,7 +578,7 @@ def test_a_model_loaded_otherwise_takes_the_place_of_the_same_one_that_nobody_us
 
 def test_a_load_ahead_that_fails_is_told_to_the_session_that_needs_it() -> None:
     rig = Rig(load_error=ValueError("shapes"))
-    rig.engine.load(ref("tiny"))
+    rig.load(ref("tiny"))
     rig.submit("a")
     rig.run()
     assert rig.outcome("a") == "model_invalid"

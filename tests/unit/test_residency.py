@@ -74,7 +74,8 @@ def residents(monkeypatch: pytest.MonkeyPatch) -> Residents:
 def use(residents: Residents, name: str) -> None:
     submit = Submit(session_id="s", attempt=1, request=request(), model=model(name))
     for key in residents.missing(submit):
-        residents.bring(key, [submit])
+        residents.make_room(key, [submit])
+        residents.put(key, residents.reader(key)(), [submit])
     residents.family(submit.model)
 
 

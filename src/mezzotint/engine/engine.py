@@ -18,7 +18,8 @@ from mezzotint.engine.batching import Batch, pick_batch
 from mezzotint.engine.enlarge import begin_second
 from mezzotint.engine.inputs import Pictures
 from mezzotint.engine.limits import MAX_ROWS, Limits
-from mezzotint.engine.memory import Key, Residents, give_back, names_of
+from mezzotint.engine.loading import Loads
+from mezzotint.engine.memory import Residents, give_back, names_of
 from mezzotint.engine.meter import Meter
 from mezzotint.engine.preview import Previews
 from mezzotint.engine.prompts import Prompts
@@ -33,6 +34,7 @@ log = logging.getLogger(__name__)
 Event = tuple[wire.FromWorker, bytes]
 
 CHECK_S = 0.25  # between two checkpoints of a session
+LOOK_S = 0.05  # that a step waits for a load, if there is nothing else to do, before the caller may look for messages
 
 
 class Engine:
@@ -58,6 +60,7 @@ class Engine:
         self.limits = Limits(max_rows)
         self._sessions: dict[str, Running] = {}
         self._residents = Residents(load, budget_bytes)
+        self._loads = Loads(self._residents, self._watch, clock)
         self._served: dict[BatchKey, int] = {}
         self._calls = self._ends = 0
         self._call_s = 0.0  # how long the last model call took
@@ -65,12 +68,17 @@ class Engine:
 
     @property
     def idle(self) -> bool:
-        return not self._sessions
+        return not self._sessions and self._loads.idle
 
     @property
     def doing(self) -> tuple[wire.Work, float] | None:
         """The measured piece of work that a blocking call is in, and since when. Any thread may ask."""
         return self._watch.doing
+
+    @property
+    def loading(self) -> tuple[wire.Work, float] | None:
+        """What is being loaded beside that, and since when. Any thread may ask."""
+        return self._loads.doing
 
     @property
     def resident(self) -> tuple[str, ...]:
@@ -97,35 +105,21 @@ class Engine:
         """What to hold on to when room is short, the most wanted first."""
         self._residents.keep(names)
 
-    def load(self, model: wire.ModelRef, *, ahead: bool = False) -> ErrorInfo | None:
-        """Load before a session asks; `ahead`: only if nothing has to go for it. Returns why it cannot be loaded."""
-        self.phase = "loading"
-        try:
-            if not self._residents.has(model) and (not ahead or self._residents.fits(model)):
-                self._bring((model,))
-        except Exception as error:
-            if is_memory(error):
-                return ErrorInfo(code="out_of_memory", message=f"not enough memory to load {model.id!r}")
-            log.exception("model %s could not be loaded", model.id)
-            return ErrorInfo(code="model_invalid", message=f"model {model.id!r} cannot be loaded; the log says why")
-        finally:
-            self.phase = None
-        return None
+    def ask(self, load: wire.Load) -> None:
+        """Load a model before a session needs it; `load.ahead`: only if nothing has to go for it. `Loaded` tells."""
+        self._loads.ask(load)
 
     def unload(self, model_id: str) -> ErrorInfo | None:
-        """Let go of a model and what was read for it, and give the memory back. Returns why not: a session uses it."""
+        """Let go of a model and what was read for it, and give the memory back. Returns why not, if it is in use."""
         users = [one.submit.session_id for one in self._sessions.values() if model_id in names_of(one.submit)]
         if users:
             message = f"model {model_id!r} is in use by {len(users)} sessions, such as {users[0]}; wait or cancel them"
             return ErrorInfo(code="model_in_use", message=message)
+        if self._loads.concerns(model_id):
+            message = f"model {model_id!r} is being loaded; unload it when it is there"
+            return ErrorInfo(code="model_in_use", message=message)
         self._residents.let_go(model_id)
         return None
-
-    def _bring(self, key: Key) -> None:
-        ref = key[-1]
-        with self._watch.time(wire.Work(what="load", model=ref.sha256, executor=ref.executor, dtype=ref.dtype)):
-            self._residents.bring(key, [one.submit for one in self._sessions.values()])
-        self._watch.add(extra_bytes=self._residents.loads_to(ref))
 
     def cancel(self, session_id: str, attempt: int) -> None:
         """Stop a session at the next boundary. Unknown ids and other attempts are ignored: they have ended."""
@@ -141,7 +135,12 @@ class Engine:
 
     def step(self) -> list[Event]:
         """Advance one batch by one denoising step. Returns what happened; never blocks on a caller."""
-        events = self._drop_cancelled() + self._drop_pausing() + self._admit() + self._decode_one()
+        if self._loads.busy and not self._denoising():
+            self.phase = "loading"
+            self._loads.wait(LOOK_S)
+            self.phase = None
+        events = self._drop_cancelled() + self._drop_pausing()
+        events += self._take_loaded() + self._loads.begin_asked(self._submits) + self._admit() + self._decode_one()
         batch = pick_batch(self._denoising(), self._served, self.limits.rows)
         if batch is not None:
             failpoints.reached("step")
@@ -150,6 +149,19 @@ class Engine:
         return events + self._watch.take()
 
     # ---- sessions in
+
+    @property
+    def _submits(self) -> list[wire.Submit]:
+        return [one.submit for one in self._sessions.values()]
+
+    def _take_loaded(self) -> list[Event]:
+        events, failed = self._loads.take(self._submits)
+        if failed is None or (running := self._sessions.get(failed[0])) is None:
+            return events  # of a session that was cancelled meanwhile: another one that needs the part tries again
+        _, ref, error = failed
+        if is_memory(error):
+            return events + self._give_way(running, "not enough memory for loading")
+        return events + self._fail(running, *_cause(running, ref, error))
 
     def _drop_cancelled(self) -> list[Event]:
         dropped = [running for running in self._sessions.values() if running.cancelled]
@@ -173,25 +185,23 @@ class Engine:
         started = self._clock()
         events: list[Event] = []
         for running in [one for one in self._sessions.values() if one.stage != "denoising" and not self._waits(one)]:
-            loaded = not self._residents.missing(running.submit)
+            if len(running.submit.done) == running.submit.request.num_images:
+                events += self._end(running, "succeeded")  # its worker was lost between its last picture and its end
+                continue
+            if missing := self._residents.missing(running.submit):
+                if running.phase != "loading":
+                    events += self._announce(running, "loading")
+                if not self._loads.busy:
+                    self._loads.begin(missing[0], self._submits, session_id=running.id)
+                continue
             events += self._admit_one(running)
-            if not loaded or self._clock() - started >= self._call_s:
+            if self._clock() - started >= self._call_s:
                 break
         return events
 
     def _admit_one(self, running: Running) -> list[Event]:
-        """Announce a load, bring one part of it each time, or encode and start."""
-        if len(running.submit.done) == running.submit.request.num_images:
-            return self._end(running, "succeeded")  # its worker was lost between its last picture and its end
-        missing = self._residents.missing(running.submit)
-        if missing and running.phase != "loading":
-            return self._announce(running, "loading")
+        """Encode what it asks for and start it."""
         try:
-            if missing:
-                self.phase = "loading"
-                self._bring(missing[0])
-                if len(missing) > 1:
-                    return []
             self.phase = running.stage = "encoding"
             announced = self._announce(running, "encoding")
             warnings = self._prepare(running)
@@ -202,8 +212,7 @@ class Engine:
             if is_memory(error):
                 return self._give_way(running, f"not enough memory for {running.stage}")
             log.exception("session %s failed while %s", running.id, running.stage)
-            code, message = _cause(running, missing[0][-1] if running.stage == "loading" and missing else None, error)
-            return self._fail(running, code, message)
+            return self._fail(running, *_cause(running, None, error))
         finally:
             self.phase = None
 
@@ -287,7 +296,8 @@ class Engine:
             self.phase = None
         spent = self._call_s = self._watch.seconds
         peak = self._watch.peak
-        self.limits.measured(batch.key, len(output), spent)
+        if not self._watch.disturbed:
+            self.limits.measured(batch.key, len(output), spent)
         self._watch.add(cap=self.limits.rows(batch.key))
         for trajectory, part in zip(members, output.split([one.rows for one in members]), strict=True):
             trajectory.advance(part)
@@ -320,7 +330,7 @@ class Engine:
     def _give_way(self, running: Running, message: str) -> list[Event]:
         """Memory did not hold it: what nobody needs is let go of; else it waits for a neighbour; alone it fails."""
         self.prompts.forget()
-        if self._residents.free([one.submit for one in self._sessions.values()]):
+        if self._residents.free(self._submits):
             return []
         if any(one is not running and not self._waits(one) for one in self._sessions.values()):
             running.waits_since = self._ends

@@ -10,6 +10,7 @@ import gc
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -63,20 +64,30 @@ class Residents:
         """What a session needs that is not loaded, the model first."""
         return [key for key in _keys(submit) if key not in self._parts]
 
-    def bring(self, key: Key, needed: Iterable[Submit]) -> None:
-        """Load one part; blocks. Lets go first of what no session in `needed` needs, for as long as room is short.
-
-        Raises whatever the loading raises; then it is not there.
-        """
+    def make_room(self, key: Key, needed: Iterable[Submit]) -> None:
+        """For a part to be loaded: lets go of what no session in `needed` needs, for as long as room is short."""
         in_use = {used for submit in needed for used in _keys(submit)}
         model, *adapters = key
         for other in [other for other in self._parts if len(other) == 1 and other[0].id == model.id]:
             if not adapters and other not in in_use:
                 self._drop(other)  # the same one, to be run otherwise from here on
-        self._make_room(self.loads_to(key[-1]), in_use)
-        self._parts[key] = loaded = self._load(model) if not adapters else self._read(model, adapters[0])
+        self._shrink(self.loads_to(key[-1]), in_use)
+
+    def reader(self, key: Key) -> Callable[[], LoadedPart]:
+        """What loads a part, for any thread to call; it blocks, and raises whatever the loading raises."""
+        model, *adapters = key
+        if not adapters:
+            return partial(self._load, model)
+        family, path = self.family(model), Path(adapters[0].path)
+        return partial(family.load_lora if adapters[0].kind == "lora" else family.load_controlnet, path)
+
+    def put(self, key: Key, loaded: LoadedPart, needed: Iterable[Submit]) -> None:
+        """In its place, unless it was read for a model that has gone meanwhile."""
+        if len(key) > 1 and key[:1] not in self._parts:
+            return
+        self._parts[key] = loaded
         self._sizes[key[-1]] = loaded.bytes
-        self._make_room(0, in_use | {key})  # it may have come out larger
+        self._shrink(0, {key, *(used for submit in needed for used in _keys(submit))})  # it may have come out larger
 
     def free(self, needed: Iterable[Submit]) -> bool:
         """Let go of all that no session in `needed` needs. False when there is nothing of the kind."""
@@ -102,10 +113,6 @@ class Residents:
         self._parts.move_to_end(key)
         return self._parts[key]
 
-    def _read(self, model: ModelRef, adapter: ModelRef) -> ControlNet | Lora:
-        family = self.family(model)
-        return (family.load_lora if adapter.kind == "lora" else family.load_controlnet)(Path(adapter.path))
-
     def loads_to(self, ref: ModelRef) -> int:
         """Bytes that it took the last time, else as much as its headers say: twice if something else than the plain
         twin is to run it."""
@@ -114,7 +121,7 @@ class Residents:
             self._sizes[ref] = plain if (ref.executor, ref.dtype) == ("torch", "float32") else 2 * plain
         return self._sizes[ref]
 
-    def _make_room(self, wanted: int, in_use: set[Key]) -> None:
+    def _shrink(self, wanted: int, in_use: set[Key]) -> None:
         for key in sorted(self._parts, key=lambda key: -self._places.get(key[-1].id, math.inf)):  # else by recency
             if self.bytes + wanted <= self._budget:
                 return

@@ -23,6 +23,7 @@ class Stopwatch:
         self.doing: tuple[wire.Work, float] | None = None  # and since when by the clock
         self.peak: int | None = None  # of the last piece
         self.seconds = 0.0
+        self.disturbed = False  # something else works in this process: what is timed or measured now says nothing
 
     def know(self, things: tuple[wire.Thing, ...]) -> None:
         self._known_memory |= {thing.work for thing in things if thing.has_memory}
@@ -30,7 +31,7 @@ class Stopwatch:
     @contextmanager
     def time(self, work: wire.Work) -> Iterator[None]:
         """Around a piece of work. One that raises is told only if memory did not hold it."""
-        exactly, first = work not in self._known_memory, work not in self._seen
+        exactly, first = work not in self._known_memory and not self.disturbed, work not in self._seen
         before = self._meter.start(exactly=exactly)
         started = self._clock()
         self.doing = work, started
@@ -49,8 +50,12 @@ class Stopwatch:
             extra = max(0, self.peak - before)
             self._known_memory.add(work)
         self._seen.add(work)
-        timed = None if first and work.what == "step" else self.seconds
+        timed = None if self.disturbed or (first and work.what == "step") else self.seconds
         self._told.append(wire.Measured(work=work, seconds=timed, extra_bytes=extra))
+
+    def tell(self, measured: wire.Measured) -> None:
+        """Of a piece of work that ran elsewhere."""
+        self._told.append(measured)
 
     def add(self, **known: int) -> None:
         """What is known of the last piece of work beside its time, by the fields of Measured."""

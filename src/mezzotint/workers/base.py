@@ -304,13 +304,14 @@ class Supervisor:
 
     def _overdue(self, device: str, beat: wire.Heartbeat) -> str | None:
         """Why what the worker is in counts as hanging: by its model's own measurements, at this shape or near it."""
-        if beat.since_s <= LEAST_S or (beat.work is None and beat.phase in (None, "starting")):
-            return None
-        expected = None if beat.work is None else Costs(self._measurements.of(device), {}).seconds(beat.work)
-        limit_s = deadline_s(expected)
-        return (
-            f"{beat.work.what if beat.work else beat.phase} took over {limit_s:g} s" if beat.since_s > limit_s else None
-        )
+        loop = beat.work, beat.phase, beat.since_s
+        for work, phase, since_s in (loop, (beat.loading, "loading", beat.loading_s)):
+            if since_s <= LEAST_S or (work is None and phase in (None, "starting")):
+                continue
+            limit_s = deadline_s(Costs(self._measurements.of(device), {}).seconds(work) if work else None)
+            if since_s > limit_s:
+                return f"{work.what if work else phase} took over {limit_s:g} s"
+        return None
 
 
 def deadline_s(expected: Cost | None) -> float:

@@ -109,10 +109,9 @@ class Worker:
             case wire.Pause():
                 engine.pause(message.session_id, message.attempt)
             case wire.Load() if self._is_spare and message.model.executor == "torch":  # another's threads would stay so
-                _behind_others(lambda: engine.load(message.model))
+                _behind_others(lambda: self._load_quietly(engine, message))
             case wire.Load():
-                error = engine.load(message.model, ahead=message.ahead)
-                self.send(wire.Loaded(asked=message.asked, resident=engine.resident, error=error))
+                engine.ask(message)
             case wire.Practise() if message.submit.model.executor == "torch":
                 _behind_others(lambda: self._practise(engine, message.submit))
             case wire.Practise():
@@ -128,6 +127,11 @@ class Worker:
                 engine.know(message)
             case wire.Stop():
                 os._exit(0)  # interpreter teardown with torch takes a second and frees nothing that exit does not
+
+    def _load_quietly(self, engine: "Engine", load: wire.Load) -> None:
+        engine.ask(load)
+        while not engine.idle and not self._is_wanted:
+            engine.step()
 
     def _practise(self, engine: "Engine", submit: wire.Submit) -> None:
         engine.submit(submit)
@@ -173,6 +177,7 @@ class Worker:
             phase = "starting" if engine is None else engine.phase
             resident = () if engine is None else engine.resident
             doing = None if engine is None or self._is_spare else engine.doing
+            loading = None if engine is None or self._is_spare else engine.loading
             since = time.monotonic() - (doing[1] if doing else self._moved)
             memory, weights = me.memory_info().rss, 0 if engine is None else engine.weights_bytes
             refused = {model: why for model, why in self._refused.copy().items() if model in resident}
@@ -187,6 +192,8 @@ class Worker:
                     resident=resident,
                     refused=refused,
                     work=doing[0] if doing else None,
+                    loading=loading[0] if loading else None,
+                    loading_s=time.monotonic() - loading[1] if loading else 0.0,
                 )
             )
             time.sleep(HEARTBEAT_S)

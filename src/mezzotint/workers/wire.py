@@ -169,6 +169,8 @@ class Heartbeat(_Message, frozen=True, kw_only=True, tag="heartbeat"):
     resident: tuple[str, ...]
     refused: dict[str, str] = {}  # resident models that torch float32 serves though another was wanted: why
     work: Work | None = None  # what the loop is in, if it is measured; not of a spare, which makes way for others
+    loading: Work | None = None  # what a thread beside the loop loads, and for how long it has
+    loading_s: float = 0.0
 
 
 class Phase(_Message, frozen=True, kw_only=True, tag="phase"):
