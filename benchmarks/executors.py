@@ -36,7 +36,8 @@ def main() -> None:
     loads, memory, found = {}, {}, {}
     for executor, dtype in profiles.CANDIDATES["cpu"]:
         before, rss = time.perf_counter(), _rss()
-        plain = StableDiffusion(BUNDLED / BUNDLED_MODEL, torch.device("cpu"), torch.float32)
+        loaded_in = getattr(torch, dtype) if executor == "torch" else torch.float32
+        plain = StableDiffusion(BUNDLED / BUNDLED_MODEL, torch.device("cpu"), loaded_in)
         name = f"{executor} {dtype}"
         found[name] = executors.open_with(plain, executor, dtype, graphs=graphs, threads=threads)
         loads[name] = time.perf_counter() - before

@@ -398,7 +398,7 @@ class Dispatcher:
             await self._end_queued(waiting, State.FAILED, ErrorInfo(code="model_invalid", message=message))
             return
         dtype = waiting.dtype or (kept[0].dtype if kept else None)
-        found[0] = self._choices.ref(found[0], worker.device, dtype)
+        found[0] = self._choices.ref(found[0], worker.device, dtype, deterministic=request.deterministic)
         print_ = fingerprint(request, found)
         states = [one for one in kept if one.print == print_]
         steps = len(stored) * request.steps + sum(one.step for one in states)

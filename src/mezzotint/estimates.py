@@ -4,6 +4,7 @@ From what workers measured on this device alone: what has no measured neighbour 
 Must not queue, claim or run anything.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -22,6 +23,7 @@ from mezzotint.workers.wire import ModelRef, Work
 
 MAX_ROWS = 16  # of one call while its cap is not learned
 UNMEASURED = 1.5  # times what was drawn on or bounded from above, for shapes that never ran here
+MOST_PACKED_BYTES = 1 << 30  # families/packing.py leaves large parts as they are
 FAR = 100  # sessions ahead that are looked at one by one; those behind them count by the mean
 
 
@@ -117,9 +119,10 @@ class Estimates:
             return
         needs, budget = self._alone(request, ref, seat, self._costs(device)), seat.facts.memory_budget_bytes
         if needs > budget:
+            larger = "raise memory_bytes" if seat.facts.kind == "cpu" else "set the model's dtype to bfloat16"
             message = (
                 f"{request.width}x{request.height} with {request.model!r} needs about {needs} bytes on {device}, more "
-                f"than the {budget} that its worker may take; ask for a smaller picture, or raise memory_bytes"
+                f"than the {budget} that its worker may take; ask for a smaller picture, or {larger}"
             )
             raise InvalidRequest([Fault(field="width", code="over_budget", message=message)])
 
@@ -158,7 +161,7 @@ class Estimates:
         file = costs.seconds(_picture_work(last, "file"))
         text = costs.seconds(Work(what="encode", model=ref.sha256, windows=1, loras=step.loras))
         first = costs.seconds(step)
-        load = Cost(0.0, True) if self._is_resident(ref, device) else costs.seconds(self._load(ref, device))
+        load = Cost(0.0, True) if self._is_resident(ref, device) else costs.seconds(self._load(request, ref, device))
         read = (
             costs.seconds(_picture_work(step, "pictures")) if request.image or request.controlnets else Cost(0.0, True)
         )
@@ -190,8 +193,8 @@ class Estimates:
 
     def _step(self, request: Request, ref: ModelRef, device: str) -> Work:
         """One model call for one image of it."""
-        ran = self._choices.ref(ref, device)
-        plain = request.deterministic or request.loras  # torch float32 runs these
+        ran = self._choices.ref(ref, device, deterministic=request.deterministic)
+        plain = ran.executor != "torch" and (request.deterministic or request.loras)  # its twin runs these
         factor = self._catalog.models[request.model].size_multiple
         return Work(
             what="step",
@@ -206,8 +209,8 @@ class Estimates:
             loras=bool(request.loras),
         )
 
-    def _load(self, ref: ModelRef, device: str) -> Work:
-        ran = self._choices.ref(ref, device)
+    def _load(self, request: Request, ref: ModelRef, device: str) -> Work:
+        ran = self._choices.ref(ref, device, deterministic=request.deterministic)
         return Work(what="load", model=ref.sha256, executor=ran.executor, dtype=ran.dtype)
 
     def _is_resident(self, ref: ModelRef, device: str) -> bool:
@@ -229,7 +232,8 @@ class Estimates:
         extra = _most(
             costs.extra_bytes(_with_rows(step, max(rows, step.rows))), costs.extra_bytes(_picture_work(step, "decode"))
         )
-        weights = Cost(0.0, True) if self._is_resident(ref, device) else costs.extra_bytes(self._load(ref, device))
+        load = self._load(request, ref, device)
+        weights = Cost(0.0, True) if self._is_resident(ref, device) else costs.extra_bytes(load)
         if extra is None or weights is None:
             return None
         in_use = seat.facts.base_bytes + beat.weights_bytes + weights.value + extra.value
@@ -241,17 +245,27 @@ class Estimates:
         assert seat.facts is not None  # noqa: S101  invariant: `check` has seen to it
         request = request.largest
         step = self._step(request, ref, seat.device)
-        weights = costs.extra_bytes(self._load(ref, seat.device))
+        weights = costs.extra_bytes(self._load(request, ref, seat.device))
         extra = _most(costs.extra_bytes(step), costs.extra_bytes(_picture_work(step, "decode")))
         model = self._catalog.models[request.model]
         adapters = [self._catalog.models.get(one.model) for one in request.controlnets]
         nets = sum(2 * one.bytes for one in adapters if one is not None)  # half precision on disk at most
-        held = weights.value if weights and weights.measured else UNMEASURED * 2 * model.bytes
+        held = weights.value if weights and weights.measured else _weights_bound(step, model.bytes)
         if extra is None or not extra.measured:
             pixels = request.width * request.height
             bound = activation_bytes(ref.family, model.shape, step.rows, step.height * step.width, pixels)
-            extra = Cost(UNMEASURED * (min(bound, extra.value) if extra else bound), False)
+            held_in = 1.0 if step.dtype == "float32" else 0.5
+            extra = Cost(UNMEASURED * min(held_in * bound, extra.value if extra else math.inf), False)
         return round(seat.facts.base_bytes + nets + held + extra.value)
+
+
+def _weights_bound(step: Work, on_disk: int) -> float:
+    """Bytes that a model's weights take at most, which lie in half precision on disk at least. torch has texts read in
+    float32 whatever the UNet runs in, and copies of small parts packed; other executors have their graphs beside."""
+    if step.executor != "torch":
+        return 3.0 * on_disk
+    loaded = (2.0 if step.dtype == "float32" else 1.5) * on_disk
+    return loaded + min(loaded, MOST_PACKED_BYTES)
 
 
 _NEVER_RAN = "nothing like it ran on this device yet"

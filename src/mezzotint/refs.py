@@ -81,6 +81,11 @@ class Refs:
         return known
 
 
+def is_unread(ref: ModelRef) -> bool:
+    """Whether its digest is not known yet."""
+    return ref.sha256.startswith(_UNREAD)
+
+
 def _ref(model: Model, sha256: str) -> ModelRef:
     return ModelRef(
         id=model.id,

@@ -15,7 +15,7 @@ from mezzotint import children, profiles
 from mezzotint.catalog import Catalog
 from mezzotint.measurements import Measurements
 from mezzotint.profiles import Choice, Subject
-from mezzotint.refs import Refs
+from mezzotint.refs import Refs, is_unread
 from mezzotint.workers import wire
 from mezzotint.workers.base import Seat, Supervisor
 from mezzotint.workers.limits import memory_budget
@@ -42,11 +42,18 @@ class Choices:
     def needs_measuring(self) -> bool:
         return profiles.needs_measuring(self._executor, self._dtype)
 
-    def ref(self, model: wire.ModelRef, device: str, dtype: str | None = None) -> wire.ModelRef:
-        """The model with what is to run it. With `dtype`, which a session has begun with, in no other."""
+    def ref(
+        self, model: wire.ModelRef, device: str, dtype: str | None = None, *, deterministic: bool = False
+    ) -> wire.ModelRef:
+        """The model with what is to run it. With `dtype`, which a session has begun with, in no other. `deterministic`
+        ones run in torch float32, which is there beside another executor as its twin."""
         choice = self._adopted.get((model.id, device))
         if choice is None:  # asked for with every request, and `wanted` reads a file
-            choice = self._adopted[model.id, device] = self.wanted(model, device)
+            choice = self.wanted(model, device)
+            if not is_unread(model):
+                self._adopted[model.id, device] = choice
+        if deterministic and choice.executor == "torch":
+            choice = Choice()
         if dtype is not None and dtype != choice.dtype:
             choice = Choice(dtype=dtype)
         graphs = profiles.graphs_of(self.cache, model.sha256) if choice.executor == "openvino" else ""

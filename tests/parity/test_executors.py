@@ -60,8 +60,10 @@ def opened(rig: Rig, graphs: Path, executor: str = "openvino", dtype: str = "flo
     """The same rig with another executor in its family."""
     other = Rig.__new__(Rig)
     other.__dict__.update(rig.__dict__)
-    family: Any = executors.open_with(rig.family, executor, dtype, graphs=graphs, threads=1)
-    other.family = family
+    plain: Any = rig.family
+    if executor == "torch":
+        plain = type(plain)(rig.path, torch.device("cpu"), getattr(torch, dtype))
+    other.family = executors.open_with(plain, executor, dtype, graphs=graphs, threads=1)
     return other
 
 
@@ -260,6 +262,21 @@ def test_rows_with_adapters_run_in_the_plain_twin_beside_others(rig: Rig, made: 
     drawn = fast.draw([*COMPANY, asked], stagger=1)[-1][0]
     assert difference(drawn, rig.draw([asked])[0][0]) <= 0.5
     assert difference(rig.draw([request()])[0][0], drawn) > 1
+
+
+@of_every_kind
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_rows_with_adapters_share_the_call_of_those_without_in_half_precision_too(
+    rig: Rig, made: Path, tmp_path: Path, dtype: str
+) -> None:
+    lora = build_lora(tmp_path / "ink.safetensors", rig.path, seed=3)
+    asked = Asked(request=request(type="lora", loras=(LoraUse(name="ink", scale=0.8),)), loras=(lora,))
+    fast, expected = opened(rig, made, "torch", dtype), rig.draw([asked])[0][0]
+    assert difference(rig.draw([request()])[0][0], expected) > 5
+    for company in ([], [request(seed=9), request(seed=10)]):
+        drawn = fast.draw([asked, *company])[0][0]
+        assert 0 < difference(drawn, expected) <= 4
+        assert max(fast.calls) == 2 * (1 + len(company)), "one call for all"
 
 
 def test_a_spoilt_compiled_form_is_made_anew(rig: Rig, graphs: Path) -> None:

@@ -77,6 +77,7 @@ def routed(max_upload_bytes: int) -> Documented:
     app.include_router(reference.router)
     app.add_exception_handler(MezzotintError, _told)
     app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(Exception, _unexpected)
     app.add_exception_handler(RequestValidationError, _validation)
     return app
 
@@ -109,17 +110,26 @@ class RequestIds:
             except ClientDisconnect:
                 log.info("the caller left before the body was whole", path=scope["path"])
             except Exception:
-                log.exception("unhandled error", path=scope["path"])
+                if not scope["state"].get("is_logged"):
+                    log.exception("unhandled error", path=scope["path"])
                 if not started:
-                    error = MezzotintError(
-                        "something went wrong; the server's log has it under this id", code="internal"
-                    )
-                    await problem(error, request_id)(scope, receive, send_with_id)
+                    await problem(_internal(), request_id)(scope, receive, send_with_id)
 
 
 async def _told(request: Request, error: Exception) -> Response:
     assert isinstance(error, MezzotintError)  # noqa: S101  invariant: registered for this class only
     return _problem(request, error)
+
+
+async def _unexpected(request: Request, error: Exception) -> Response:
+    """In the log before the caller hears of it; starlette raises it again behind this."""
+    log.error("unhandled error", path=request.url.path, exc_info=error)
+    request.state.is_logged = True
+    return _problem(request, _internal())
+
+
+def _internal() -> MezzotintError:
+    return MezzotintError("something went wrong; the server's log has it under this id", code="internal")
 
 
 def _problem(request: Request, error: MezzotintError, status: int | None = None) -> Response:

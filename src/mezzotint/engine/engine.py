@@ -221,7 +221,7 @@ class Engine:
         failpoints.reached("encode")
         submit, request = running.submit, running.submit.request
         family = self._residents.family(submit.model)
-        plain = request.deterministic or request.loras  # only torch can adapt rows
+        plain = request.deterministic or request.loras
         if plain and family.executor.twin is not None:
             family = family.executor.twin
         running.executor = family.executor

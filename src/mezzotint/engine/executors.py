@@ -1,7 +1,7 @@
-"""Other ways to run a family's modules than torch float32, behind the two callables that a family calls.
+"""Another way to run a family's modules than torch, behind the two callables that a family calls.
 
-torch float32 is the plain twin: always loaded, what deterministic sessions run in, what serves when another cannot be
-had. Must not convert anything: engine/convert.py makes the graphs that are opened here.
+torch float32 is the plain twin: loaded beside it, what deterministic sessions and LoRAs run in, what serves when the
+graphs cannot be had. Must not convert anything: engine/convert.py makes the graphs that are opened here.
 """
 
 import copy
@@ -20,8 +20,7 @@ import torch
 from torch import Tensor
 
 from mezzotint.families.base import Executor
-from mezzotint.families.sd import RunUnet, StableDiffusion, decoder_in_torch, unet_in_torch
-from mezzotint.families.weights import module_bytes
+from mezzotint.families.sd import RunUnet, StableDiffusion
 
 UNET, DECODER = "unet.xml", "decoder.xml"
 MANIFEST = "graphs.json"
@@ -49,19 +48,16 @@ def open_with(
 ) -> StableDiffusion:
     """The same model run otherwise: a second family that shares all but the modules with `plain`, its twin.
 
-    Raises Unavailable. For openvino `graphs` is the folder that engine/convert.py filled.
+    What `plain` does already is itself. Raises Unavailable. `graphs` is the folder that engine/convert.py filled.
     """
-    if (executor, dtype) == ("torch", "float32"):
+    if (executor, dtype) == (plain.executor.name, plain.executor.dtype):
         return plain
+    if executor != "openvino" or dtype not in _HINTS or plain.device.type != "cpu":
+        raise Unavailable(f"{executor} does not run {dtype} on {plain.device.type}")
     fast = copy.copy(plain)
     fast.executor = Executor(name=executor, dtype=dtype, twin=plain)
-    if executor == "torch":
-        fast.run_unet, fast.run_decoder = _in_torch(fast, plain, getattr(torch, dtype))
-    elif executor == "openvino" and dtype in _HINTS and plain.device.type == "cpu":
-        fast.run_unet, fast.run_decoder = _in_openvino(plain, graphs, _HINTS[dtype], threads, runtime)
-        fast.copied_bytes += sum((graphs / name).with_suffix(".bin").stat().st_size for name in (UNET, DECODER))
-    else:
-        raise Unavailable(f"{executor} does not run {dtype} on {plain.device.type}")
+    fast.run_unet, fast.run_decoder = _in_openvino(plain, graphs, _HINTS[dtype], threads, runtime)
+    fast.copied_bytes += sum((graphs / name).with_suffix(".bin").stat().st_size for name in (UNET, DECODER))
     return fast
 
 
@@ -76,33 +72,6 @@ def write_manifest(manifest: Path, folder: Path, **facts: Any) -> None:
     draft = manifest.with_name(f".{manifest.name}.{os.getpid()}.tmp")
     draft.write_text(json.dumps({"files": named, **facts}, indent=2))
     draft.replace(manifest)
-
-
-# ---- torch in another dtype
-
-
-def _in_torch(
-    fast: StableDiffusion, plain: StableDiffusion, dtype: torch.dtype
-) -> tuple[RunUnet, Callable[[Tensor], Tensor]]:
-    unet, vae = _cast(plain.unet, dtype), _cast(plain.vae, dtype)
-    fast.copied_bytes += module_bytes(unet, vae)
-    unet.set_attn_processor(next(iter(plain.unet.attn_processors.values())))
-    run_unet, run_decoder = unet_in_torch(unet, plain.added_names), decoder_in_torch(vae)
-
-    def cast_unet(inputs: Sequence[Tensor], residuals: Sequence[Tensor]) -> Tensor:
-        latents, timesteps, hidden, *added = inputs  # times and sizes are exact; diffusers casts what it makes of them
-        cast = latents.to(dtype), timesteps, hidden.to(dtype), *added
-        return run_unet(cast, [one.to(dtype) for one in residuals]).float()
-
-    return cast_unet, lambda latents: run_decoder(latents.to(dtype)).float()
-
-
-def _cast(module: Any, dtype: torch.dtype) -> Any:
-    """A second module whose weights alone are new."""
-    with torch.device("meta"):
-        twin = type(module).from_config(module.config)
-    twin.load_state_dict({name: tensor.to(dtype) for name, tensor in module.state_dict().items()}, assign=True)
-    return twin.eval().requires_grad_(False).to(memory_format=torch.channels_last)
 
 
 # ---- OpenVINO

@@ -85,7 +85,7 @@ class Loads:
         self, key: Key, needed: Iterable[wire.Submit], *, session_id: str | None = None, asked: wire.Load | None = None
     ) -> None:
         """Makes room and starts the thread, which has the priority of the one that calls this."""
-        self._residents.make_room(key, needed)
+        self._residents.make_room(key, needed, replaces=asked is not None)
         since, thread = self._clock(), ThreadPoolExecutor(max_workers=1, thread_name_prefix="load")
         loaded = thread.submit(_read, self._residents.reader(key))
         thread.shutdown(wait=False)  # once this is done

@@ -64,13 +64,15 @@ class Residents:
         """What a session needs that is not loaded, the model first."""
         return [key for key in _keys(submit) if key not in self._parts]
 
-    def make_room(self, key: Key, needed: Iterable[Submit]) -> None:
-        """For a part to be loaded: lets go of what no session in `needed` needs, for as long as room is short."""
+    def make_room(self, key: Key, needed: Iterable[Submit], *, replaces: bool = False) -> None:
+        """For a part to be loaded: lets go of what no session in `needed` needs, for as long as room is short.
+
+        `replaces`: also of the same model run otherwise.
+        """
         in_use = {used for submit in needed for used in _keys(submit)}
-        model, *adapters = key
-        for other in [other for other in self._parts if len(other) == 1 and other[0].id == model.id]:
-            if not adapters and other not in in_use:
-                self._drop(other)  # the same one, to be run otherwise from here on
+        for other in [other for other in self._parts if len(other) == 1 and other[0].id == key[0].id]:
+            if replaces and other not in in_use:
+                self._drop(other)
         self._shrink(self.loads_to(key[-1]), in_use)
 
     def reader(self, key: Key) -> Callable[[], LoadedPart]:
@@ -114,11 +116,10 @@ class Residents:
         return self._parts[key]
 
     def loads_to(self, ref: ModelRef) -> int:
-        """Bytes that it took the last time, else as much as its headers say: twice if something else than the plain
-        twin is to run it."""
+        """Bytes that it took the last time, else as much as its headers say: twice if something else than torch is to
+        run it, which has its twin beside it."""
         if ref not in self._sizes:
-            plain = loaded_bytes(Path(ref.path), torch.float32)
-            self._sizes[ref] = plain if (ref.executor, ref.dtype) == ("torch", "float32") else 2 * plain
+            self._sizes[ref] = loaded_bytes(Path(ref.path), torch.float32) * (1 if ref.executor == "torch" else 2)
         return self._sizes[ref]
 
     def _shrink(self, wanted: int, in_use: set[Key]) -> None:

@@ -65,15 +65,21 @@ def measure(subject: Subject, refused: str | None) -> Profile:
     torch.set_grad_enabled(False)
     if kind == "cpu":
         torch.set_float32_matmul_precision("medium")  # as a worker does
-    vae = Path(subject.vae) if subject.vae else None
-    plain = implementation(subject.family)(Path(subject.path), device, torch.float32, vae)
-    plain.pack()
+
+    def loaded(dtype: torch.dtype) -> Any:
+        vae = Path(subject.vae) if subject.vae else None
+        family = implementation(subject.family)(Path(subject.path), device, dtype, vae)
+        family.pack()
+        return family
+
+    plain = loaded(torch.float32)
     graphs = profiles.graphs_of(Path(subject.cache), subject.sha256)
 
     def opened(executor: str, dtype: str) -> "Family":
         if executor == "openvino" and refused:
             raise executors.Unavailable(refused)
-        family = executors.open_with(plain, executor, dtype, graphs=graphs, threads=subject.threads)
+        base = plain if executor != "torch" or dtype == "float32" else loaded(getattr(torch, dtype))
+        family = executors.open_with(base, executor, dtype, graphs=graphs, threads=subject.threads)
         rows = _rows(family, subject, 1)
         family.predict(rows)
         limit_s = TOO_SLOW * plain_s if family is not plain else math.inf

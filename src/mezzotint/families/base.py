@@ -72,7 +72,8 @@ class Rows:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Executor:
-    """What runs a family's modules, in which dtype. `twin` is the same model in torch float32, if this is not it."""
+    """What runs a family's modules, in which dtype. `twin` is the same model in torch float32, beside the graphs of
+    another executor, which cannot do all that torch does."""
 
     name: str = "torch"
     dtype: str = "float32"

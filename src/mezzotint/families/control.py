@@ -38,7 +38,7 @@ class DiffusersControlNet:
         down, middle = self.module(
             rows.latents[chosen].to(self._device, self._dtype),
             rows.timesteps[chosen].to(self._device),
-            encoder_hidden_states=rows.hidden[chosen],
+            encoder_hidden_states=rows.hidden[chosen].to(self._dtype),
             controlnet_cond=images.to(self._device, self._dtype),
             added_cond_kwargs=self._added(rows, chosen),
             return_dict=False,

@@ -11,7 +11,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
 from mezzotint.families import weighting
-from mezzotint.families.base import MAX_WINDOWS, PLAIN, Conditioning, ControlNet, Prompt, Rows
+from mezzotint.families.base import MAX_WINDOWS, Conditioning, ControlNet, Executor, Prompt, Rows
 from mezzotint.families.clip import ClipTextEncoder, ClipTokenizer
 from mezzotint.families.control import DiffusersControlNet, add_up
 from mezzotint.families.layouts import layout_of
@@ -31,7 +31,8 @@ class StableDiffusion:
     added_names: tuple[str, ...] = ()  # diffusers' names of what the UNet takes beside latents, time and text
 
     def __init__(self, path: Path, device: torch.device, dtype: torch.dtype, vae: Path | None = None) -> None:
-        """Loads from disk; never from a network. `vae`: another autoencoder than its own, of equal latents.
+        """Loads from disk; never from a network. `vae`: another autoencoder than its own, of equal latents. `dtype` is
+        that of UNet, autoencoder and ControlNets; texts are read once a prompt, in float32.
 
         Raises OSError, TypeError, ValueError or RuntimeError when files do not fit together.
         """
@@ -40,9 +41,11 @@ class StableDiffusion:
         self.unet = load_module(UNet2DConditionModel, self.layout, "unet", device, dtype)
         if device.type == "cpu":
             self.unet.set_attn_processor(_SizedAttention())
+        if dtype != torch.float32:
+            self.unet.to(memory_format=torch.channels_last)
         self._scaling = float(self.layout.config("vae").get("scaling_factor", 0.18215))
         self.vae = self._load_vae(vae)
-        self.text_encoder = ClipTextEncoder.load(self.layout, "text_encoder", device, dtype)
+        self.text_encoder = ClipTextEncoder.load(self.layout, "text_encoder", device, torch.float32)
         self.tokenizer = ClipTokenizer(*self.layout.vocabulary("tokenizer"))
         self.scheduler_config = self.layout.config("scheduler")
         self.latent_channels = int(self.vae.config.latent_channels)
@@ -53,7 +56,7 @@ class StableDiffusion:
         self._adapted_texts = {part: Adapted(module, part) for part, module in self.text_encoders.items()}
         self.copied_bytes = 0  # beside the modules' own: packed, or another executor's
         # engine/executors.py puts others in their place, in a copy of this family
-        self.executor = PLAIN
+        self.executor = Executor(name="torch", dtype=str(dtype).removeprefix("torch."))
         self.run_unet, self.run_decoder = unet_in_torch(self.unet, self.added_names), decoder_in_torch(self.vae)
 
     @property
@@ -62,7 +65,8 @@ class StableDiffusion:
 
     def pack(self) -> None:
         if self.device.type == "cpu":
-            self.copied_bytes += sum(map(pack, (self.unet, self.vae, *self.text_encoders.values())))
+            whole = (self.unet, self.vae) if self.dtype == torch.float32 else ()
+            self.copied_bytes += sum(map(pack, (*whole, *self.text_encoders.values())))
 
     def windows(self, text: str, syntax: str) -> int:
         return min(MAX_WINDOWS, len(chunks_of(text, syntax, self.tokenizer)))
@@ -80,7 +84,7 @@ class StableDiffusion:
         called with these in this order."""
         latents = rows.latents if rows.extra is None else torch.cat([rows.latents, rows.extra], dim=1)
         added = self._added(rows, slice(None)).values()
-        return latents.to(self.device, self.dtype), rows.timesteps.to(self.device), rows.hidden, *added
+        return latents.to(self.device), rows.timesteps.to(self.device), rows.hidden, *added
 
     def encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         with torch.inference_mode():
@@ -103,7 +107,8 @@ class StableDiffusion:
 
     def _load_vae(self, other: Path | None) -> Any:
         layout, part = (self.layout, "vae") if other is None else (layout_of(other), "")
-        return load_module(AutoencoderKL, layout, part, self.device, self.dtype)
+        vae = load_module(AutoencoderKL, layout, part, self.device, self.dtype)
+        return vae if self.dtype == torch.float32 else vae.to(memory_format=torch.channels_last)
 
     def _added(self, rows: Rows, chosen: Tensor | slice) -> dict[str, Tensor]:
         """What `added_names` says, in its order, of the chosen rows."""
@@ -120,11 +125,11 @@ class StableDiffusion:
 
 def unet_in_torch(unet: Any, added: Sequence[str]) -> RunUnet:
     def run(inputs: Sequence[Tensor], residuals: Sequence[Tensor]) -> Tensor:
-        latents, timesteps, hidden, *others = inputs
+        latents, timesteps, hidden, *others = inputs  # times and sizes are exact; diffusers casts what it makes of them
         output: Tensor = unet(
-            latents,
+            latents.to(unet.dtype),
             timesteps,
-            encoder_hidden_states=hidden,
+            encoder_hidden_states=hidden.to(unet.dtype),
             added_cond_kwargs=dict(zip(added, others, strict=True)),
             down_block_additional_residuals=tuple(residuals[:-1]) or None,
             mid_block_additional_residual=residuals[-1] if residuals else None,

@@ -20,7 +20,7 @@ class StableDiffusionXL(StableDiffusion):
 
     def __init__(self, path: Path, device: torch.device, dtype: torch.dtype, vae: Path | None = None) -> None:
         super().__init__(path, device, dtype, vae)
-        self._second = ClipTextEncoder.load(self.layout, "text_encoder_2", device, dtype)
+        self._second = ClipTextEncoder.load(self.layout, "text_encoder_2", device, torch.float32)
         self._second_tokenizer = ClipTokenizer(*self.layout.vocabulary("tokenizer_2"))
         self.text_encoders["text_encoder_2"] = self._second
         self._adapted_texts["text_encoder_2"] = Adapted(self._second, "text_encoder_2")
@@ -59,5 +59,5 @@ class StableDiffusionXL(StableDiffusion):
         assert rows.pooled is not None  # noqa: S101  invariant: this family's conditionings carry it
         pooled = rows.pooled[chosen]
         height, width = (side * self.vae_factor for side in rows.latents.shape[2:])
-        sizes = torch.tensor([[height, width, 0, 0, height, width]], device=self.device, dtype=self.dtype)
+        sizes = torch.tensor([[height, width, 0, 0, height, width]], device=self.device, dtype=torch.float32)
         return {"text_embeds": pooled, "time_ids": sizes.expand(len(pooled), -1)}
