@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from training import data, machine
-from training.pipeline import FIXED_PROMPTS, TARGET, draw, save_sheet
+from training.pipeline import FIXED_PROMPTS, STEPS, TARGET, draw, save_sheet
 from training.vae import to_tensor
 
 SMALL = 24  # pixels on a side of the pictures that are compared
@@ -115,7 +115,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--folder", type=Path, default=TARGET)
     parser.add_argument("--guidance", type=float, nargs="+", help="default: what mezzotint.json says")
-    parser.add_argument("--steps", type=int, default=16)
+    parser.add_argument("--steps", type=int, default=STEPS)
     parser.add_argument("--every", type=int, default=1, help="measure one concept of so many")
     parser.add_argument("--seed", type=int, default=FIRST_SEED)
     parser.add_argument("--sheet", type=Path, default=data.HERE.parent / "docs" / "contact_sheet.png")

@@ -14,7 +14,7 @@ from training import machine
 
 TARGET = Path(__file__).resolve().parent.parent / "src" / "mezzotint" / "bundled" / "icons"  # what ships
 
-STEPS = 16
+STEPS = 12  # 8 draw 97.2 % of the prompts of which 10, 12 and 16 draw 98.0
 GUIDANCE = 3.0
 FIXED_PROMPTS = (  # of the contact sheet, in its order; 16 in one style, then the same in the other
     "a slice of pizza",
