@@ -135,6 +135,21 @@ def test_a_session_that_began_in_one_dtype_stays_in_it(tmp_path: Path) -> None:
     assert (again.executor, again.dtype) == ("torch", "float32")
 
 
+def test_a_deterministic_session_asks_for_float32_of_torch_and_leaves_openvino_to_its_twin(tmp_path: Path) -> None:
+    for ranking, executor, dtype in ((TORCH_BF16, "torch", "float32"), (OPENVINO, "openvino", "float32")):
+        profiles.write(tmp_path, profile(TORCH, ranking))
+        asked = Choices(tmp_path, 2).ref(MODEL, "cpu:0", deterministic=True)
+        assert (asked.executor, asked.dtype) == (executor, dtype)
+
+
+def test_what_is_chosen_before_a_model_is_hashed_is_not_adopted(tmp_path: Path) -> None:
+    choices = Choices(tmp_path, 2)
+    unread = msgspec.structs.replace(MODEL, sha256=f"unread:{MODEL.id}")
+    assert choices.ref(unread, "cpu:0").executor == "torch"
+    profiles.write(tmp_path, profile(TORCH, OPENVINO))
+    assert choices.ref(MODEL, "cpu:0").executor == "openvino"
+
+
 def test_what_a_worker_died_of_is_not_tried_again(tmp_path: Path) -> None:
     profiles.write(tmp_path, profile(TORCH, OPENVINO))
     choices = Choices(tmp_path, 2)
