@@ -88,6 +88,7 @@ train: setup
 	$(BIN)/python -m training.package
 	$(BIN)/python -m training.control --minutes 60
 	$(BIN)/python -m training.loras --minutes 25
+	$(BIN)/python -m training.quick --minutes 60
 	$(BIN)/python -m training.previews
 
 evaluate-model: setup

@@ -4,6 +4,7 @@ Pure rules over facts. Must not refuse anything: what is wrong is a fault, in re
 """
 
 from collections.abc import Iterator, Mapping
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from mezzotint.catalog import Model
@@ -60,6 +61,9 @@ def recommendations(
         if words and not any(word.lower() in prompt for word in words):
             message = f"LoRA {lora.name!r} was trained on {', '.join(words)}; put one of them into the prompt"
             yield _note("use_trigger_word", message, f"loras[{index}].name")
+        for field, wanted in asdict(models[lora.name].lora_defaults).items():
+            if wanted is not None and lora.scale and getattr(request, field) != wanted:
+                yield _note("use_lora_defaults", f"LoRA {lora.name!r} is made for {field} {wanted}", field)
     if request.deterministic:
         message = "deterministic runs alone in its model calls; without it, it shares them and takes less of the device"
         yield _note("share_calls", message, "deterministic")

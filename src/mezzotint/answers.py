@@ -317,6 +317,14 @@ class Defaults(TypedDict):
     vae: str | None
 
 
+class LoraDefaults(TypedDict):
+    """What a request with the LoRA gets that says nothing itself; null: what the model says."""
+
+    num_inference_steps: int | None
+    guidance_scale: float | None
+    scheduler: str | None
+
+
 class Model(TypedDict):
     """A file or folder that the catalog found; of an invalid one only what is required here."""
 
@@ -331,6 +339,7 @@ class Model(TypedDict):
     # of ControlNets, LoRAs, VAEs: the checkpoints that they can go with
     fits: NotRequired[list[str]]
     control_type: NotRequired[str | None]
+    lora_defaults: NotRequired[LoraDefaults]
     # of checkpoints
     family: NotRequired[str]
     types: NotRequired[list[str]]
@@ -396,6 +405,7 @@ class AvailableLora(TypedDict):
     id: str
     fits: list[str]
     trigger_words: list[str]
+    lora_defaults: LoraDefaults
 
 
 class FamilyLoras(TypedDict):

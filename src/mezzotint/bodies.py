@@ -1,6 +1,7 @@
 """Our values as the JSON bodies of the public contract. Must not fetch anything: it shapes what it is handed."""
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -165,7 +166,9 @@ def model(
     }
     if value.kind == "controlnet":
         return common | {"control_type": value.control_type or None, "fits": fits}
-    if value.kind in ("lora", "vae"):
+    if value.kind == "lora":
+        return common | {"fits": fits, "lora_defaults": asdict(value.lora_defaults)}
+    if value.kind == "vae":
         return common | {"fits": fits}
     return common | {
         "family": value.family,

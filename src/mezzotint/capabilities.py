@@ -5,7 +5,7 @@ Nothing here is a promise of what could be: a type stands under `types` when a m
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import msgspec
@@ -193,7 +193,12 @@ def _by_family(
     """LoRAs by the family of the checkpoints that they fit; None for those that fit none here."""
     found: dict[str | None, list[dict[str, Any]]] = {}
     for lora in loras:
-        one = {"id": lora.id, "fits": fits[lora.id], "trigger_words": list(lora.trigger_words)}
+        one = {
+            "id": lora.id,
+            "fits": fits[lora.id],
+            "trigger_words": list(lora.trigger_words),
+            "lora_defaults": asdict(lora.lora_defaults),
+        }
         families: list[str | None] = [*sorted({models[name].family for name in fits[lora.id]})]
         for family in families or [None]:
             found.setdefault(family, []).append(one)

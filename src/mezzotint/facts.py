@@ -35,6 +35,15 @@ _CONTROL_TYPES = (
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class LoraDefaults:
+    """What a request with a LoRA gets that says nothing itself, before what its model says; None: what that says."""
+
+    num_inference_steps: int | None = None
+    guidance_scale: float | None = None
+    scheduler: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Model:
     """One model on disk. With `state` "invalid" only `id`, `kind`, `path`, `reason` and `stamp` mean anything."""
 
@@ -61,6 +70,7 @@ class Model:
     latents: str = ""  # of the autoencoder: another one fits the models of equal latents
     control_type: str = ""  # what a ControlNet follows, such as "canny"; empty: not told
     trigger_words: tuple[str, ...] = ()
+    lora_defaults: LoraDefaults = LoraDefaults()
     vae: str = ""  # id of the autoencoder to use in place of its own
     vae_path: str = ""
     dtype: str = "auto"  # as set for this model; auto: as set for the server
@@ -150,8 +160,21 @@ def _file_vae(path: Path, header: Header) -> dict[str, Any]:
 
 
 def _file_lora(path: Path, header: Header) -> dict[str, Any]:
-    words = tuple(str(word) for word in beside(path).get("trigger_words", ()))
-    return {"bytes": path.stat().st_size, "text_width": _text_width(header.shapes), "trigger_words": words}
+    told = beside(path)
+    own = told.get("defaults", {})
+    steps, guidance, scheduler = (own.get(name) for name in ("num_inference_steps", "guidance_scale", "scheduler"))
+    if scheduler is not None and scheduler not in SCHEDULERS:
+        raise Unusable(f"its default scheduler {str(scheduler)[:64]!r} is none of {', '.join(SCHEDULERS)}")
+    return {
+        "bytes": path.stat().st_size,
+        "text_width": _text_width(header.shapes),
+        "trigger_words": tuple(str(word) for word in told.get("trigger_words", ())),
+        "lora_defaults": LoraDefaults(
+            num_inference_steps=None if steps is None else max(1, int(steps)),
+            guidance_scale=None if guidance is None else float(guidance),
+            scheduler=scheduler,
+        ),
+    }
 
 
 _READ_FILE = {"checkpoint": _file_checkpoint, "controlnet": _file_controlnet, "vae": _file_vae, "lora": _file_lora}

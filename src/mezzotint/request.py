@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from mezzotint import advice, preprocessors
 from mezzotint.catalog import Model
 from mezzotint.errors import Fault, InvalidRequest
+from mezzotint.facts import LoraDefaults
 from mezzotint.families.table import SCHEDULER_OPTIONS, SCHEDULER_STEPS
 from mezzotint.schema import (
     DEFAULT_STRENGTH,
@@ -274,9 +275,10 @@ def resolve(
             f"clip_skip {sent.clip_skip} leaves nothing of {model.text_layers} layers; at most {model.text_layers - 1}"
         )
         found.append(Fault(field="clip_skip", code="invalid_value", message=message))
-    scheduler = _given(sent.scheduler, model.scheduler)
+    own = _lora_defaults(sent, world)
+    scheduler = _given(sent.scheduler, _given(own.scheduler, model.scheduler))
     options = sent.scheduler_options.model_dump(exclude_none=True)
-    steps = _given(sent.num_inference_steps, model.num_inference_steps)
+    steps = _given(sent.num_inference_steps, _given(own.num_inference_steps, model.num_inference_steps))
     _check_scheduler(scheduler, options, steps, found)
     hires = _hires(sent, model, (width, height), steps, found)
     if hires is not None:
@@ -300,7 +302,7 @@ def resolve(
         width=width,
         height=height,
         num_inference_steps=steps,
-        guidance_scale=_given(sent.guidance_scale, model.guidance_scale),
+        guidance_scale=_given(sent.guidance_scale, _given(own.guidance_scale, model.guidance_scale)),
         scheduler=scheduler,
         scheduler_options=options,
         eta=sent.eta,
@@ -465,6 +467,12 @@ def _controlnet(
         resize_mode=sent.resize_mode,
         control_mode=sent.control_mode,
     )
+
+
+def _lora_defaults(sent: RequestInput, world: World) -> LoraDefaults:
+    """Of the first LoRA at work that says any."""
+    there = [world.models[one.name] for one in sent.loras if one.scale and one.name in world.models]
+    return next((one.lora_defaults for one in there if one.lora_defaults != LoraDefaults()), LoraDefaults())
 
 
 def _check_lora(name: str, field: str, model: Model, world: World, faults: list[Fault]) -> None:

@@ -270,7 +270,7 @@ def test_lists_have_the_shapes_that_clients_read(served: RunningServer) -> None:
     assert {one["model_name"] for one in models} == {"icons", "tiny"}
     assert all({"title", "hash", "sha256", "filename", "config"} <= one.keys() for one in models)
     loras = get(served, "/sdapi/v1/loras")
-    assert [one["name"] for one in loras] == ["Sketch", "blob", "monochrome"]
+    assert [one["name"] for one in loras] == ["Sketch", "blob", "monochrome", "quick"]
     assert loras[0] == {"name": "Sketch", "alias": "Sketch", "path": "Sketch.safetensors", "metadata": {}}
     assert len(get(served, "/sdapi/v1/samplers")) == 15
     assert [one["name"] for one in get(served, "/sdapi/v1/upscalers")] == ["None", "Lanczos", "Nearest"]

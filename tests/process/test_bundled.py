@@ -115,6 +115,20 @@ def test_a_lora_draws_in_its_style_and_at_scale_0_not_at_all(server: RunningServ
     assert np.array_equal(plain, none)
 
 
+def test_the_lora_of_few_steps_draws_in_four_what_the_model_draws_in_twelve(server: RunningServer) -> None:
+    asked = [f"{prompt}, {style} style" for style in ("noto", "fluent") for prompt in ICONS]
+    session = server.client.wait(server.client.submit(prompt=asked[0], loras=[{"name": "quick"}])["id"])
+    assert (session["request"]["num_inference_steps"], session["request"]["guidance_scale"]) == (4, 1.0)
+    assert session["usage"]["steps_run"] == 4
+    requests = [{"prompt": prompt, "seed": place} for place, prompt in enumerate(asked)]
+    drawn = draw(server, [{**one, "loras": [{"name": "quick"}]} for one in requests])
+    found = nearest(drawn, tiles(DOCS / "contact_sheet.png"))
+    assert sum(one == place for place, one in enumerate(found)) >= 30
+    bare = draw(server, [{**one, "num_inference_steps": 4, "guidance_scale": 1.0} for one in requests[:8]])
+    whole = draw(server, requests[:8])
+    assert np.abs(drawn[:8].astype(float) - whole).mean() < 0.7 * np.abs(bare.astype(float) - whole).mean()
+
+
 def test_img2img_keeps_more_the_less_strength_it_has(server: RunningServer) -> None:
     sketch = np.asarray(outline()).astype(float)
     drawn = draw(

@@ -104,7 +104,7 @@ def test_json_is_json(tmp_path: Path, server: RunningServer) -> None:
     assert (tmp_path / told["files"][0]).exists()
     assert json.loads(run("devices", "--json", "--server", server.url, cwd=tmp_path).stdout)[0]["id"] == "cpu:0"
     listed = json.loads(run("models", "list", "--json", cwd=tmp_path).stdout)
-    assert [one["id"] for one in listed] == ["blob", "icons", "icons-canny", "monochrome"]
+    assert [one["id"] for one in listed] == ["blob", "icons", "icons-canny", "monochrome", "quick"]
 
 
 @pytest.mark.parametrize(

@@ -131,7 +131,7 @@ def test_faults_of_pictures_are_told_beside_the_others_and_leave_nothing(server:
 
 def test_models_tell_what_goes_with_what(server: RunningServer) -> None:
     fits = {one["id"]: one["fits"] for one in server.client.models() if one["kind"] != "checkpoint"}
-    bundled = {"blob": ["icons"], "icons-canny": ["icons"], "monochrome": ["icons"]}
+    bundled = {"blob": ["icons"], "icons-canny": ["icons"], "monochrome": ["icons"], "quick": ["icons"]}
     assert fits == {"ink": ["painter", "tiny"], "tiny-canny": ["painter", "tiny"], **bundled}
 
 

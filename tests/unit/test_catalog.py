@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from mezzotint.catalog import BUNDLED, BUNDLED_MODEL, MAX_THUMBNAIL_BYTES, Catalog, Model, fitting, thumbnail
+from mezzotint.facts import LoraDefaults
 from mezzotint.headers import MAX_HEADER_BYTES, weight_files
 from tests.models import build_controlnet, build_lora, build_sd, build_sdxl
 
@@ -45,7 +46,9 @@ def test_the_bundled_model_has_its_adapters_beside_it_within_90_mb(tmp_path: Pat
         "icons-canny": ("controlnet", ["icons"]),
         "blob": ("lora", ["icons"]),
         "monochrome": ("lora", ["icons"]),
+        "quick": ("lora", ["icons"]),
     }
+    assert found["quick"].lora_defaults == LoraDefaults(num_inference_steps=4, guidance_scale=1.0, scheduler="ddim")
     assert found["icons-canny"].control_type == "canny"
     assert sum(path.stat().st_size for path in BUNDLED.rglob("*") if path.is_file()) <= 90_000_000
 

@@ -5,8 +5,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mezzotint import advice
 from mezzotint.catalog import TYPES, Model
 from mezzotint.errors import STATUS, InvalidRequest
+from mezzotint.facts import LoraDefaults
 from mezzotint.request import Picture, Resolved, World, resolve
 from mezzotint.schema import MAX_SEED, RequestInput, parse, sources
 
@@ -42,6 +44,8 @@ ADAPTERS = [
     adapter("lora", "ink", text_width=32),
     adapter("lora", "fog", text_width=0),
     adapter("lora", "broad", text_width=64),
+    adapter("lora", "swift", text_width=32, lora_defaults=LoraDefaults(num_inference_steps=4, guidance_scale=1.0)),
+    adapter("lora", "other-sampler", text_width=32, lora_defaults=LoraDefaults(scheduler="lcm")),
 ]
 BROKEN = Model(id="broken", kind="checkpoint", path="/nowhere", state="invalid", reason="its unet is truncated")
 WORLD = World(
@@ -317,3 +321,26 @@ def test_a_controlnet_is_found_by_its_type_and_takes_its_preprocessors_defaults(
     (use,) = resolved(body).request.controlnets
     assert (use.model, use.image, use.scale) == ("edges", "asset:odd", 0.5)
     assert use.options == {"low_threshold": 100, "high_threshold": 200}
+
+
+@pytest.mark.parametrize(
+    ("sent", "expected"),
+    [
+        ({}, (16, 3.0, "ddim")),
+        ({"loras": [{"name": "ink"}]}, (16, 3.0, "ddim")),
+        ({"loras": [{"name": "swift"}]}, (4, 1.0, "ddim")),
+        ({"loras": [{"name": "ink"}, {"name": "swift"}, {"name": "other-sampler"}]}, (4, 1.0, "ddim")),
+        ({"loras": [{"name": "swift", "scale": 0}]}, (16, 3.0, "ddim")),
+        ({"loras": [{"name": "swift"}], "num_inference_steps": 6, "guidance_scale": 2.0}, (6, 2.0, "ddim")),
+        ({"loras": [{"name": "other-sampler"}]}, (16, 3.0, "lcm")),
+        ({"loras": [{"name": "other-sampler"}], "scheduler": "euler"}, (16, 3.0, "euler")),
+    ],
+)
+def test_what_a_lora_is_made_for_comes_before_what_its_model_says_and_after_the_request(
+    sent: dict[str, Any], expected: tuple[int, float, str]
+) -> None:
+    request = resolved({"prompt": "x"} | sent).request
+    assert (request.num_inference_steps, request.guidance_scale, request.scheduler) == expected
+    notes = [one["code"] for one in advice.recommendations(request, TINY, WORLD.models, frozenset({"tiny"}))]
+    contradicted = len(sent) > 1 or {"name": "other-sampler"} in sent.get("loras", [])[1:]
+    assert ("use_lora_defaults" in notes) == contradicted

@@ -13,7 +13,7 @@ backend = connect_to_backend(url)
 found = backend.get_capabilities()
 assert (found.controlnet, found.scheduler, found.interrogate) == (True, True, False)
 assert {one.name for one in backend.list_checkpoints()} >= {"tiny", "icons"}
-assert {one.name for one in backend.list_loras()} == {"ink", "blob", "monochrome"}
+assert {one.name for one in backend.list_loras()} == {"ink", "blob", "monochrome", "quick"}
 assert [one.name for one in backend.list_upscalers()] == ["Lanczos", "Nearest"]
 assert backend.list_samplers()
 assert backend.list_schedulers()

@@ -94,6 +94,7 @@ export interface components {
             fits: string[];
             /** Trigger Words */
             trigger_words: string[];
+            lora_defaults: components["schemas"]["LoraDefaults"];
         };
         /** Batch */
         Batch: {
@@ -362,6 +363,18 @@ export interface components {
             /** Url */
             url: string;
         };
+        /**
+         * LoraDefaults
+         * @description What a request with the LoRA gets that says nothing itself; null: what the model says.
+         */
+        LoraDefaults: {
+            /** Num Inference Steps */
+            num_inference_steps: number | null;
+            /** Guidance Scale */
+            guidance_scale: number | null;
+            /** Scheduler */
+            scheduler: string | null;
+        };
         /** LoraUse */
         LoraUse: {
             /** Name */
@@ -403,6 +416,7 @@ export interface components {
             fits?: string[];
             /** Control Type */
             control_type?: string | null;
+            lora_defaults?: components["schemas"]["LoraDefaults"];
             /** Family */
             family?: string;
             /** Types */
@@ -1429,6 +1443,7 @@ export type Estimate = components['schemas']['Estimate'];
 export type FamilyLoras = components['schemas']['FamilyLoras'];
 export type Group = components['schemas']['Group'];
 export type Image = components['schemas']['Image'];
+export type LoraDefaults = components['schemas']['LoraDefaults'];
 export type LoraUse = components['schemas']['LoraUse'];
 export type Memory = components['schemas']['Memory'];
 export type Model = components['schemas']['Model'];
