@@ -18,7 +18,7 @@ from benchmarks import machine
 from mezzotint.catalog import BUNDLED, BUNDLED_MODEL
 
 RUNS = 5
-SERVED, TUNED = "mezzotint generate --server", "the same, once it is tuned"
+SERVED, QUICK, TUNED = "mezzotint generate --server", "the same, with --loras quick", "the same, once it is tuned"
 PROMPT, SEED = "a slice of pizza", 7
 DIFFUSERS = """
 import sys, torch
@@ -43,9 +43,10 @@ def main() -> None:
             "a diffusers script": lambda: _run(script),
             "mezzotint generate": lambda: _run([*draw, out / "alone.png"]),
             SERVED: lambda: _run([*draw, out / "served.png", "--server", url]),
+            QUICK: lambda: _run([*draw, out / "quick.png", "--server", url, "--loras", "quick"]),
             TUNED: lambda: _run([*draw, out / "tuned.png", "--server", tuned]),
         }
-        for name in (SERVED, TUNED):
+        for name in (SERVED, QUICK, TUNED):
             cases[name]()  # the server loads its model once
         times: dict[str, list[float]] = {name: [] for name in cases}
         for _ in range(RUNS):
