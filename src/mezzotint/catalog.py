@@ -16,6 +16,7 @@ from typing import Any
 
 from mezzotint import facts
 from mezzotint.facts import TYPES as TYPES
+from mezzotint.facts import LoraDefaults as LoraDefaults
 from mezzotint.facts import Model as Model
 from mezzotint.facts import fitting as fitting
 from mezzotint.headers import COMPONENT_SUFFIXES, PICKLES, beside_file, walk

@@ -9,9 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from mezzotint import advice, preprocessors
-from mezzotint.catalog import Model
+from mezzotint.catalog import LoraDefaults, Model
 from mezzotint.errors import Fault, InvalidRequest
-from mezzotint.facts import LoraDefaults
 from mezzotint.families.table import SCHEDULER_OPTIONS, SCHEDULER_STEPS
 from mezzotint.schema import (
     DEFAULT_STRENGTH,

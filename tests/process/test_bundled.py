@@ -125,8 +125,10 @@ def test_the_lora_of_few_steps_draws_in_four_what_the_model_draws_in_twelve(serv
     found = nearest(drawn, tiles(DOCS / "contact_sheet.png"))
     assert sum(one == place for place, one in enumerate(found)) >= 30
     bare = draw(server, [{**one, "num_inference_steps": 4, "guidance_scale": 1.0} for one in requests[:8]])
-    whole = draw(server, requests[:8])
-    assert np.abs(drawn[:8].astype(float) - whole).mean() < 0.7 * np.abs(bare.astype(float) - whole).mean()
+    whole = draw(server, requests[:8]).astype(float)
+    # the median, since a seed may mirror one of them
+    off, off_without = (np.median(np.abs(some - whole).mean((1, 2, 3))) for some in (drawn[:8], bare))
+    assert off < 0.7 * off_without
 
 
 def test_img2img_keeps_more_the_less_strength_it_has(server: RunningServer) -> None:

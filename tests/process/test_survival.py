@@ -56,7 +56,8 @@ def test_a_worker_killed_mid_run_costs_nothing_and_the_server_answers_all_the_wh
 
 
 def test_a_session_that_keeps_losing_its_worker_is_blamed_and_others_are_not(server: RunningServer) -> None:
-    poison = server.client.submit(prompt="poison", steps=1000, seed=1, priority=9)["id"]
+    large = {"width": 512, "height": 512}  # or a step of it might be kept between two looks of a busy machine
+    poison = server.client.submit(prompt="poison", steps=1000, seed=1, priority=9, **large)["id"]
     mate = server.client.submit(prompt="mate", steps=20, seed=2)["id"]
 
     def runs(session_id: str, attempt: int) -> bool:

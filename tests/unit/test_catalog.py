@@ -9,8 +9,16 @@ from typing import Any
 
 import pytest
 
-from mezzotint.catalog import BUNDLED, BUNDLED_MODEL, MAX_THUMBNAIL_BYTES, Catalog, Model, fitting, thumbnail
-from mezzotint.facts import LoraDefaults
+from mezzotint.catalog import (
+    BUNDLED,
+    BUNDLED_MODEL,
+    MAX_THUMBNAIL_BYTES,
+    Catalog,
+    LoraDefaults,
+    Model,
+    fitting,
+    thumbnail,
+)
 from mezzotint.headers import MAX_HEADER_BYTES, weight_files
 from tests.models import build_controlnet, build_lora, build_sd, build_sdxl
 

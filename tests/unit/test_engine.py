@@ -322,6 +322,22 @@ def test_while_one_model_loads_the_sessions_of_another_come_to_their_end(rig: Ri
     assert load.seconds
 
 
+def test_a_load_for_which_there_is_no_thread_to_be_had_is_one_that_memory_does_not_hold(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(threading.Thread, "start", none_left)
+        rig.submit("a")
+        rig.run()
+    assert rig.outcome("a") == "out_of_memory"
+    rig.submit("b")
+    rig.run()
+    assert rig.outcome("b") == "succeeded"
+
+
 def test_a_load_whose_session_is_cancelled_serves_the_next_one_and_its_failure_nobody() -> None:
     for error, outcome in ((None, "succeeded"), (ValueError("shapes"), "model_invalid")):
         rig = Rig(load_error=error)

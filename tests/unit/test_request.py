@@ -6,9 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mezzotint import advice
-from mezzotint.catalog import TYPES, Model
+from mezzotint.catalog import TYPES, LoraDefaults, Model
 from mezzotint.errors import STATUS, InvalidRequest
-from mezzotint.facts import LoraDefaults
 from mezzotint.request import Picture, Resolved, World, resolve
 from mezzotint.schema import MAX_SEED, RequestInput, parse, sources
 
@@ -44,8 +43,6 @@ ADAPTERS = [
     adapter("lora", "ink", text_width=32),
     adapter("lora", "fog", text_width=0),
     adapter("lora", "broad", text_width=64),
-    adapter("lora", "swift", text_width=32, lora_defaults=LoraDefaults(num_inference_steps=4, guidance_scale=1.0)),
-    adapter("lora", "other-sampler", text_width=32, lora_defaults=LoraDefaults(scheduler="lcm")),
 ]
 BROKEN = Model(id="broken", kind="checkpoint", path="/nowhere", state="invalid", reason="its unet is truncated")
 WORLD = World(
@@ -57,7 +54,7 @@ WORLD = World(
 SIZES = {"asset:small": (64, 64), "asset:odd": (101, 40), "asset:big": (2048, 2048)}
 
 
-def resolved(body: object) -> Resolved:
+def resolved(body: object, world: World = WORLD) -> Resolved:
     sent, found = parse(body)
     pictures = {
         source.field: Picture(
@@ -66,7 +63,7 @@ def resolved(body: object) -> Resolved:
         for source in sources(sent)
         if source.text in SIZES
     }
-    return resolve(sent, found, pictures, WORLD, lambda: 11)
+    return resolve(sent, found, pictures, world, lambda: 11)
 
 
 def faults(body: object) -> dict[str | None, str]:
@@ -339,8 +336,14 @@ def test_a_controlnet_is_found_by_its_type_and_takes_its_preprocessors_defaults(
 def test_what_a_lora_is_made_for_comes_before_what_its_model_says_and_after_the_request(
     sent: dict[str, Any], expected: tuple[int, float, str]
 ) -> None:
-    request = resolved({"prompt": "x"} | sent).request
+    made = {
+        "swift": LoraDefaults(num_inference_steps=4, guidance_scale=1.0),
+        "other-sampler": LoraDefaults(scheduler="lcm"),
+    }
+    more = {name: adapter("lora", name, text_width=32, lora_defaults=defaults) for name, defaults in made.items()}
+    world = replace(WORLD, models={**WORLD.models, **more})
+    request = resolved({"prompt": "x"} | sent, world).request
     assert (request.num_inference_steps, request.guidance_scale, request.scheduler) == expected
-    notes = [one["code"] for one in advice.recommendations(request, TINY, WORLD.models, frozenset({"tiny"}))]
+    notes = [one["code"] for one in advice.recommendations(request, TINY, world.models, frozenset({"tiny"}))]
     contradicted = len(sent) > 1 or {"name": "other-sampler"} in sent.get("loras", [])[1:]
     assert ("use_lora_defaults" in notes) == contradicted

@@ -93,7 +93,7 @@ export async function adapters({ page, url, shot }) {
   await page.getByRole("img", { name: "Picture to follow" }).waitFor();
   await page.getByText("LoRA", { exact: true }).click();
   for (const name of ["blob", "monochrome", "blob"]) await page.getByRole("button", { name, exact: true }).click();
-  await page.waitForFunction(() => [...document.querySelectorAll(".tiles img")].filter((one) => one.naturalWidth === 256).length === 3);
+  await page.waitForFunction(() => [...document.querySelectorAll(".tiles img")].filter((one) => one.naturalWidth === 256).length === 4);
   assert.equal(await page.getByRole("button", { name: "monochrome", exact: true }).getAttribute("aria-pressed"), "true");
   assert.equal(await page.getByRole("button", { name: "blob", exact: true }).getAttribute("aria-pressed"), "false");
   await page.getByRole("group", { name: "LoRAs" }).scrollIntoViewIfNeeded();

@@ -123,6 +123,8 @@ async def _told(request: Request, error: Exception) -> Response:
 
 async def _unexpected(request: Request, error: Exception) -> Response:
     """In the log before the caller hears of it; starlette raises it again behind this."""
+    if isinstance(error, ClientDisconnect):
+        return Response()  # to nobody
     log.error("unhandled error", path=request.url.path, exc_info=error)
     request.state.is_logged = True
     return _problem(request, _internal())

@@ -86,9 +86,7 @@ class Loads:
     ) -> None:
         """Makes room and starts the thread, which has the priority of the one that calls this."""
         self._residents.make_room(key, needed, replaces=asked is not None)
-        since, thread = self._clock(), ThreadPoolExecutor(max_workers=1, thread_name_prefix="load")
-        loaded = thread.submit(_read, self._residents.reader(key))
-        thread.shutdown(wait=False)  # once this is done
+        since, loaded = self._clock(), _in_a_thread(self._residents.reader(key))
         self._now = Loading(key=key, since=since, session_id=session_id, asked=asked, loaded=loaded)
         self._watch.disturbed = True
 
@@ -124,6 +122,18 @@ class Loads:
         elif error is not None:
             why = ErrorInfo(code="model_invalid", message=f"model {load.model.id!r} cannot be loaded; the log says why")
         return wire.Loaded(asked=load.asked, resident=self._residents.models, error=why), b""
+
+
+def _in_a_thread(read: Callable[[], LoadedPart]) -> Future[LoadedPart]:
+    thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="load")
+    try:
+        return thread.submit(_read, read)
+    except RuntimeError as error:  # there is no memory for one more thread
+        failed: Future[LoadedPart] = Future()
+        failed.set_exception(MemoryError(str(error)))
+        return failed
+    finally:
+        thread.shutdown(wait=False)  # once it is done
 
 
 def _read(read: Callable[[], LoadedPart]) -> LoadedPart:
