@@ -36,7 +36,7 @@ def main() -> None:
     loads, memory, found = {}, {}, {}
     for executor, dtype in profiles.CANDIDATES["cpu"]:
         before, rss = time.perf_counter(), _rss()
-        loaded_in = getattr(torch, dtype) if executor == "torch" else torch.float32
+        loaded_in = executors.loaded_in(executor, dtype)
         plain = StableDiffusion(BUNDLED / BUNDLED_MODEL, torch.device("cpu"), loaded_in)
         name = f"{executor} {dtype}"
         found[name] = executors.open_with(plain, executor, dtype, graphs=graphs, threads=threads)

@@ -47,7 +47,7 @@ def bare(asked: argparse.Namespace) -> None:
     catalog = Catalog((), settings.cache)
     catalog.scan()
     graphs = profiles.graphs_of(settings.cache, catalog.digest(catalog.models[BUNDLED_MODEL]))
-    loaded_in = getattr(torch, asked.dtype) if asked.executor == "torch" else torch.float32
+    loaded_in = executors.loaded_in(asked.executor, asked.dtype)
     plain = StableDiffusion(BUNDLED / BUNDLED_MODEL, torch.device("cpu"), loaded_in)
     plain.pack()
     family = executors.open_with(plain, asked.executor, asked.dtype, graphs=graphs, threads=threads)

@@ -6,6 +6,7 @@ Progressive distillation (Salimans and Ho 2022) in one halving instead of severa
 """
 
 import json
+import random
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,9 +38,8 @@ class Ways:
 
 def drawn(pipeline: StableDiffusionPipeline, seed: int, path: Path) -> Ways:
     """The model's own ways. Kept in `path` as they come, so that a run that was stopped goes on."""
-    learner = adapters.Learner(parameters={"none": torch.zeros(1)}, seed=seed, rate=0.0)
-    concepts, styles, rng = data.read_concepts(), list(data.STYLES), learner.rng
-    pairs = [(concept, style) for concept in concepts for style in styles]
+    rng = random.Random(seed)
+    pairs = [(concept, style) for concept in data.read_concepts() for style in data.STYLES]
     captions: list[str] = []
     while len(captions) < WAYS:
         captions += [data.caption(*pair, rng) for pair in rng.sample(pairs, len(pairs))]
@@ -97,7 +97,10 @@ def train(minutes: float, seed: int, fresh: bool) -> dict[str, Tensor]:
     """The averaged factors, under peft's names for them."""
     pipeline = adapters.shipped()
     torch.manual_seed(seed)
-    ways = drawn(pipeline, seed, adapters.folder() / f"{NAME}-ways.pt")
+    kept = adapters.folder() / f"{NAME}-ways.pt"
+    if fresh:
+        kept.unlink(missing_ok=True)  # they may be another model's
+    ways = drawn(pipeline, seed, kept)
     unet = pipeline.unet
     unet.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=loras.LAYERS))
     factors = {key: p for key, p in unet.named_parameters() if p.requires_grad}

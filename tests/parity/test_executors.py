@@ -61,8 +61,8 @@ def opened(rig: Rig, graphs: Path, executor: str = "openvino", dtype: str = "flo
     other = Rig.__new__(Rig)
     other.__dict__.update(rig.__dict__)
     plain: Any = rig.family
-    if executor == "torch":
-        plain = type(plain)(rig.path, torch.device("cpu"), getattr(torch, dtype))
+    if (wanted := executors.loaded_in(executor, dtype)) != plain.dtype:
+        plain = type(plain)(rig.path, torch.device("cpu"), wanted)
     other.family = executors.open_with(plain, executor, dtype, graphs=graphs, threads=1)
     return other
 

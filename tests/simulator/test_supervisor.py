@@ -199,3 +199,17 @@ def test_a_worker_that_starts_as_all_stops_is_ended_too(tmp_path: Path) -> None:
             await asyncio.sleep(0.1)
 
     in_virtual_time(play())
+
+
+def test_a_load_beside_the_steps_of_others_may_hang_too(tmp_path: Path) -> None:
+    supervisor = Rig(tmp_path).supervisor
+
+    def why(loading_s: float) -> str | None:
+        beat = wire.Heartbeat(
+            phase="denoising", since_s=0.1, memory_bytes=1, weights_bytes=1, prompt_hits=0, prompt_misses=0,
+            resident=(), work=STEP, loading=wire.Work(what="load", model=MODEL.sha256), loading_s=loading_s,
+        )  # fmt: skip
+        return supervisor._overdue(DEVICE, beat)
+
+    assert why(UNKNOWN_S - 1) is None
+    assert why(UNKNOWN_S + 1) == f"load took over {UNKNOWN_S:g} s"

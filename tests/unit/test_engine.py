@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from mezzotint.engine.engine import Engine, Event
-from mezzotint.families.base import PLAIN, Conditioning, ControlNet, Executor, Family, Prompt, Rows
+from mezzotint.families.base import Conditioning, ControlNet, Executor, Family, Prompt, Rows
 from mezzotint.families.lora import Lora
 from mezzotint.request import LoraUse, PreviewUse, Request
 from mezzotint.workers import wire
@@ -30,7 +30,7 @@ class Toy:
     bytes = 10
 
     def __init__(self) -> None:
-        self.executor = PLAIN
+        self.executor = Executor()
         self.scheduler_config: dict[str, Any] = {"num_train_timesteps": 1000, "clip_sample": False}
         self.calls: list[int] = []  # rows of each
         self.encoded: list[str] = []

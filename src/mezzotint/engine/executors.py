@@ -37,6 +37,12 @@ def import_openvino() -> Any:
     return importlib.import_module("openvino")
 
 
+def loaded_in(executor: str, dtype: str) -> torch.dtype:
+    """What a family must be loaded in for `open_with`: torch runs it as it is, others have it beside them in float32."""
+    found: torch.dtype = getattr(torch, dtype) if executor == "torch" else torch.float32
+    return found
+
+
 def open_with(
     plain: StableDiffusion,
     executor: str,

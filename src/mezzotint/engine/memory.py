@@ -70,9 +70,9 @@ class Residents:
         `replaces`: also of the same model run otherwise.
         """
         in_use = {used for submit in needed for used in _keys(submit)}
-        for other in [other for other in self._parts if len(other) == 1 and other[0].id == key[0].id]:
-            if replaces and other not in in_use:
-                self._drop(other)
+        same = [other for other in self._parts if len(other) == 1 and other[0].id == key[0].id] if replaces else []
+        for other in set(same) - in_use:
+            self._drop(other)
         self._shrink(self.loads_to(key[-1]), in_use)
 
     def reader(self, key: Key) -> Callable[[], LoadedPart]:

@@ -78,7 +78,8 @@ def measure(subject: Subject, refused: str | None) -> Profile:
     def opened(executor: str, dtype: str) -> "Family":
         if executor == "openvino" and refused:
             raise executors.Unavailable(refused)
-        base = plain if executor != "torch" or dtype == "float32" else loaded(getattr(torch, dtype))
+        wanted = executors.loaded_in(executor, dtype)
+        base = plain if wanted == plain.dtype else loaded(wanted)
         family = executors.open_with(base, executor, dtype, graphs=graphs, threads=subject.threads)
         rows = _rows(family, subject, 1)
         family.predict(rows)

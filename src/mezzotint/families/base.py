@@ -80,9 +80,6 @@ class Executor:
     twin: "Family | None" = None
 
 
-PLAIN = Executor()
-
-
 class Family(Protocol):
     """One model architecture loaded on one device. Called from a single thread; holds no per-session state."""
 

@@ -217,7 +217,7 @@ class Worker:
 
         def load(model: wire.ModelRef) -> "Family":
             failpoints.reached("load.start")
-            plain = _load(model, device, getattr(torch, model.dtype) if model.executor == "torch" else torch.float32)
+            plain = _load(model, device, executors.loaded_in(model.executor, model.dtype))
             failpoints.reached("load.mid")
             self._refused.pop(model.id, None)
             try:
