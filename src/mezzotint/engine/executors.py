@@ -38,7 +38,7 @@ def import_openvino() -> Any:
 
 
 def loaded_in(executor: str, dtype: str) -> torch.dtype:
-    """What a family must be loaded in for `open_with`: torch runs it as it is, others have it beside them in float32."""
+    """What a family must be loaded in for `open_with`: torch runs it as it is, others have it beside in float32."""
     found: torch.dtype = getattr(torch, dtype) if executor == "torch" else torch.float32
     return found
 
