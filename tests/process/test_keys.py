@@ -246,9 +246,12 @@ def test_an_operator_may_ask_nobody_and_is_warned(tmp_path: Path) -> None:
 
 
 def test_many_wrong_keys_from_one_address_are_slowed_and_a_right_one_still_opens(guarded: Guarded) -> None:
-    codes = [guarded.send("GET", SESSIONS, f"mz_aaaaaaaa_{'a' * 43}").status_code for _ in range(40)]
+    wrong = f"mz_aaaaaaaa_{'a' * 43}"
+    codes = [guarded.send("GET", SESSIONS, wrong).status_code]
+    while codes[-1] == 401 and len(codes) < 200:  # more than thirty when they take their time
+        codes.append(guarded.send("GET", SESSIONS, wrong).status_code)
+    assert len(codes) > 20
     assert codes[-1] == 429
-    assert set(codes) <= {401, 429}
     assert guarded.send("GET", SESSIONS, guarded.one).status_code == 200
 
 
