@@ -78,7 +78,7 @@ def test_a_worker_killed_costs_a_few_steps_and_the_picture_is_the_same(server: R
 
 
 def test_a_server_killed_goes_on_from_the_disk(server: RunningServer) -> None:
-    asked = {"steps": 700, "scheduler": "dpm_multistep"}
+    asked = {"steps": 500, "scheduler": "dpm_multistep"}
     session_id = begin(server, **asked)
     wait_for((server.data / "checkpoints" / session_id / "0").exists, 10)
     worker = server.worker_pid()
@@ -91,7 +91,7 @@ def test_a_server_killed_goes_on_from_the_disk(server: RunningServer) -> None:
 
 
 def test_a_paused_session_frees_its_worker_survives_the_server_and_goes_on_where_it_was(server: RunningServer) -> None:
-    asked = {"steps": 400, "scheduler": "euler_ancestral"}
+    asked = {"steps": 200, "scheduler": "euler_ancestral"}
     session_id = begin(server, **asked)
     assert server.client.pause(session_id)["pause_requested"] is True
     wait_for(lambda: server.client.session(session_id)["state"] == "paused", 10)
@@ -107,8 +107,8 @@ def test_a_paused_session_frees_its_worker_survives_the_server_and_goes_on_where
     assert digests(ended) == undisturbed(server, **asked)
     first, second = attempts(server, session_id)
     assert (first["cause"], second["steps_resumed"]) == ("pause", ended["usage"]["steps_resumed"])
-    assert second["steps_resumed"] >= held["progress"]["fraction"] * 400 - 1 > 0
-    assert ended["usage"]["steps_run"] == 400
+    assert second["steps_resumed"] >= held["progress"]["fraction"] * 200 - 1 > 0
+    assert ended["usage"]["steps_run"] == 200
     timing = ended["timing"]
     spans = [seconds for name, seconds in timing.items() if name.endswith("_s") and name != "total_s"]
     assert sum(spans) == pytest.approx(timing["total_s"], rel=0.05, abs=0.1)

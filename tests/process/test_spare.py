@@ -91,7 +91,7 @@ def test_a_spare_does_not_die_of_practising_on_a_model_that_only_inpaints(tmp_pa
 
         draw(2)
         _, spare = with_spare(server, loaded=True, model="painter")
-        draw(500)
+        draw(100)
         assert with_spare(server, loaded=True, model="painter")[1]["id"] == spare["id"]
 
 

@@ -60,23 +60,34 @@ SCENARIOS = (
 )  # fmt: skip
 
 
+@pytest.fixture(scope="module")
+def browser() -> Iterator["subprocess.Popen[str]"]:
+    """Reads `SCENARIO URL`, answers what was wrong."""
+    assert CHROMIUM is not None
+    with subprocess.Popen(
+        ["node", WEB / "tests" / "run.mjs", SHOTS], env=os.environ | {"CHROMIUM": CHROMIUM},
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
+    ) as running:  # fmt: skip
+        yield running
+
+
 @pytest.mark.parametrize("scenario", SCENARIOS)
-def test_a_visitor_can(scenario: str, server: RunningServer) -> None:
-    play(scenario, server)
+def test_a_visitor_can(scenario: str, browser: "subprocess.Popen[str]", server: RunningServer) -> None:
+    assert played(browser, scenario, server) == []
 
 
 @pytest.mark.parametrize("scenario", ["lacking", "hostileNames"])
-def test_a_visitor_can_with_strange_models(scenario: str, strange: RunningServer) -> None:
-    play(scenario, strange)
+def test_a_visitor_can_with_strange_models(
+    scenario: str, browser: "subprocess.Popen[str]", strange: RunningServer
+) -> None:
+    assert played(browser, scenario, strange) == []
 
 
-def play(scenario: str, server: RunningServer) -> None:
-    assert CHROMIUM is not None
-    done = subprocess.run(
-        ["node", WEB / "tests" / "run.mjs", server.url, scenario, SHOTS],
-        env=os.environ | {"CHROMIUM": CHROMIUM}, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+def played(browser: "subprocess.Popen[str]", scenario: str, server: RunningServer) -> object:
+    assert browser.stdin is not None
+    assert browser.stdout is not None
+    browser.stdin.write(f"{scenario} {server.url}\n")
+    return json.loads(browser.stdout.readline())
 
 
 def test_the_page_is_small_and_may_run_nothing_but_its_own_script(server: RunningServer) -> None:
