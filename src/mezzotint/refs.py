@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from mezzotint.catalog import Catalog, Model
 from mezzotint.workers.wire import ModelRef
@@ -18,13 +19,13 @@ class Refs:
     def __init__(self, catalog: Catalog) -> None:
         self._catalog = catalog
         self._known: dict[str, tuple[Model, ModelRef | None]] = {}  # None: it cannot be read
-        self._reading: dict[str, tuple[Model, asyncio.Task[ModelRef | None]]] = {}
+        self._reading: dict[str, _Reading] = {}
         self.on_read: Callable[[], None] = lambda: None  # a model that `is_read` did not know is known
 
     @property
     def known(self) -> Mapping[str, ModelRef]:
         """Those that were asked for, by id, as `at_once` tells them."""
-        unread = {model_id: _ref(model, _UNREAD + model_id) for model_id, (model, _) in self._reading.items()}
+        unread = {model_id: _ref(one.model, _UNREAD + model_id) for model_id, one in self._reading.items()}
         return unread | {model_id: ref for model_id, (_, ref) in self._known.items() if ref is not None}
 
     async def of(self, model_id: str) -> ModelRef | None:
@@ -33,14 +34,14 @@ class Refs:
         if model is None:
             return None
         read, known = self._known.get(model_id, (None, None))
-        return known if known is not None and read == model else await asyncio.shield(self._read(model))
+        return known if known is not None and read == model else await asyncio.shield(self._read(model).whole)
 
     async def at_once(self, model_id: str) -> ModelRef | None:
         """The same without waiting. One that is being hashed has a digest that nothing was measured under."""
         model = self._usable(model_id)
         if model is None or self.is_read(model_id):
             return await self.of(model_id)
-        is_hashed = await asyncio.to_thread(self._catalog.known_digest, model_id) is not None
+        is_hashed = await asyncio.shield(self._read(model).looked) is not None
         return await self.of(model_id) if is_hashed else _ref(model, _UNREAD + model_id)
 
     def is_being_read(self, model_id: str) -> bool:
@@ -58,27 +59,38 @@ class Refs:
         model = self._catalog.models.get(model_id)
         return None if model is None or model.state == "invalid" else model
 
-    def _read(self, model: Model) -> asyncio.Task[ModelRef | None]:
-        """The task that hashes it: the one that does so already, or a new one."""
-        read, task = self._reading.get(model.id, (None, None))
-        if task is None or read != model:
-            task = asyncio.create_task(self._hash(model), name=f"hash {model.id}")
-            self._reading[model.id] = (model, task)
-        return task
+    def _read(self, model: Model) -> "_Reading":
+        """What hashes it: that which does so already, or a new one."""
+        reading = self._reading.get(model.id)
+        if reading is None or reading.model != model:
+            looked = asyncio.create_task(asyncio.to_thread(self._catalog.known_digest, model.id))
+            whole = asyncio.create_task(self._hash(model, looked), name=f"hash {model.id}")
+            reading = self._reading[model.id] = _Reading(model=model, looked=looked, whole=whole)
+        return reading
 
-    async def _hash(self, model: Model) -> ModelRef | None:
+    async def _hash(self, model: Model, looked: asyncio.Task[str | None]) -> ModelRef | None:
         try:
-            sha256 = await asyncio.to_thread(self._catalog.known_digest, model.id)
+            sha256 = await looked
             if sha256 is None:
                 sha256 = await asyncio.wrap_future(self._catalog.hashing(model))
             known = _ref(model, sha256)
         except OSError:
             known = None
-        if self._reading.get(model.id, (None, None))[1] is asyncio.current_task():
+        reading = self._reading.get(model.id)
+        if reading is not None and reading.whole is asyncio.current_task():
             del self._reading[model.id]
         self._known[model.id] = (model, known)
         self.on_read()
         return known
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Reading:
+    """A model on its way. `looked`: the digest, or None when it has to be hashed; a few milliseconds."""
+
+    model: Model
+    looked: asyncio.Task[str | None]
+    whole: asyncio.Task[ModelRef | None]
 
 
 def is_unread(ref: ModelRef) -> bool:

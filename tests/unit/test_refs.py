@@ -60,6 +60,22 @@ async def test_what_was_hashed_before_is_known_at_once_though_another_model_is_b
     assert not hash_later.done()
 
 
+async def test_many_that_ask_at_once_look_at_its_files_once(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
+    sha256 = catalog.digest(catalog.models["tiny"])
+    looks: list[str] = []
+    known_digest = catalog.known_digest
+
+    def look(model_id: str) -> str | None:
+        looks.append(model_id)
+        return known_digest(model_id)
+
+    monkeypatch.setattr(catalog, "known_digest", look)
+    refs = Refs(catalog)
+    found = await asyncio.gather(*(refs.at_once("tiny") for _ in range(50)))
+    assert {one.sha256 for one in found if one is not None} == {sha256}
+    assert looks == ["tiny"]
+
+
 async def test_one_that_cannot_be_read_is_none_and_one_that_has_changed_is_hashed_anew(
     tmp_path: Path, random_sd: Path
 ) -> None:
