@@ -11,6 +11,7 @@ import shutil
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,35 +44,40 @@ def main() -> None:
 
 
 def convert(family: "StableDiffusion", graphs: Path) -> None:
-    """Write the graphs of a family to `graphs`, whole or not at all. Mutates the family, which is not to be used after.
-    Raises ValueError when they differ from torch."""
+    """Write the graphs of a family to `graphs`, whole or not at all. Mutates the family, which is not to be used after:
+    who holds it no more saves its memory. Raises ValueError when they differ from torch."""
     import torch
 
     from mezzotint.engine import executors
+    from mezzotint.engine.memory import give_back
 
     openvino = executors.import_openvino()
     _sweep(graphs.parent)
     draft = graphs.with_name(f".{graphs.name}.{os.getpid()}.tmp")
     draft.mkdir(parents=True)
+    parts, worst = _parts(family), 0.0
+    del family
     try:
-        worst = 0.0
-        for name, module, example, others in _modules(family):
-            asked = (example, *others)
-            expected = [module(*inputs) for inputs in asked]
+        while parts:
+            part = parts.pop(0)
+            name, asked, expected = part.name, part.asked, [part.module(*inputs) for inputs in part.asked]
             if name == executors.DECODER:
-                _fold_doubling(family.vae.decoder)
+                _fold_doubling(part.module.module.decoder)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the tracer's, about branches that hold for all sizes alike
                 # torch's own check of the trace takes as long as the trace; ours below is against other inputs too
-                traced = torch.jit.trace(module, example, check_trace=False, strict=False)
-                graph = openvino.convert_model(traced, example_input=example)
-            compiled = openvino.Core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+                traced = torch.jit.trace(part.module, asked[0], check_trace=False, strict=False)
+                graph = openvino.convert_model(traced, example_input=asked[0])
+            openvino.save_model(graph, draft / name, compress_to_fp16=False)
+            del part, traced, graph  # what is compiled has weights of its own: a large model fits once
+            give_back()
+            compiled = openvino.Core().compile_model(draft / name, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
             for inputs, output in zip(asked, expected, strict=True):
                 made = _tensor(compiled([tensor.numpy() for tensor in inputs])[0])
                 worst = max(worst, executors.largest_difference(made, output))
+            del compiled
             if worst > MAX_ERROR:
                 raise ValueError(f"{name} differs from torch by {worst:.1e}")
-            openvino.save_model(graph, draft / name, compress_to_fp16=False)
         executors.write_manifest(draft / executors.MANIFEST, draft, largest_difference=worst)
         shutil.rmtree(graphs, ignore_errors=True)
         draft.replace(graphs)
@@ -100,8 +106,16 @@ def _ensure(subject: Subject, graphs: Path) -> None:
             shutil.rmtree(other, ignore_errors=True)
 
 
-def _modules(family: "StableDiffusion") -> list[tuple[str, Any, tuple[Any, ...], list[tuple[Any, ...]]]]:
-    """Name, module on positional tensors, inputs to trace with, other inputs to check with."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Part:
+    """A module of positional tensors; what to call it with, the first to trace, the others to check."""
+
+    name: str
+    module: Any
+    asked: list[tuple[Any, ...]]
+
+
+def _parts(family: "StableDiffusion") -> list[_Part]:
     import torch
     from diffusers.models.attention_processor import AttnProcessor2_0
 
@@ -135,10 +149,10 @@ def _modules(family: "StableDiffusion") -> list[tuple[str, Any, tuple[Any, ...],
     traced = inputs(2, 2 * least + 1, least + least // 2 + 1, 1)
     checked = [inputs(1, 2 * least, 2 * least, 2), inputs(4, 2 * least, least + 1, 1)]
     checked.append((*checked[0][:own], *[torch.zeros(1, 1, 1, 1)] * (len(traced) - own)))  # without ControlNets
-    latents, *others = [(one[0][:, : family.latent_channels],) for one in (traced, *checked)]
+    latents = [(one[0][:, : family.latent_channels],) for one in (traced, *checked)]
     return [
-        (UNET, Called(family.unet, run_unet).eval(), traced, checked),
-        (DECODER, Called(family.vae, decoder_in_torch(family.vae)).eval(), latents, others),
+        _Part(name=UNET, module=Called(family.unet, run_unet).eval(), asked=[traced, *checked]),
+        _Part(name=DECODER, module=Called(family.vae, decoder_in_torch(family.vae)).eval(), asked=latents),
     ]
 
 
@@ -188,10 +202,14 @@ def _sweep(folder: Path) -> None:
 
 
 def _reason(error: Exception) -> str:
+    from mezzotint.engine.stopwatch import is_memory
+
     if isinstance(error, ImportError):
         return f"openvino cannot be imported: {error}"
-    text = str(error).strip().splitlines()
-    return f"conversion failed: {type(error).__name__}: {text[0][:200] if text else ''}"
+    if is_memory(error):
+        return "there is not enough memory to convert it"
+    text = " ".join(str(error).split())
+    return f"conversion failed: {type(error).__name__}: {text[:200]}"
 
 
 if __name__ == "__main__":

@@ -46,7 +46,10 @@ def main() -> None:
     try:
         profiles.write(Path(subject.cache), measure(subject, args.refused))
     except Exception as error:  # noqa: BLE001  whatever a model's files can cause; the reason is for a person
-        sys.stderr.write(f"measuring failed: {type(error).__name__}: {str(error)[:200]}\n")
+        from mezzotint.engine.stopwatch import is_memory
+
+        why = f"measuring failed: {type(error).__name__}: {str(error)[:200]}"
+        sys.stderr.write(("there is not enough memory to measure it" if is_memory(error) else why) + "\n")
         raise SystemExit(1) from None
 
 
