@@ -11,6 +11,7 @@ import msgspec
 from mezzotint.measurements import Point
 from mezzotint.workers.wire import ModelRef, Work
 
+MOST_PACKED_BYTES = 1 << 30  # families/packing.py leaves large parts as they are
 ENOUGH_CALLS = 3  # timed ones before a step counts as measured
 
 
@@ -155,6 +156,15 @@ def _seconds(point: Point) -> float | None:
 
 def _extra_bytes(point: Point) -> float | None:
     return point.extra_bytes
+
+
+def weights_bound(executor: str, dtype: str, on_disk: int) -> float:
+    """Bytes that a model's weights take at most, which lie in half precision on disk at least. torch has texts read in
+    float32 whatever the UNet runs in, and copies of small parts packed; other executors have their graphs beside."""
+    if executor != "torch":
+        return 3.0 * on_disk
+    loaded = (2.0 if dtype == "float32" else 1.5) * on_disk
+    return loaded + min(loaded, MOST_PACKED_BYTES)
 
 
 def families(refs: Iterable[ModelRef]) -> dict[str, tuple[str, int]]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 import msgspec
 
 from mezzotint.catalog import Catalog
-from mezzotint.costs import Cost, Costs, families
+from mezzotint.costs import Cost, Costs, families, weights_bound
 from mezzotint.errors import Fault, InvalidRequest
 from mezzotint.families.table import activation_bytes, calls
 from mezzotint.measurements import Measurements
@@ -23,7 +23,6 @@ from mezzotint.workers.wire import ModelRef, Work
 
 MAX_ROWS = 16  # of one call while its cap is not learned
 UNMEASURED = 1.5  # times what was drawn on or bounded from above, for shapes that never ran here
-MOST_PACKED_BYTES = 1 << 30  # families/packing.py leaves large parts as they are
 FAR = 100  # sessions ahead that are looked at one by one; those behind them count by the mean
 
 
@@ -250,22 +249,13 @@ class Estimates:
         model = self._catalog.models[request.model]
         adapters = [self._catalog.models.get(one.model) for one in request.controlnets]
         nets = sum(2 * one.bytes for one in adapters if one is not None)  # half precision on disk at most
-        held = weights.value if weights and weights.measured else _weights_bound(step, model.bytes)
+        held = weights.value if weights and weights.measured else weights_bound(step.executor, step.dtype, model.bytes)
         if extra is None or not extra.measured:
             pixels = request.width * request.height
             bound = activation_bytes(ref.family, model.shape, step.rows, step.height * step.width, pixels)
             held_in = 1.0 if step.dtype == "float32" else 0.5
             extra = Cost(UNMEASURED * min(held_in * bound, extra.value if extra else math.inf), False)
         return round(seat.facts.base_bytes + nets + held + extra.value)
-
-
-def _weights_bound(step: Work, on_disk: int) -> float:
-    """Bytes that a model's weights take at most, which lie in half precision on disk at least. torch has texts read in
-    float32 whatever the UNet runs in, and copies of small parts packed; other executors have their graphs beside."""
-    if step.executor != "torch":
-        return 3.0 * on_disk
-    loaded = (2.0 if step.dtype == "float32" else 1.5) * on_disk
-    return loaded + min(loaded, MOST_PACKED_BYTES)
 
 
 _NEVER_RAN = "nothing like it ran on this device yet"

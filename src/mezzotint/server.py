@@ -98,7 +98,13 @@ class Mezzotint:
             self.supervisor = Supervisor(
                 found, threads, settings.memory_bytes or memory_budget(), measurements, keeps_spare=self._keeps_spare
             )
-            choices = Choices(settings.cache, threads, executor=settings.executor, dtype=settings.dtype)
+            choices = Choices(
+                settings.cache,
+                threads,
+                executor=settings.executor,
+                dtype=settings.dtype,
+                devices=self.supervisor.seats,
+            )
             for model in catalog.models.values():
                 choices.prefer(model.id, model.dtype)
             refs = Refs(catalog)

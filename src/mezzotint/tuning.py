@@ -5,7 +5,7 @@ Measuring and converting happen in processes of their own, one at a time. Must n
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import msgspec
@@ -13,6 +13,7 @@ import structlog
 
 from mezzotint import children, profiles
 from mezzotint.catalog import Catalog
+from mezzotint.costs import weights_bound
 from mezzotint.measurements import Measurements
 from mezzotint.profiles import Choice, Subject
 from mezzotint.refs import Refs, is_unread
@@ -26,13 +27,24 @@ log = structlog.get_logger(__name__)
 IDLE_S = 5.0  # without a session before models are measured
 TICK_S = 0.5
 STOP_CHECK_S = 0.05
+FLOAT32_SHARE = {"cpu": 1.0, "cuda": 0.4}  # of its memory that a device gives to float32; a GPU measures beside itself
 
 
 class Choices:
     """What is in use, by model and device: the stored choice as it was when it was adopted."""
 
-    def __init__(self, cache: Path, threads: int, *, executor: str = "auto", dtype: str = "auto") -> None:
+    def __init__(
+        self,
+        cache: Path,
+        threads: int,
+        *,
+        executor: str = "auto",
+        dtype: str = "auto",
+        devices: Mapping[str, Seat] | None = None,
+    ) -> None:
+        """Without `devices` every model has room in float32."""
         self.cache, self.threads = cache, threads
+        self._devices = devices
         self._executor, self._dtype = executor, dtype
         self._adopted: dict[tuple[str, str], Choice] = {}
         self._distrusted: dict[tuple[str, str], str] = {}
@@ -50,9 +62,9 @@ class Choices:
         choice = self._adopted.get((model.id, device))
         if choice is None:  # asked for with every request, and `wanted` reads a file
             choice = self.wanted(model, device)
-            if not is_unread(model):
+            if not is_unread(model) and self._is_known(device):
                 self._adopted[model.id, device] = choice
-        if deterministic and choice.executor == "torch":
+        if deterministic and choice.executor == "torch" and not self.is_tight(model, device):
             choice = Choice()
         if dtype is not None and dtype != choice.dtype:
             choice = Choice(dtype=dtype)
@@ -71,9 +83,29 @@ class Choices:
 
     def wanted(self, model: wire.ModelRef, device: str) -> Choice:
         """What the stored measurement says now."""
-        if (why := self._distrusted.get((model.id, device))) is not None:
-            return msgspec.structs.replace(profiles.choose(None, self._executor, self._dtype_of(model.id)), reason=why)
-        return profiles.choose(self.profile(model, device), self._executor, self._dtype_of(model.id))
+        why = self._distrusted.get((model.id, device))
+        profile = None if why is not None else self.profile(model, device)
+        choice = profiles.choose(profile, self._executor, self._dtype_of(model.id))
+        if choice.basis == "default" and self.is_tight(model, device):
+            return Choice(dtype=self._half(device), reason=f"in float32 it would take too much memory on {device}")
+        return choice if why is None else msgspec.structs.replace(choice, reason=why)
+
+    def is_tight(self, model: wire.ModelRef, device: str) -> bool:
+        """Whether it is left to us, and the device has no room to run or to measure the model in float32."""
+        seat = self._devices.get(device) if self._devices is not None else None
+        if seat is None or seat.facts is None or self._dtype_of(model.id) != "auto":
+            return False
+        needs = seat.facts.base_bytes + weights_bound("torch", "float32", model.bytes)
+        return needs > FLOAT32_SHARE.get(seat.facts.kind, 1.0) * seat.facts.memory_budget_bytes
+
+    def _is_known(self, device: str) -> bool:
+        return self._devices is None or device not in self._devices or self._devices[device].facts is not None
+
+    def _half(self, device: str) -> str:
+        """bfloat16, or float16 on a GPU that only imitates that."""
+        assert self._devices is not None  # noqa: S101  invariant: only what is tight asks
+        facts = self._devices[device].facts
+        return "bfloat16" if facts is None or "bfloat16" in facts.dtypes else "float16"
 
     def profile(self, model: wire.ModelRef, device: str) -> profiles.Profile | None:
         return profiles.read(self.cache, model.sha256, device, self.threads)
@@ -157,7 +189,8 @@ class Tuner:
     async def _improve_one(self, model: wire.ModelRef, seat: Seat, worker: LocalWorker, *, resident: bool) -> None:
         choices, device = self._choices, seat.device
         key = (model.sha256, device)
-        if choices.needs_measuring and choices.profile(model, device) is None and key not in self._tried:
+        unmeasured = choices.needs_measuring and choices.profile(model, device) is None
+        if unmeasured and key not in self._tried and not choices.is_tight(model, device):
             self._tried.add(key)
             try:
                 why = await measure(self._subject(model, device), stop=lambda: not self._is_idle())

@@ -16,6 +16,7 @@ from PIL import Image
 
 from mezzotint.engine import convert, executors, probe, tune
 from mezzotint.families.sd import StableDiffusion
+from mezzotint.families.sdxl import StableDiffusionXL
 from mezzotint.profiles import Subject
 from mezzotint.request import ControlNetUse, LoraUse
 from tests.models import build_controlnet, build_lora, build_sd, build_sdxl
@@ -277,6 +278,20 @@ def test_rows_with_adapters_share_the_call_of_those_without_in_half_precision_to
         drawn = fast.draw([asked, *company])[0][0]
         assert 0 < difference(drawn, expected) <= 4
         assert max(fast.calls) == 2 * (1 + len(company)), "one call for all"
+
+
+@pytest.mark.parametrize(("told", "expected"), [(None, "float32"), (True, "float32"), (False, "float16")])
+def test_an_autoencoder_whose_values_float16_cannot_hold_stays_float32(
+    tmp_path: Path, told: bool | None, expected: str
+) -> None:
+    path = build_sdxl(tmp_path / "tiny")
+    config = json.loads((path / "vae" / "config.json").read_text())
+    del config["force_upcast"]
+    (path / "vae" / "config.json").write_text(json.dumps(config | ({} if told is None else {"force_upcast": told})))
+    for dtype, kept in ((torch.float16, expected), (torch.bfloat16, "bfloat16")):
+        family = StableDiffusionXL(path, torch.device("cpu"), dtype)
+        assert (family.unet.dtype, family.vae.dtype) == (dtype, getattr(torch, kept))
+    assert family.decode(torch.zeros(1, family.latent_channels, 2, 2)).shape[0] == 1
 
 
 def test_a_spoilt_compiled_form_is_made_anew(rig: Rig, graphs: Path) -> None:

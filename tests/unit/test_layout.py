@@ -77,7 +77,7 @@ ALLOWED: dict[str, set[str]] = {
         "catalog", "costs", "errors", "families.table", "measurements", "refs", "request", "tuning", "workers",
     },
     "checkpoints": {"failpoints", "errors", "frames", "profiles", "request", "store.blobs", "workers.wire"},
-    "tuning": {"catalog", "children", "measurements", "profiles", "refs", "workers"},
+    "tuning": {"catalog", "children", "costs", "measurements", "profiles", "refs", "workers"},
     "workers.limits": set(),
     "workers.local": {"failpoints", "children", "workers"},
     "workers.base": {"costs", "errors", "measurements", "request", "workers"},

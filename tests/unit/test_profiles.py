@@ -9,6 +9,7 @@ from mezzotint import profiles
 from mezzotint.profiles import Candidate, Choice, Profile
 from mezzotint.tuning import Choices
 from mezzotint.workers import wire
+from mezzotint.workers.base import Seat
 
 MODEL = wire.ModelRef(id="tiny", kind="checkpoint", family="sd", path="", bytes=1, sha256="a" * 64)
 
@@ -140,6 +141,48 @@ def test_a_deterministic_session_asks_for_float32_of_torch_and_leaves_openvino_t
         profiles.write(tmp_path, profile(TORCH, ranking))
         asked = Choices(tmp_path, 2).ref(MODEL, "cpu:0", deterministic=True)
         assert (asked.executor, asked.dtype) == (executor, dtype)
+
+
+def seat(kind: str, budget_bytes: int, dtypes: tuple[str, ...] = ("float32", "bfloat16")) -> Seat:
+    facts = wire.DeviceFacts(
+        id=f"{kind}:0",
+        kind=kind,
+        name="x",
+        memory_total_bytes=budget_bytes,
+        memory_budget_bytes=budget_bytes,
+        dtypes=dtypes,
+        driver=None,
+        threads=2,
+        base_bytes=0,
+    )
+    return Seat(device=f"{kind}:0", facts=facts)
+
+
+@pytest.mark.parametrize(
+    ("there", "dtype"),
+    [
+        (seat("cpu", 32 << 30), "float32"),
+        (seat("cpu", 12 << 30), "bfloat16"),
+        (seat("cuda", 80 << 30), "float32"),  # until it is measured, for which there is room
+        (seat("cuda", 24 << 30), "bfloat16"),
+        (seat("cuda", 24 << 30, ("float32", "float16")), "float16"),
+    ],
+)
+def test_a_model_too_large_for_float32_runs_in_half_precision(tmp_path: Path, there: Seat, dtype: str) -> None:
+    large, device = msgspec.structs.replace(MODEL, bytes=7 << 30), there.device
+    choices = Choices(tmp_path, 2, devices={device: there})
+    assert choices.ref(large, device).dtype == dtype
+    assert ("too much memory" in (choices.of(large.id, device).reason or "")) == (dtype != "float32")
+    assert choices.ref(large, device, deterministic=True).dtype == dtype
+    assert Choices(tmp_path, 2, dtype="float32", devices={device: there}).ref(large, device).dtype == "float32"
+
+
+def test_what_fits_a_device_is_decided_when_its_worker_has_told(tmp_path: Path) -> None:
+    large, there = msgspec.structs.replace(MODEL, bytes=7 << 30), Seat(device="cuda:0")
+    choices = Choices(tmp_path, 2, devices={"cuda:0": there})
+    assert choices.ref(large, "cuda:0").dtype == "float32"
+    there.facts = seat("cuda", 24 << 30).facts
+    assert choices.ref(large, "cuda:0").dtype == "bfloat16"
 
 
 def test_what_is_chosen_before_a_model_is_hashed_is_not_adopted(tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ RunUnet = Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor]
 class StableDiffusion:
     """A UNet on latents, a CLIP text encoder, a KL autoencoder. Rombach et al. 2022, arXiv:2112.10752."""
 
+    upcasts_vae = False  # whether float16 is too small for the autoencoder's values, unless its config says otherwise
     added_names: tuple[str, ...] = ()  # diffusers' names of what the UNet takes beside latents, time and text
 
     def __init__(self, path: Path, device: torch.device, dtype: torch.dtype, vae: Path | None = None) -> None:
@@ -88,13 +89,13 @@ class StableDiffusion:
 
     def encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         with torch.inference_mode():
-            posterior = self.vae.encode(pixels.to(self.device, self.dtype), return_dict=False)[0]
+            posterior = self.vae.encode(pixels.to(self.device, self.vae.dtype), return_dict=False)[0]
             mean, deviation = posterior.mean, posterior.std
         return mean.to("cpu", torch.float32) * self._scaling, deviation.to("cpu", torch.float32) * self._scaling
 
     def decode(self, latents: Tensor) -> Tensor:
         with torch.inference_mode():
-            scaled = latents.to(self.device, self.dtype) / self._scaling
+            scaled = latents.to(self.device, self.vae.dtype) / self._scaling
             pixels = self.run_decoder(scaled).to("cpu", torch.float32)
             pixels = (pixels * 0.5 + 0.5).clamp(0, 1)  # as diffusers' VaeImageProcessor does it
             return (pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
@@ -107,7 +108,8 @@ class StableDiffusion:
 
     def _load_vae(self, other: Path | None) -> Any:
         layout, part = (self.layout, "vae") if other is None else (layout_of(other), "")
-        vae = load_module(AutoencoderKL, layout, part, self.device, self.dtype)
+        upcast = self.upcasts_vae and self.dtype == torch.float16 and layout.config(part).get("force_upcast", True)
+        vae = load_module(AutoencoderKL, layout, part, self.device, torch.float32 if upcast else self.dtype)
         return vae if self.dtype == torch.float32 else vae.to(memory_format=torch.channels_last)
 
     def _added(self, rows: Rows, chosen: Tensor | slice) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ class StableDiffusionXL(StableDiffusion):
     """As StableDiffusion, with two text encoders, a pooled text and the picture's size. Podell et al. 2023,
     arXiv:2307.01952."""
 
+    upcasts_vae = True
     added_names = ("text_embeds", "time_ids")
 
     def __init__(self, path: Path, device: torch.device, dtype: torch.dtype, vae: Path | None = None) -> None:

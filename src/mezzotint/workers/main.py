@@ -314,12 +314,13 @@ def _device_facts(
     common: dict[str, Any] = {"id": device_id, "kind": device.type, "threads": threads, "base_bytes": base}
     if device.type == "cuda":
         properties = torch.cuda.get_device_properties(device)
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
         torch.cuda.set_per_process_memory_fraction(CUDA_SHARE, device)
         return wire.DeviceFacts(
             name=properties.name,
             memory_total_bytes=properties.total_memory,
             memory_budget_bytes=int(properties.total_memory * CUDA_SHARE),
-            dtypes=_DTYPES["cuda"],
+            dtypes=tuple(name for name in _DTYPES["cuda"] if native or name != "bfloat16"),
             driver=torch.version.cuda,
             **common,
         )
