@@ -75,4 +75,10 @@ def is_memory(error: Exception) -> bool:
 
 
 _FULL_KERNELS = ("could not create a primitive", "could not execute a primitive")  # oneDNN's, without room for its code
-_FULL = ("can't allocate memory", "bad_alloc", "could not create a memory object", "out of memory")
+_FULL = (
+    "can't allocate memory",
+    "Cannot allocate memory",
+    "bad_alloc",
+    "could not create a memory object",
+    "out of memory",
+)

@@ -46,10 +46,7 @@ def main() -> None:
     try:
         profiles.write(Path(subject.cache), measure(subject, args.refused))
     except Exception as error:  # noqa: BLE001  whatever a model's files can cause; the reason is for a person
-        from mezzotint.engine.stopwatch import is_memory
-
-        why = f"measuring failed: {type(error).__name__}: {str(error)[:200]}"
-        sys.stderr.write(("there is not enough memory to measure it" if is_memory(error) else why) + "\n")
+        sys.stderr.write(f"measuring failed: {_reason(error)}\n")
         raise SystemExit(1) from None
 
 
@@ -110,11 +107,17 @@ def measure(subject: Subject, refused: str | None) -> Profile:
             try:
                 found[one] = opened(*one)
             except (executors.Unavailable, RuntimeError, MemoryError) as error:
-                measured.append(Candidate(executor=one[0], dtype=one[1], reason=" ".join(str(error).split())[:200]))
-        pictures = {one: _pictures(family, subject, slow=slow) for one, family in found.items()}
+                measured.append(Candidate(executor=one[0], dtype=one[1], reason=_reason(error)))
+        try:
+            pictures = {one: _pictures(family, subject, slow=slow) for one, family in found.items()}
+            spent = {images: _times(found, subject, images) for images in ((1,) if slow else (1, 4))}
+            decoding = _interleaved({one: _decoding(family, subject) for one, family in found.items()})
+        except (RuntimeError, MemoryError) as error:
+            if reference is None:
+                raise
+            measured += [Candidate(executor=one[0], dtype=one[1], reason=_reason(error)) for one in found]
+            continue
         reference = pictures["torch", "float32"] if reference is None else reference
-        spent = {images: _times(found, subject, images) for images in ((1,) if slow else (1, 4))}
-        decoding = _interleaved({one: _decoding(family, subject) for one, family in found.items()})
         for one in found:
             step, step_at_4 = spent[1][one], spent[4][one] / 4 if 4 in spent else None
             difference = float((pictures[one] - reference).abs().mean())
@@ -127,6 +130,17 @@ def measure(subject: Subject, refused: str | None) -> Profile:
         versions=profiles.versions(),
         ranking=profiles.rank(tuple(measured)),
     )
+
+
+def _reason(error: Exception) -> str:
+    """One line, for a person."""
+    from mezzotint.engine.executors import Unavailable
+    from mezzotint.engine.stopwatch import is_memory
+
+    if is_memory(error):
+        return "there is not enough memory for it"
+    text = " ".join(str(error).split())[:200]
+    return text if isinstance(error, Unavailable) else f"{type(error).__name__}: {text}"
 
 
 def _candidate(
