@@ -76,7 +76,7 @@ def test_a_session_that_keeps_losing_its_worker_is_blamed_and_others_are_not(ser
     assert (session["state"], session["error"]["code"]) == ("failed", "worker_lost")
     ended = server.client.wait(mate)
     assert ended["state"] == "succeeded"
-    assert 1 < ended["attempt"] <= session["attempt"], "killed beside the suspect, and not the last time"
+    assert ended["attempt"] > 1, "it was lost beside the suspect"
 
 
 def test_a_server_killed_mid_run_goes_on_where_it_was_told_to(server: RunningServer) -> None:
