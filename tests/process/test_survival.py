@@ -74,9 +74,13 @@ def test_a_session_that_keeps_losing_its_worker_is_blamed_and_others_are_not(ser
         os.kill(server.worker_pid(), signal.SIGKILL)
         session = wait_for(functools.partial(told, session["attempt"]), 60)
     assert (session["state"], session["error"]["code"]) == ("failed", "worker_lost")
-    ended = server.client.wait(mate)
-    assert ended["state"] == "succeeded"
-    assert ended["attempt"] > 1, "it was lost beside the suspect"
+    assert server.client.wait(mate)["state"] == "succeeded"
+    first, *_, last = server.client.trace(poison)["attempts"]
+    beside = server.client.trace(mate)["attempts"]
+    assert beside[0]["started_at"] < first["ended_at"], "they were lost together"
+    # one that fails sooner was alone too, but another may have been on its way to that worker
+    apart = all(one["ended_at"] < last["started_at"] or one["started_at"] > last["ended_at"] for one in beside)
+    assert apart or last["number"] < 4
 
 
 def test_a_server_killed_mid_run_goes_on_where_it_was_told_to(server: RunningServer) -> None:
