@@ -158,12 +158,12 @@ def _extra_bytes(point: Point) -> float | None:
     return point.extra_bytes
 
 
-def weights_bound(executor: str, dtype: str, on_disk: int) -> float:
-    """Bytes that a model's weights take at most, which lie in half precision on disk at least. torch has texts read in
-    float32 whatever the UNet runs in, and copies of small parts packed; other executors have their graphs beside."""
+def weights_bound(executor: str, dtype: str, parameters: int) -> float:
+    """Bytes that a model's weights take at most. torch has texts read in float32 whatever the UNet runs in, and copies
+    of small parts packed; other executors have their graphs beside torch float32."""
     if executor != "torch":
-        return 3.0 * on_disk
-    loaded = (2.0 if dtype == "float32" else 1.5) * on_disk
+        return 8.0 * parameters
+    loaded = (4.0 if dtype == "float32" else 3.0) * parameters
     return loaded + min(loaded, MOST_PACKED_BYTES)
 
 

@@ -249,13 +249,14 @@ class Estimates:
         model = self._catalog.models[request.model]
         adapters = [self._catalog.models.get(one.model) for one in request.controlnets]
         nets = sum(2 * one.bytes for one in adapters if one is not None)  # half precision on disk at most
-        held = weights.value if weights and weights.measured else weights_bound(step.executor, step.dtype, model.bytes)
+        if weights is None or not weights.measured:
+            weights = Cost(weights_bound(step.executor, step.dtype, model.parameters), False)
         if extra is None or not extra.measured:
             pixels = request.width * request.height
             bound = activation_bytes(ref.family, model.shape, step.rows, step.height * step.width, pixels)
             held_in = 1.0 if step.dtype == "float32" else 0.5
             extra = Cost(UNMEASURED * min(held_in * bound, extra.value if extra else math.inf), False)
-        return round(seat.facts.base_bytes + nets + held + extra.value)
+        return round(seat.facts.base_bytes + nets + weights.value + extra.value)
 
 
 _NEVER_RAN = "nothing like it ran on this device yet"

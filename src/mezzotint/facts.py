@@ -56,6 +56,7 @@ class Model:
     family: str = ""
     types: tuple[str, ...] = ()
     bytes: int = 0  # of weights on disk
+    parameters: int = 0  # of a checkpoint: how many numbers its weights are
     width: int = 0  # px, the size it was trained at
     height: int = 0
     size_multiple: int = 0
@@ -147,7 +148,10 @@ def _file_checkpoint(path: Path, header: Header) -> dict[str, Any]:
     configs = single_file.checkpoint_configs(header, told)
     family = FAMILIES[single_file.family_of(header.shapes)]
     scheduler = single_file.scheduler_of(header.shapes)
-    return _checkpoint(family, configs, told, scheduler) | {"bytes": path.stat().st_size}
+    return _checkpoint(family, configs, told, scheduler) | {
+        "bytes": path.stat().st_size,
+        "parameters": header.parameters,
+    }
 
 
 def _file_controlnet(path: Path, header: Header) -> dict[str, Any]:
@@ -197,7 +201,7 @@ _COMPONENTS = {"ControlNetModel": "controlnet", "AutoencoderKL": "vae"}
 def _read_component(path: Path, root: Path, kind: str, config: Mapping[str, Any]) -> dict[str, Any]:
     check_files(path, root)
     check_config(config, "config.json")
-    return _component(kind, path, config) | {"bytes": check_weights(path)}
+    return _component(kind, path, config) | {"bytes": check_weights(path)[0]}
 
 
 def _component(kind: str, path: Path, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -221,9 +225,12 @@ def _read_pipeline(path: Path, root: Path) -> dict[str, Any]:
     _check_components(path, index, family)
     configs = {part: read_json(path / part / "config.json") for part in ("unet", "vae", "text_encoder")}
     configs["scheduler"] = read_json(path / "scheduler" / "scheduler_config.json")
-    weights = sum(check_weights(path / part) for part in family.components if _has_weights(part))
+    weights = [check_weights(path / part) for part in family.components if _has_weights(part)]
     scheduler = _SCHEDULER_NAMES[index["scheduler"][1]]
-    return _checkpoint(family, configs, beside(path), scheduler) | {"bytes": weights}
+    return _checkpoint(family, configs, beside(path), scheduler) | {
+        "bytes": sum(on_disk for on_disk, _ in weights),
+        "parameters": sum(parameters for _, parameters in weights),
+    }
 
 
 def _check_components(path: Path, index: dict[str, Any], family: FamilyFacts) -> None:

@@ -42,6 +42,10 @@ class Header:
     shapes: Mapping[str, tuple[int, ...]]
     metadata: Mapping[str, str]
 
+    @property
+    def parameters(self) -> int:
+        return sum(map(prod, self.shapes.values()))
+
 
 def read_header(file: Path) -> Header:
     """Check that a file is what its header says, byte for byte. Raises Unusable, OSError, ValueError."""
@@ -103,14 +107,14 @@ def chosen_weights(names: Iterable[str]) -> list[str]:
     return []
 
 
-def check_weights(folder: Path) -> int:
-    """Bytes of the folder's weights, each file's header checked against its length before any parser sees it."""
+def check_weights(folder: Path) -> tuple[int, int]:
+    """Bytes of the folder's weights and how many numbers they are, each file's header checked against its length before
+    any parser sees it."""
     files = weight_files(folder)
     if not files:
         raise Unusable(f"{folder.name} has no weights in a .safetensors file of the usual name")
-    for file in files:
-        read_header(file)
-    return sum(file.stat().st_size for file in files)
+    headers = [read_header(file) for file in files]
+    return sum(file.stat().st_size for file in files), sum(header.parameters for header in headers)
 
 
 def check_files(path: Path, root: Path) -> None:

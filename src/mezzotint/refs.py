@@ -105,6 +105,7 @@ def _ref(model: Model, sha256: str) -> ModelRef:
         family=model.family,
         path=model.path,
         bytes=model.bytes,
+        parameters=model.parameters,
         sha256=sha256,
         vae=model.vae_path,
     )

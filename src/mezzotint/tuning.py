@@ -95,7 +95,7 @@ class Choices:
         seat = self._devices.get(device) if self._devices is not None else None
         if seat is None or seat.facts is None or self._dtype_of(model.id) != "auto":
             return False
-        needs = seat.facts.base_bytes + weights_bound("torch", "float32", model.bytes)
+        needs = seat.facts.base_bytes + weights_bound("torch", "float32", model.parameters)
         return needs > FLOAT32_SHARE.get(seat.facts.kind, 1.0) * seat.facts.memory_budget_bytes
 
     def _is_known(self, device: str) -> bool:

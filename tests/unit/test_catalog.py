@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
 from mezzotint.catalog import (
     BUNDLED,
@@ -41,6 +42,8 @@ def test_a_good_folder_is_ready_with_its_facts(root: Path) -> None:
     assert (model.state, model.family, model.scheduler, model.prediction_type) == ("ready", "sd", "ddim", "epsilon")
     assert (model.width, model.height, model.size_multiple, model.min_size) == (16, 16, 2, 4)
     assert model.bytes == sum(path.stat().st_size for path in root.rglob("*.safetensors"))
+    weights = [load_file(path) for path in root.rglob("*.safetensors")]
+    assert model.parameters == sum(tensor.numel() for file in weights for tensor in file.values())
 
 
 def test_the_bundled_model_is_always_there(tmp_path: Path) -> None:

@@ -169,7 +169,7 @@ def seat(kind: str, budget_bytes: int, dtypes: tuple[str, ...] = ("float32", "bf
     ],
 )
 def test_a_model_too_large_for_float32_runs_in_half_precision(tmp_path: Path, there: Seat, dtype: str) -> None:
-    large, device = msgspec.structs.replace(MODEL, bytes=7 << 30), there.device
+    large, device = msgspec.structs.replace(MODEL, parameters=7 << 29), there.device
     choices = Choices(tmp_path, 2, devices={device: there})
     assert choices.ref(large, device).dtype == dtype
     assert ("too much memory" in (choices.of(large.id, device).reason or "")) == (dtype != "float32")
@@ -178,7 +178,7 @@ def test_a_model_too_large_for_float32_runs_in_half_precision(tmp_path: Path, th
 
 
 def test_what_fits_a_device_is_decided_when_its_worker_has_told(tmp_path: Path) -> None:
-    large, there = msgspec.structs.replace(MODEL, bytes=7 << 30), Seat(device="cuda:0")
+    large, there = msgspec.structs.replace(MODEL, parameters=7 << 29), Seat(device="cuda:0")
     choices = Choices(tmp_path, 2, devices={"cuda:0": there})
     assert choices.ref(large, "cuda:0").dtype == "float32"
     there.facts = seat("cuda", 24 << 30).facts

@@ -55,6 +55,7 @@ class ModelRef(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str = "float32"
     graphs: str = ""  # folder, for an executor that needs converted ones
     vae: str = ""  # path of another autoencoder than its own; `sha256` counts it in
+    parameters: int = 0  # of a checkpoint: how many numbers its weights are
 
 
 class Submit(_Message, frozen=True, kw_only=True, tag="submit"):
