@@ -93,9 +93,10 @@ class Client(_Base):
     def close(self) -> None:
         self._http.close()
 
-    def submit(self, **request: Any) -> "answers.Session":
-        """Accept a request; returns the session. It is on the server's disk when this returns."""
-        return self._do(verbs.submit(request))
+    def submit(self, *, idempotency_key: str | None = None, **request: Any) -> "answers.Session":
+        """Accept a request; returns the session. It is on the server's disk when this returns. Said again with the same
+        `idempotency_key` it returns the first; of its own it has a new one each time, for its retries."""
+        return self._do(verbs.submit(request, idempotency_key))
 
     def validate(self, **request: Any) -> "answers.Validation":
         """A dry run: every fault, what it would be resolved to, and what it would take."""
@@ -239,9 +240,10 @@ class AsyncClient(_Base):
     async def close(self) -> None:
         await self._http.aclose()
 
-    async def submit(self, **request: Any) -> "answers.Session":
-        """Accept a request; returns the session. It is on the server's disk when this returns."""
-        return await self._do(verbs.submit(request))
+    async def submit(self, *, idempotency_key: str | None = None, **request: Any) -> "answers.Session":
+        """Accept a request; returns the session. It is on the server's disk when this returns. Said again with the same
+        `idempotency_key` it returns the first; of its own it has a new one each time, for its retries."""
+        return await self._do(verbs.submit(request, idempotency_key))
 
     async def validate(self, **request: Any) -> "answers.Validation":
         """A dry run: every fault, what it would be resolved to, and what it would take."""

@@ -51,8 +51,8 @@ def _once() -> dict[str, str]:
     return {"Idempotency-Key": secrets.token_urlsafe(18)}
 
 
-def submit(request: Mapping[str, Any]) -> "Call[answers.Session]":
-    return _post(SESSIONS, json=dict(request), headers=_once())
+def submit(request: Mapping[str, Any], key: str | None = None) -> "Call[answers.Session]":
+    return _post(SESSIONS, json=dict(request), headers=_once() if key is None else {"Idempotency-Key": key})
 
 
 def validate(request: Mapping[str, Any]) -> "Call[answers.Validation]":

@@ -8,10 +8,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import pytest
 
+from mezzotint.cli import draw
+from mezzotint.client import Client
 from tests.process.conftest import BIN, RunningServer, picture
 
 Done = subprocess.CompletedProcess[str]
@@ -144,6 +147,24 @@ def test_ctrl_c_cancels_the_session_on_the_server(tmp_path: Path, server: Runnin
     assert process.wait(30) == 130
     assert server.client.wait(active[0]["id"])["state"] == "cancelled"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_before_the_answer_cancels_what_was_accepted(
+    server: RunningServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    submit, accepted = Client.submit, []
+
+    def interrupted(client: Client, **asked: Any) -> Any:
+        accepted.append(submit(client, **asked)["id"])
+        if len(accepted) == 1:
+            raise KeyboardInterrupt
+        return server.client.session(accepted[-1])
+
+    monkeypatch.setattr(Client, "submit", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        draw.on_server(server.url, {"prompt": "long", "steps": 1000}, None, None)
+    assert accepted[0] == accepted[1]
+    assert server.client.wait(accepted[0])["state"] == "cancelled"
 
 
 def test_ctrl_c_without_a_server_leaves_no_process(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """Has a request drawn, on a server or in this process tree, and its pictures written. Must not read flags."""
 
 import contextlib
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -10,13 +11,17 @@ from mezzotint.errors import MezzotintError
 
 def on_server(server: str, given: dict[str, Any], output: Path | None, show: Any) -> tuple[Any, list[Path]]:
     with ask.client(server) as client:
-        session: Any = client.submit(**given)
+        session: Any = None
+        key = uuid.uuid4().hex
         try:
+            session = client.submit(idempotency_key=key, **given)
             for _, kind, data in client.events(session["id"]):
                 show(kind, data)
             session = client.session(session["id"])
         except KeyboardInterrupt:
             with contextlib.suppress(MezzotintError):
+                # it may have been accepted, though nobody heard of it
+                session = session or client.submit(idempotency_key=key, **given)
                 client.cancel(session["id"])
             raise
         check(session)
