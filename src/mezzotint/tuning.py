@@ -7,6 +7,7 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import msgspec
 import structlog
@@ -40,9 +41,9 @@ class Choices:
         *,
         executor: str = "auto",
         dtype: str = "auto",
-        devices: Mapping[str, Seat] | None = None,
+        devices: Mapping[str, Seat] = MappingProxyType({}),
     ) -> None:
-        """Without `devices` every model has room in float32."""
+        """What is not of `devices` has room for every model in float32."""
         self.cache, self.threads = cache, threads
         self._devices = devices
         self._executor, self._dtype = executor, dtype
@@ -62,9 +63,9 @@ class Choices:
         choice = self._adopted.get((model.id, device))
         if choice is None:  # asked for with every request, and `wanted` reads a file
             choice = self.wanted(model, device)
-            if not is_unread(model) and self._is_known(device):
+            if not is_unread(model) and (device not in self._devices or self._facts(device) is not None):
                 self._adopted[model.id, device] = choice
-        if deterministic and choice.executor == "torch" and not self.is_tight(model, device):
+        if deterministic and choice.executor == "torch" and self.half_for(model, device) is None:
             choice = Choice()
         if dtype is not None and dtype != choice.dtype:
             choice = Choice(dtype=dtype)
@@ -86,26 +87,24 @@ class Choices:
         why = self._distrusted.get((model.id, device))
         profile = None if why is not None else self.profile(model, device)
         choice = profiles.choose(profile, self._executor, self._dtype_of(model.id))
-        if choice.basis == "default" and self.is_tight(model, device):
-            return Choice(dtype=self._half(device), reason=f"in float32 it would take too much memory on {device}")
+        if choice.basis == "default" and (half := self.half_for(model, device)) is not None:
+            return Choice(dtype=half, reason=f"in float32 it would take too much memory on {device}")
         return choice if why is None else msgspec.structs.replace(choice, reason=why)
 
-    def is_tight(self, model: wire.ModelRef, device: str) -> bool:
-        """Whether it is left to us, and the device has no room to run or to measure the model in float32."""
-        seat = self._devices.get(device) if self._devices is not None else None
-        if seat is None or seat.facts is None or self._dtype_of(model.id) != "auto":
-            return False
-        needs = seat.facts.base_bytes + weights_bound("torch", "float32", model.parameters)
-        return needs > FLOAT32_SHARE.get(seat.facts.kind, 1.0) * seat.facts.memory_budget_bytes
+    def half_for(self, model: wire.ModelRef, device: str) -> str | None:
+        """The half precision that a model runs in when that is left to us and the device has no room to run or to
+        measure it in float32; None where it has."""
+        facts = self._facts(device)
+        if facts is None or self._dtype_of(model.id) != "auto":
+            return None
+        needs = facts.base_bytes + weights_bound("torch", "float32", model.parameters)
+        if needs <= FLOAT32_SHARE[facts.kind] * facts.memory_budget_bytes:
+            return None
+        return "bfloat16" if "bfloat16" in facts.dtypes else "float16"  # some GPUs only imitate the first
 
-    def _is_known(self, device: str) -> bool:
-        return self._devices is None or device not in self._devices or self._devices[device].facts is not None
-
-    def _half(self, device: str) -> str:
-        """bfloat16, or float16 on a GPU that only imitates that."""
-        assert self._devices is not None  # noqa: S101  invariant: only what is tight asks
-        facts = self._devices[device].facts
-        return "bfloat16" if facts is None or "bfloat16" in facts.dtypes else "float16"
+    def _facts(self, device: str) -> wire.DeviceFacts | None:
+        """None until its worker has told."""
+        return self._devices[device].facts if device in self._devices else None
 
     def profile(self, model: wire.ModelRef, device: str) -> profiles.Profile | None:
         return profiles.read(self.cache, model.sha256, device, self.threads)
@@ -190,7 +189,7 @@ class Tuner:
         choices, device = self._choices, seat.device
         key = (model.sha256, device)
         unmeasured = choices.needs_measuring and choices.profile(model, device) is None
-        if unmeasured and key not in self._tried and not choices.is_tight(model, device):
+        if unmeasured and key not in self._tried and choices.half_for(model, device) is None:
             self._tried.add(key)
             try:
                 why = await measure(self._subject(model, device), stop=lambda: not self._is_idle())

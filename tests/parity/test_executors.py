@@ -1,10 +1,12 @@
 """Other executors draw what torch float32 draws, and what cannot be used is refused with a reason, never run."""
 
+import gc
 import json
 import os
 import shutil
 import subprocess
 import sys
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from mezzotint.engine import convert, executors, probe, tune
+from mezzotint.engine import convert, executors, memory, probe, tune
 from mezzotint.families.sd import StableDiffusion
 from mezzotint.families.sdxl import StableDiffusionXL
 from mezzotint.profiles import Subject
@@ -305,6 +307,22 @@ def test_a_spoilt_compiled_form_is_made_anew(rig: Rig, graphs: Path) -> None:
     recorded = json.loads((graphs / "blobs-f32.json").read_text())["files"]
     assert set(recorded) == {file.name for file in (graphs / "blobs-f32").iterdir()}
     assert all(file.read_bytes() != b"not what it was" for file in (graphs / "blobs-f32").iterdir())
+
+
+def test_a_conversion_lets_go_of_a_module_before_it_compiles_it(
+    rig: Rig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    families = [type(rig.family)(rig.path, torch.device("cpu"), torch.float32)]
+    modules, gone = (weakref.ref(families[0].unet), weakref.ref(families[0].vae)), []
+
+    def give_back() -> None:
+        gc.collect()
+        gone.append([module() is None for module in modules])
+
+    monkeypatch.setattr(memory, "give_back", give_back)
+    with torch.no_grad():
+        convert.convert(families.pop(), tmp_path / "tiny")
+    assert gone == [[True, False], [True, True]]
 
 
 def test_a_conversion_that_was_stopped_leaves_nothing_that_counts(rig: Rig, tmp_path: Path) -> None:

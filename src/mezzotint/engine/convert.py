@@ -202,14 +202,11 @@ def _sweep(folder: Path) -> None:
 
 
 def _reason(error: Exception) -> str:
-    from mezzotint.engine.stopwatch import is_memory
+    from mezzotint.engine.stopwatch import why
 
     if isinstance(error, ImportError):
         return f"openvino cannot be imported: {error}"
-    if is_memory(error):
-        return "there is not enough memory to convert it"
-    text = " ".join(str(error).split())
-    return f"conversion failed: {type(error).__name__}: {text[:200]}"
+    return f"conversion failed: {why(error)}"
 
 
 if __name__ == "__main__":

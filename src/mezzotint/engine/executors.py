@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mezzotint.engine.stopwatch import why
 from mezzotint.families.base import Executor
 from mezzotint.families.sd import RunUnet, StableDiffusion
 
@@ -111,7 +112,7 @@ def _in_openvino(
         if _names(blobs) != known:
             write_manifest(blobs.with_suffix(".json"), blobs)
     except (RuntimeError, OSError) as error:
-        raise Unavailable(f"openvino cannot open the graphs: {' '.join(str(error).split())[:200]}") from error
+        raise Unavailable(f"openvino cannot open the graphs: {why(error)}") from error
     channels, factor = int(plain.unet.config.out_channels), plain.vae_factor
     call = _caller(openvino, unet, lambda n, _, h, w: (n, channels, h, w))
     nothing = torch.zeros(1, 1, 1, 1)  # is added to every skip of every row

@@ -74,6 +74,13 @@ def is_memory(error: Exception) -> bool:
     return told or isinstance(error, MemoryError | torch.OutOfMemoryError)
 
 
+def why(error: Exception) -> str:
+    """What an error of a library says, in one line for a person."""
+    if is_memory(error):
+        return "there is not enough memory for it"
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
 _FULL_KERNELS = ("could not create a primitive", "could not execute a primitive")  # oneDNN's, without room for its code
 _FULL = (
     "can't allocate memory",

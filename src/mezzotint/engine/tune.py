@@ -46,7 +46,9 @@ def main() -> None:
     try:
         profiles.write(Path(subject.cache), measure(subject, args.refused))
     except Exception as error:  # noqa: BLE001  whatever a model's files can cause; the reason is for a person
-        sys.stderr.write(f"measuring failed: {_reason(error)}\n")
+        from mezzotint.engine.stopwatch import why
+
+        sys.stderr.write(f"measuring failed: {why(error)}\n")
         raise SystemExit(1) from None
 
 
@@ -58,6 +60,7 @@ def measure(subject: Subject, refused: str | None) -> Profile:
 
     from mezzotint.engine import executors
     from mezzotint.engine.memory import give_back
+    from mezzotint.engine.stopwatch import why
     from mezzotint.families.table import implementation
 
     kind = subject.device.partition(":")[0]
@@ -106,8 +109,10 @@ def measure(subject: Subject, refused: str | None) -> Profile:
         for one in group:
             try:
                 found[one] = opened(*one)
-            except (executors.Unavailable, RuntimeError, MemoryError) as error:
-                measured.append(Candidate(executor=one[0], dtype=one[1], reason=_reason(error)))
+            except executors.Unavailable as error:
+                measured.append(Candidate(executor=one[0], dtype=one[1], reason=str(error)))
+            except (RuntimeError, MemoryError) as error:
+                measured.append(Candidate(executor=one[0], dtype=one[1], reason=why(error)))
         try:
             pictures = {one: _pictures(family, subject, slow=slow) for one, family in found.items()}
             spent = {images: _times(found, subject, images) for images in ((1,) if slow else (1, 4))}
@@ -115,7 +120,7 @@ def measure(subject: Subject, refused: str | None) -> Profile:
         except (RuntimeError, MemoryError) as error:
             if reference is None:
                 raise
-            measured += [Candidate(executor=one[0], dtype=one[1], reason=_reason(error)) for one in found]
+            measured += [Candidate(executor=one[0], dtype=one[1], reason=why(error)) for one in found]
             continue
         reference = pictures["torch", "float32"] if reference is None else reference
         for one in found:
@@ -130,17 +135,6 @@ def measure(subject: Subject, refused: str | None) -> Profile:
         versions=profiles.versions(),
         ranking=profiles.rank(tuple(measured)),
     )
-
-
-def _reason(error: Exception) -> str:
-    """One line, for a person."""
-    from mezzotint.engine.executors import Unavailable
-    from mezzotint.engine.stopwatch import is_memory
-
-    if is_memory(error):
-        return "there is not enough memory for it"
-    text = " ".join(str(error).split())[:200]
-    return text if isinstance(error, Unavailable) else f"{type(error).__name__}: {text}"
 
 
 def _candidate(
