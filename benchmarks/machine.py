@@ -12,7 +12,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import psutil
+
+from mezzotint.client import Client
+
 MEZZOTINT = Path(sys.executable).parent / "mezzotint"
+
+SPARE_S = 120.0
+PRACTISES_S = 3.0  # after it has loaded it begins to practise within this time
+AT_REST = 0.05  # of a core, which a spare takes at most once it has loaded and practised
 
 
 @contextlib.contextmanager
@@ -27,6 +35,21 @@ def running_server(data: Path, *flags: str) -> Iterator[str]:
         finally:
             server.terminate()
             server.wait()
+
+
+def pids_with_spare(client: Client, model: str) -> tuple[int, int]:
+    """Of the worker and of the spare, once that has loaded the model and come to rest."""
+    deadline = time.monotonic() + SPARE_S
+    while time.monotonic() < deadline:
+        worker, *spares = client.workers()
+        if spares and spares[0]["state"] == "spare" and model in spares[0]["resident_models"]:
+            spare = psutil.Process(spares[0]["pid"])
+            before = sum(spare.cpu_times()[:2])
+            time.sleep(PRACTISES_S)
+            if sum(spare.cpu_times()[:2]) - before < AT_REST * PRACTISES_S:
+                return int(worker["pid"]), spare.pid
+        time.sleep(0.2)
+    raise RuntimeError(f"no spare stood by within {SPARE_S:g} s")
 
 
 def describe() -> str:

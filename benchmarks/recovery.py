@@ -22,16 +22,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
-
-from benchmarks.machine import describe, keep, running_server
+from benchmarks.machine import describe, keep, pids_with_spare, running_server
 from mezzotint.client import Client
 
 SEED = 7
 STEPS = 1000  # so that no session ends before its worker is killed
-SPARE_S = 120.0
-PRACTISES_S = 3.0  # after it has loaded it begins to practise within this time
-AT_REST = 0.05  # of a core, which a spare takes at most once it has loaded and practised
 KEPT_S = 0.5  # twice the time between two states of an image: by then one was kept
 
 Events = Iterator[tuple[int, str, dict[str, Any]]]
@@ -121,21 +116,6 @@ def one_kill(client: Client, asked: dict[str, Any], steps: int) -> Kill:
     client.wait(session_id)
     print(f"{standstill_s:.3f} s, of which a step takes {step_s:.3f}", flush=True)
     return Kill(standstill_s=standstill_s, step_s=step_s, before=before, after=after, memory=memory)
-
-
-def pids_with_spare(client: Client, model: str) -> tuple[int, int]:
-    """Of the worker and of the spare, once that has loaded the model and come to rest."""
-    deadline = time.monotonic() + SPARE_S
-    while time.monotonic() < deadline:
-        worker, *spares = client.workers()
-        if spares and spares[0]["state"] == "spare" and model in spares[0]["resident_models"]:
-            spare = psutil.Process(spares[0]["pid"])
-            before = sum(spare.cpu_times()[:2])
-            time.sleep(PRACTISES_S)
-            if sum(spare.cpu_times()[:2]) - before < AT_REST * PRACTISES_S:
-                return int(worker["pid"]), spare.pid
-        time.sleep(0.2)
-    raise RuntimeError("no spare stood by before the session ended")
 
 
 def memory_of(pid: int) -> dict[str, int]:

@@ -1,6 +1,7 @@
 """Sessions, from the caller's side: accepted, looked at, listened to, cancelled, removed. Must not know of HTTP."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -185,14 +186,14 @@ class SessionVerbs(Verbs):
 
     async def wait(self, session_id: str, limit_s: float | None = None) -> Session:
         """Until the session has ended or the time is over; returns it as it is then."""
-        try:
+        session = await self.get(session_id)
+        with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limit_s):
-                while not (await self.get(session_id)).ended:
-                    async for _ in await self.events(session_id):
+                while not session.ended:
+                    async for _ in self._parts.events.follow(session_id):
                         pass
-        except TimeoutError:
-            pass
-        return await self.get(session_id)
+                    session = await self.get(session_id)
+        return session if session.ended else await self.get(session_id)
 
 
 async def _replayed(

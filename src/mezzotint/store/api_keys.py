@@ -3,16 +3,17 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Row, exists, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, exists, insert, select, update
 
 from mezzotint.api_keys import ApiKey
 from mezzotint.store.tables import api_keys
 
 _NAMES = [column.name for column in api_keys.columns]
+_FOUND = select(api_keys).where(api_keys.c.id == bindparam("of_key"))  # every call looks for its key: built once
 
 
 def find(connection: Connection, key_id: str) -> ApiKey | None:
-    row = connection.execute(select(api_keys).where(api_keys.c.id == key_id)).one_or_none()
+    row = connection.execute(_FOUND, {"of_key": key_id}).one_or_none()
     return None if row is None else _key(row)
 
 

@@ -23,6 +23,8 @@ LEAVES_KNOWN = 64  # the newest, from which the queue's speed is measured
 RETRY_AFTER_S = 10  # while that is not known
 LONGEST_RETRY_S = 59  # clients ignore or give up at more
 
+_SESSION, _ACCEPTANCE = insert(sessions), insert(transitions)
+
 Answer = Session | TryLater | Conflict
 
 
@@ -84,8 +86,8 @@ class Intake:
                 if name is not None:
                     known[name] = meant[place.id]
         if accepted:
-            work.connection.execute(insert(sessions), [place.row for place in accepted])
-            work.connection.execute(insert(transitions), [rows.of_acceptance(one.row) for one in accepted])
+            work.connection.execute(_SESSION, [place.row for place in accepted])
+            work.connection.execute(_ACCEPTANCE, [rows.of_acceptance(one.row) for one in accepted])
             keys.keep(work.connection, [(place.once, place.row) for place in accepted])
         stored = {place.id: rows.accepted(place.row) for place in accepted}
         if earlier := {one.session_id for one in meant.values()} - stored.keys():

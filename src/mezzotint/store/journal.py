@@ -3,13 +3,20 @@
 from collections.abc import Iterable
 from typing import Any
 
-from sqlalchemy import Connection, delete, func, insert, select
+from sqlalchemy import Connection, bindparam, delete, func, insert, select
 
 from mezzotint.events import KEPT, Event, Events
 from mezzotint.store import rows
 from mezzotint.store.tables import events, sessions, starts
 
 IDS_OF_A_START = 1_000_000  # more events than a session can have between two starts
+
+_OWN = events.c.session_id == bindparam("of_session")
+_KEEP = insert(events)
+_NEWEST = select(events.c.id).where(_OWN).order_by(events.c.id.desc())
+_TRIM = delete(events).where(_OWN, events.c.id < _NEWEST.offset(KEPT - 1).limit(1).scalar_subquery())
+_REQUEST = select(sessions.c.request).where(sessions.c.id == bindparam("of_session"))
+_TOLD = select(events).where(_OWN, events.c.id > bindparam("after")).order_by(events.c.id.desc()).limit(KEPT)
 
 
 def begin(connection: Connection, now: float) -> int:
@@ -27,21 +34,18 @@ def keep(connection: Connection, told: Iterable[tuple[str, str, Any]], numbers: 
         last[session_id] = last.get(session_id, numbers.last_id(session_id)) + 1
         values.append(rows.of_event(session_id, last[session_id], kind, data))
     if values:
-        connection.execute(insert(events), values)
+        connection.execute(_KEEP, values)
 
 
 def trim(connection: Connection, session_id: str) -> None:
     """Keep the newest only: what a session was told in many attempts must not grow for ever."""
-    own = events.c.session_id == session_id
-    oldest_kept = select(events.c.id).where(own).order_by(events.c.id.desc()).offset(KEPT - 1).limit(1)
-    connection.execute(delete(events).where(own, events.c.id < oldest_kept.scalar_subquery()))
+    connection.execute(_TRIM, {"of_session": session_id})
 
 
 def replay(connection: Connection, session_id: str, after: int) -> list[Event]:
     """The newest above `after`, oldest first."""
-    request = connection.scalar(select(sessions.c.request).where(sessions.c.id == session_id))
+    request = connection.scalar(_REQUEST, {"of_session": session_id})
     if request is None:
         return []
-    query = select(events).where(events.c.session_id == session_id, events.c.id > after)
-    newest = connection.execute(query.order_by(events.c.id.desc()).limit(KEPT)).all()
+    newest = connection.execute(_TOLD, {"of_session": session_id, "after": after}).all()
     return [rows.event(row, request) for row in reversed(newest)]

@@ -4,13 +4,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, delete, insert, select, tuple_
+from sqlalchemy import Connection, bindparam, delete, insert, select, tuple_
 
 from mezzotint.errors import Conflict
 from mezzotint.store.rows import Once
 from mezzotint.store.tables import idempotency_keys
 
 Name = tuple[str, str]
+
+_NAME = tuple_(idempotency_keys.c.scope, idempotency_keys.c.key)
+_KNOWN = select(idempotency_keys).where(_NAME.in_(bindparam("names", expanding=True)))
+_KEEP = insert(idempotency_keys)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +29,8 @@ def known(connection: Connection, asked: Sequence[Once]) -> dict[Name | None, Kn
     """What is known of these, by name."""
     if not asked:
         return {}
-    columns = idempotency_keys.c
-    query = select(idempotency_keys).where(tuple_(columns.scope, columns.key).in_({once.name for once in asked}))
-    return {(row.scope, row.key): Known(row.session_id, row.fingerprint) for row in connection.execute(query)}
+    found = connection.execute(_KNOWN, {"names": [*{once.name for once in asked}]})
+    return {(row.scope, row.key): Known(row.session_id, row.fingerprint) for row in found}
 
 
 def keep(connection: Connection, accepted: Sequence[tuple[Once | None, dict[str, Any]]]) -> None:
@@ -43,7 +46,7 @@ def keep(connection: Connection, accepted: Sequence[tuple[Once | None, dict[str,
         if once is not None
     ]
     if values:
-        connection.execute(insert(idempotency_keys), values)
+        connection.execute(_KEEP, values)
 
 
 def check(once: Once | None, first: Known) -> None:
@@ -57,5 +60,5 @@ def forget(connection: Connection, before: float, limit: int) -> int:
     columns = idempotency_keys.c
     oldest = select(columns.scope, columns.key).where(columns.created_at < before).order_by(columns.created_at)
     names = [tuple(row) for row in connection.execute(oldest.limit(limit))]
-    connection.execute(delete(idempotency_keys).where(tuple_(columns.scope, columns.key).in_(names)))
+    connection.execute(delete(idempotency_keys).where(_NAME.in_(names)))
     return len(names)

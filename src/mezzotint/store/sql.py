@@ -4,7 +4,7 @@ import functools
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, delete, false, func, insert, select, true, update
+from sqlalchemy import Connection, bindparam, delete, func, insert, select, true, update
 
 from mezzotint import failpoints
 from mezzotint.api_keys import ApiKey
@@ -15,16 +15,19 @@ from mezzotint.session import FINAL, ImageRecord, Session, State, Usage
 from mezzotint.store import analytics, api_keys, engines, journal, keys, rows
 from mezzotint.store.batches import Batches
 from mezzotint.store.changes import (
+    ANYWAY,
+    IN_TIME,
+    OWNED,
+    UNCANCELLED,
     Change,
     Work,
     after_running,
     count_of,
     expire,
     find,
-    in_time,
     load,
     move,
-    owned,
+    moving,
     pictures_of,
     plain,
 )
@@ -41,6 +44,30 @@ Transitions = list[Transition]
 Names = list[str]
 Attempts = list[Attempt]
 Replayed = list[Event]
+
+# Built once, as those of changes.py.
+_BEGUN = {
+    "attempt": sessions.c.attempt + 1,
+    "started_at": func.coalesce(sessions.c.started_at, bindparam("at_time")),
+}
+_CLAIM = moving(IN_TIME, **_BEGUN)
+_LEAVE = moving(OWNED)
+_FINISH = moving(OWNED, UNCANCELLED)
+_PAUSE = moving(OWNED, UNCANCELLED, sessions.c.pause_requested == true())
+_NEVER_BEGAN = moving(sessions.c.attempt == 0)
+
+_THIS = sessions.c.id == bindparam("of_session")
+_STATE = select(sessions.c.state).where(_THIS).with_for_update()
+_DRAWS = select(sessions.c.id).where(_THIS, sessions.c.state == State.RUNNING, UNCANCELLED, OWNED).with_for_update()
+_AT_INDEX = images.c.session_id == bindparam("of_session"), images.c.idx == bindparam("of_index")
+_DRAWN = select(images.c.sha256).where(*_AT_INDEX)
+_IMAGE = insert(images)
+_HISTORY = select(transitions).where(transitions.c.session_id == bindparam("of_session")).order_by(transitions.c.seq)
+
+_THEIRS = sessions.c.owner == bindparam("of_owner")
+_WAITING = select(func.count()).where(_THEIRS, sessions.c.state == State.QUEUED)
+_STORED = select(func.sum(images.c.bytes)).select_from(images.join(sessions, sessions.c.id == images.c.session_id))
+_STORED = _STORED.where(_THEIRS)
 
 
 class Store:
@@ -127,12 +154,10 @@ class Store:
 
     async def held_by(self, owner: str) -> tuple[int, int]:
         """How many sessions of an API key wait, and the bytes of all its pictures."""
-        waiting = select(func.count()).where(sessions.c.owner == owner, sessions.c.state == State.QUEUED)
-        theirs = images.join(sessions, sessions.c.id == images.c.session_id)
-        stored = select(func.sum(images.c.bytes)).select_from(theirs).where(sessions.c.owner == owner)
+        theirs = {"of_owner": owner}
 
         def run(connection: Connection) -> tuple[int, int]:
-            return connection.scalar(waiting) or 0, int(connection.scalar(stored) or 0)
+            return connection.scalar(_WAITING, theirs) or 0, int(connection.scalar(_STORED, theirs) or 0)
 
         return await self._database.read(run)
 
@@ -164,8 +189,8 @@ class Store:
         """The session's history in order; empty for an unknown one."""
         if not plain(session_id):
             return []
-        query = select(transitions).where(transitions.c.session_id == session_id).order_by(transitions.c.seq)
-        return await self._database.read(lambda connection: [*map(rows.transition, connection.execute(query))])
+        of = {"of_session": session_id}
+        return await self._database.read(lambda connection: [*map(rows.transition, connection.execute(_HISTORY, of))])
 
     async def attempts(self, session_id: str) -> Attempts:
         """Each attempt with its device, start, end and cause, in order."""
@@ -189,12 +214,10 @@ class Store:
         """Queued to running, as a new attempt that goes on from so many steps. What has never started and is past its
         time expires instead: None."""
         change = Change(session_id, State.QUEUED, State.RUNNING, "claimed", now, steps_resumed)
-        started_at = func.coalesce(sessions.c.started_at, now)
-        values = {"attempt": sessions.c.attempt + 1, "worker": worker, "device": device, "started_at": started_at}
 
         def run(work: Work) -> Session | None:
             journal.trim(work.connection, session_id)
-            claimed = move(work, change, in_time(now), **values)
+            claimed = move(work, change, _CLAIM, at_time=now, worker=worker, device=device)
             if claimed is None:
                 expire(work, session_id, now)
             return claimed
@@ -224,7 +247,7 @@ class Store:
         def run(work: Work) -> Session | None:
             after = after_running(work.connection, session_id)
             change = Change(session_id, State.RUNNING, after, cause, now)
-            return move(work, change, owned(attempt), **values)
+            return move(work, change, _LEAVE, of_attempt=attempt, **values)
 
         return await self._database.write(run)
 
@@ -247,16 +270,14 @@ class Store:
         """
         if state not in (State.SUCCEEDED, State.FAILED, State.CANCELLED):
             raise ValueError(f"a running session cannot finish as {state}")
-        guards = [owned(attempt)]
-        if state is not State.CANCELLED:
-            guards.append(sessions.c.cancel_requested == false())
+        statement = _LEAVE if state is State.CANCELLED else _FINISH
         change = Change(session_id, State.RUNNING, state, cause or (error.code if error else state.value), now)
         values = {"spans": dict(spans), "usage": usage, "error": error}
         if warnings is not None:
             values["warnings"] = tuple(warnings)
 
         def run(work: Work) -> Session | None:
-            ended = move(work, change, *guards, **values)
+            ended = move(work, change, statement, of_attempt=attempt, **values)
             failpoints.reached("store.before_commit")
             return ended
 
@@ -270,10 +291,10 @@ class Store:
         """Queued to expired, which only happens to what has never started, or to failed."""
         if state not in (State.EXPIRED, State.FAILED):
             raise ValueError(f"a queued session cannot end as {state} here")
-        guards = [sessions.c.attempt == 0] if state is State.EXPIRED else []
+        statement = _NEVER_BEGAN if state is State.EXPIRED else ANYWAY
         change = Change(session_id, State.QUEUED, state, error.code if error else state.value, now)
         values = {"spans": dict(spans), "error": error}
-        ended = await self._database.write(lambda work: move(work, change, *guards, **values))
+        ended = await self._database.write(lambda work: move(work, change, statement, **values))
         self._intake.left(now)
         return ended
 
@@ -290,12 +311,12 @@ class Store:
         row = sessions.c.id == session_id
 
         def run(work: Work) -> tuple[str | None, Session | None]:
-            state = work.connection.scalar(select(sessions.c.state).where(row).with_for_update())
+            state = work.connection.scalar(_STATE, {"of_session": session_id})
             if state == State.RUNNING:
                 work.connection.execute(update(sessions).where(row).values(cancel_requested=True))
             elif state in (State.QUEUED, State.PAUSED):
                 values = {} if spans is None else {"spans": dict(spans)}
-                move(work, Change(session_id, State(state), State.CANCELLED, "cancel", now), **values)
+                move(work, Change(session_id, State(state), State.CANCELLED, "cancel", now), ANYWAY, **values)
             return state, find(work.connection, session_id)
 
         state, found = await self._database.write(run)
@@ -310,7 +331,7 @@ class Store:
         """
         if not plain(session_id):
             return None
-        row = sessions.c.id == session_id, sessions.c.state == State.RUNNING, sessions.c.cancel_requested == false()
+        row = sessions.c.id == session_id, sessions.c.state == State.RUNNING, UNCANCELLED
 
         def run(work: Work) -> Session | None:
             work.connection.execute(update(sessions).where(*row).values(pause_requested=True))
@@ -323,9 +344,8 @@ class Store:
     ) -> Session | None:
         """Running to paused, if that was asked for and no cancel is pending. Its checkpoint must be on disk before."""
         change = Change(session_id, State.RUNNING, State.PAUSED, "pause", now)
-        guards = owned(attempt), sessions.c.pause_requested == true(), sessions.c.cancel_requested == false()
-        values = {"spans": dict(spans), "usage": usage}
-        return await self._database.write(lambda work: move(work, change, *guards, **values))
+        values = {"of_attempt": attempt, "spans": dict(spans), "usage": usage}
+        return await self._database.write(lambda work: move(work, change, _PAUSE, **values))
 
     async def resume(self, session_id: str, *, now: float, spans: Mapping[str, float] | None = None) -> Session | None:
         """Paused to queued, in its old place by age. Never refused for a full queue: it was accepted once."""
@@ -333,24 +353,22 @@ class Store:
             return None
         values = {} if spans is None else {"spans": dict(spans)}
         change = Change(session_id, State.PAUSED, State.QUEUED, "resume", now)
-        return await self._database.write(lambda work: move(work, change, **values))
+        return await self._database.write(lambda work: move(work, change, ANYWAY, **values))
 
     async def add_image(self, session_id: str, *, attempt: int, image: ImageRecord) -> bool:
         """Record a picture of the running attempt. Repeating one is fine; another picture at its index is refused.
 
         False, too, once a cancel is pending: nothing appears after its answer.
         """
-        guards = (sessions.c.state == State.RUNNING, sessions.c.cancel_requested == false(), owned(attempt))
-        query = select(sessions.c.id).where(sessions.c.id == session_id, *guards)
-        there = select(images.c.sha256).where(images.c.session_id == session_id, images.c.idx == image.index)
+        of = {"of_session": session_id}
 
         def run(work: Work) -> bool:
-            if work.connection.scalar(query.with_for_update()) is None:
+            if work.connection.scalar(_DRAWS, of | {"of_attempt": attempt}) is None:
                 return False
-            sha256 = work.connection.scalar(there)
+            sha256 = work.connection.scalar(_DRAWN, of | {"of_index": image.index})
             if sha256 is not None:
                 return bool(sha256 == image.sha256)
-            work.connection.execute(insert(images).values(rows.of_image(session_id, image)))
+            work.connection.execute(_IMAGE, rows.of_image(session_id, image))
             work.tell(session_id, "image", image)
             return True
 
@@ -358,7 +376,7 @@ class Store:
 
     async def add_warning(self, session_id: str, *, attempt: int, warning: dict[str, Any]) -> bool:
         """Record a warning of the running attempt. False when it is known, or comes too late."""
-        row = sessions.c.id == session_id, sessions.c.state == State.RUNNING, owned(attempt)
+        row = sessions.c.id == session_id, sessions.c.state == State.RUNNING, sessions.c.attempt == attempt
 
         def run(work: Work) -> bool:
             known = work.connection.scalar(select(sessions.c.warnings).where(*row).with_for_update())
@@ -400,7 +418,7 @@ class Store:
             moved: dict[State, int] = {}
             for session_id in work.connection.scalars(running).all():
                 after = after_running(work.connection, session_id)
-                move(work, Change(session_id, State.RUNNING, after, "restart", now))
+                move(work, Change(session_id, State.RUNNING, after, "restart", now), ANYWAY)
                 moved[after] = moved.get(after, 0) + 1
             return moved
 
