@@ -1,6 +1,7 @@
 """What the torch-free table says of samplers, against diffusers' own schedulers."""
 
 import pytest
+import torch
 
 from mezzotint.engine.samplers import Sampler
 from mezzotint.families.table import SCHEDULERS, calls
@@ -13,3 +14,26 @@ def test_the_model_calls_of_a_request_are_known_ahead(scheduler: str, strength: 
     asked = request(scheduler=scheduler, num_inference_steps=12, strength=strength)
     config = {"num_train_timesteps": 1000, "clip_sample": False}
     assert calls(scheduler, asked.steps) == Sampler(asked, config, 1).total
+
+
+@pytest.mark.parametrize("scheduler", list(SCHEDULERS))
+def test_samplers_made_alike_share_no_state(scheduler: str) -> None:
+    """They come from one template: the second goes as it would have gone without the first."""
+    asked, config = request(scheduler=scheduler, num_inference_steps=6), {"num_train_timesteps": 1000}
+    output, latents = torch.full((1, 4, 4, 4), 0.1), torch.ones(1, 4, 4, 4)
+
+    def step(sampler: Sampler, moved: torch.Tensor) -> torch.Tensor:
+        sampler.scaled(moved)
+        return sampler.advance(output, moved)
+
+    def drawn(other: Sampler | None) -> torch.Tensor:
+        sampler, moved = Sampler(asked, config, 1), latents
+        while not sampler.done:
+            if other is not None and not other.done:
+                step(other, other.draw((1, 4, 4, 4)))
+            moved = step(sampler, moved)
+        return moved
+
+    alone = drawn(None)
+    assert torch.equal(drawn(Sampler(asked, config, 2)), alone)
+    assert torch.equal(drawn(None), alone)

@@ -146,7 +146,7 @@ class Engine:
             failpoints.reached("step")
             failed = self._denoise(batch)
             events += self._report(batch) if failed is None else failed
-        return events + self._watch.take()
+        return events + self._watch.take(soon=not all(isinstance(event, wire.Progress) for event, _ in events))
 
     # ---- sessions in
 
