@@ -41,8 +41,8 @@ MUTATIONS = [
     Mutation(
         name="drop the fence of attempts",
         file="store/changes.py",
-        before="return sessions.c.attempt == attempt",
-        after="return sessions.c.attempt >= 0",
+        before='OWNED = sessions.c.attempt == bindparam("of_attempt")',
+        after='OWNED = sessions.c.attempt >= 0 * bindparam("of_attempt")',
         noticed_by=FENCE,
     ),
     Mutation(

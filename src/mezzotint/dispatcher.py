@@ -389,7 +389,8 @@ class Dispatcher:
         names = names_of(request)
         refs = [await self._refs.of(name) for name in names]
         stored = {image.index for image in waiting.session.images}
-        kept = await self._checkpoints.of(session_id, [i for i in range(request.num_images) if i not in stored])
+        begun = [i for i in range(request.num_images) if i not in stored] if waiting.session.attempt else []
+        kept = await self._checkpoints.of(session_id, begun)
         if session_id not in self._line:
             return  # cancelled meanwhile
         found = [ref for ref in refs if ref is not None]

@@ -9,8 +9,6 @@ import torch
 from mezzotint.engine.meter import Meter
 from mezzotint.workers import wire
 
-TOLD_S = 0.25
-
 
 class Stopwatch:
     """Collects a message for each piece of work. The first of its kind in this process is not timed when it sets things
@@ -22,7 +20,6 @@ class Stopwatch:
         self._seen: set[wire.Work] = set()
         self._known_memory: set[wire.Work] = set()
         self._told: list[wire.Measured] = []
-        self._told_at = clock()
         self.doing: tuple[wire.Work, float] | None = None  # and since when by the clock
         self.peak: int | None = None  # of the last piece
         self.seconds = 0.0
@@ -64,14 +61,9 @@ class Stopwatch:
         """What is known of the last piece of work beside its time, by the fields of Measured."""
         self._told[-1] = msgspec.structs.replace(self._told[-1], **known)
 
-    def take(self, *, soon: bool) -> list[tuple[wire.FromWorker, bytes]]:
-        """What was measured since the last time. Unless `soon`, what is not old yet waits for more: who is told takes
-        a core from the next call.
-        """
-        now = self._clock()
-        if not soon and now - self._told_at < TOLD_S:
-            return []
-        told, self._told, self._told_at = self._told, [], now
+    def take(self) -> list[tuple[wire.FromWorker, bytes]]:
+        """What was measured since the last time."""
+        told, self._told = self._told, []
         return [(one, b"") for one in told]
 
 

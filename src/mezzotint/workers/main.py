@@ -83,7 +83,8 @@ class Worker:
                 if taken is None:
                     os._exit(0)
                 self._take(engine, *taken)
-            self._send(b"".join(wire.frame(message, blob) for message, blob in engine.step()))
+            if told := engine.step():
+                self._send(b"".join(wire.frame(message, blob) for message, blob in told))
             self._moved = time.monotonic()
 
     def send(self, message: wire.FromWorker, blob: bytes = b"") -> None:
