@@ -19,7 +19,7 @@ from mezzotint.refs import Refs
 from mezzotint.request import Request
 from mezzotint.tuning import Choices
 from mezzotint.workers.base import Seat, Supervisor
-from mezzotint.workers.wire import ModelRef, Work
+from mezzotint.workers.wire import DeviceFacts, ModelRef, Work
 
 MAX_ROWS = 16  # of one call while its cap is not learned
 UNMEASURED = 1.5  # times what was drawn on or bounded from above, for shapes that never ran here
@@ -118,10 +118,10 @@ class Estimates:
             return
         needs, budget = self._alone(request, ref, seat, self._costs(device)), seat.facts.memory_budget_bytes
         if needs > budget:
-            larger = "raise memory_bytes" if seat.facts.kind == "cpu" else "set the model's dtype to bfloat16"
             message = (
                 f"{request.width}x{request.height} with {request.model!r} needs about {needs} bytes on {device}, more "
-                f"than the {budget} that its worker may take; ask for a smaller picture, or {larger}"
+                f"than the {budget} that its worker may take; ask for a smaller picture, or "
+                f"{way_out(seat.facts, self._step(request, ref, device).dtype)}"
             )
             raise InvalidRequest([Fault(field="width", code="over_budget", message=message)])
 
@@ -257,6 +257,14 @@ class Estimates:
             held_in = 1.0 if step.dtype == "float32" else 0.5
             extra = Cost(UNMEASURED * min(held_in * bound, extra.value if extra else math.inf), False)
         return round(seat.facts.base_bytes + nets + weights.value + extra.value)
+
+
+def way_out(facts: DeviceFacts, dtype: str) -> str:
+    """What else helps who finds no room for a picture on a device, where the model runs in `dtype`."""
+    if facts.kind == "cpu":
+        return "raise memory_bytes"
+    half = [one for one in facts.dtypes if one != "float32"]
+    return f"set the model's dtype to {half[0]}" if dtype == "float32" and half else "for one from a smaller model"
 
 
 _NEVER_RAN = "nothing like it ran on this device yet"

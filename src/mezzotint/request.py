@@ -274,10 +274,10 @@ def resolve(
             f"clip_skip {sent.clip_skip} leaves nothing of {model.text_layers} layers; at most {model.text_layers - 1}"
         )
         found.append(Fault(field="clip_skip", code="invalid_value", message=message))
-    own = _lora_defaults(sent, world)
+    own = _lora_defaults(sent, world.models)
     scheduler = _given(sent.scheduler, _given(own.scheduler, model.scheduler))
     options = sent.scheduler_options.model_dump(exclude_none=True)
-    steps = _given(sent.num_inference_steps, _given(own.num_inference_steps, model.num_inference_steps))
+    steps = _given(sent.num_inference_steps, own_steps(sent, model, world.models))
     _check_scheduler(scheduler, options, steps, found)
     hires = _hires(sent, model, (width, height), steps, found)
     if hires is not None:
@@ -468,9 +468,14 @@ def _controlnet(
     )
 
 
-def _lora_defaults(sent: RequestInput, world: World) -> LoraDefaults:
+def own_steps(sent: RequestInput, model: Model, models: Mapping[str, Model]) -> int:
+    """What `num_inference_steps` is where a request does not say."""
+    return _given(_lora_defaults(sent, models).num_inference_steps, model.num_inference_steps)
+
+
+def _lora_defaults(sent: RequestInput, models: Mapping[str, Model]) -> LoraDefaults:
     """Of the first LoRA at work that says any."""
-    there = [world.models[one.name] for one in sent.loras if one.scale and one.name in world.models]
+    there = [models[one.name] for one in sent.loras if one.scale and one.name in models]
     return next((one.lora_defaults for one in there if one.lora_defaults != LoraDefaults()), LoraDefaults())
 
 

@@ -20,8 +20,8 @@ from tests.process.conftest import BIN, RunningServer, picture
 Done = subprocess.CompletedProcess[str]
 
 
-def run(*args: str | Path, cwd: Path) -> Done:
-    return subprocess.run([BIN, *args], cwd=cwd, capture_output=True, text=True, timeout=120, check=False)
+def run(*args: str | Path, cwd: Path, timeout_s: float = 120) -> Done:
+    return subprocess.run([BIN, *args], cwd=cwd, capture_output=True, text=True, timeout=timeout_s, check=False)
 
 
 def test_generate_draws_a_picture_and_twice_the_same(tmp_path: Path) -> None:

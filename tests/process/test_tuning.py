@@ -100,7 +100,7 @@ def test_a_model_whose_unet_takes_more_than_a_text_is_tuned(
     monkeypatch.setenv(CACHE, str(tmp_path / "cache"))
     models = tmp_path / "models"
     build_sdxl(models / "tiny") if kind == "sdxl" else build_sd(models / "tiny", inpaints=True)
-    done = run("models", "tune", "tiny", "--models", models, "--json", cwd=tmp_path)
+    done = run("models", "tune", "tiny", "--models", models, "--json", cwd=tmp_path, timeout_s=400)  # behind all others
     assert done.returncode == 0, done.stderr
     (profile,) = json.loads(done.stdout)
     measured = {(one["executor"], one["dtype"]): one for one in profile["ranking"]}

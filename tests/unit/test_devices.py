@@ -5,11 +5,14 @@ from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 from typing import Any
 
+import msgspec
 import psutil
+import pytest
 import torch
 
 from mezzotint import devices
 from mezzotint.engine.speed import gflops
+from mezzotint.estimates import way_out
 from mezzotint.workers.base import HOPELESS_STARTS, Seat
 from mezzotint.workers.wire import DeviceFacts
 
@@ -61,3 +64,18 @@ def test_a_device_whose_workers_do_not_come_up_is_out_with_the_reason() -> None:
 
 def test_speed_is_measured_on_this_machine() -> None:
     assert 0.1 < gflops(torch.device("cpu"), torch.float32) < 1e5
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtypes", "dtype", "told"),
+    [
+        ("cpu", ("float32", "bfloat16"), "float32", "raise memory_bytes"),
+        ("cuda", ("float32", "bfloat16", "float16"), "float32", "set the model's dtype to bfloat16"),
+        ("cuda", ("float32", "float16"), "float32", "set the model's dtype to float16"),
+        ("cuda", ("float32", "bfloat16", "float16"), "bfloat16", "for one from a smaller model"),
+    ],
+)
+def test_who_finds_no_room_is_told_what_would_help_there(
+    kind: str, dtypes: tuple[str, ...], dtype: str, told: str
+) -> None:
+    assert way_out(msgspec.structs.replace(FACTS, kind=kind, dtypes=dtypes), dtype) == told

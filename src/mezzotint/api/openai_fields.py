@@ -7,12 +7,13 @@ from typing import Any
 
 from mezzotint.catalog import Model
 from mezzotint.errors import Fault, InvalidRequest
-from mezzotint.schema import DEFAULT_STRENGTH, MAX_PREVIEW_PX, MAX_STEPS, field_of
+from mezzotint.request import own_steps
+from mezzotint.schema import DEFAULT_STRENGTH, MAX_PREVIEW_PX, MAX_STEPS, field_of, parse
 
-# quality -> steps as a multiple of the model's own
+# quality -> steps as a multiple of the model's own, or of those that a LoRA at work brings
 QUALITIES = {"low": 0.5, "medium": 1.0, "high": 1.5, "xhigh": 2.0, "max": 3.0}
 _QUALITY_NAMES = {"auto": "medium", "standard": "medium", "hd": "high"}
-FEW_STEPS = 8  # a model whose own steps are no more was made for so many
+FEW_STEPS = 8  # who brings no more was made for so many
 
 _FORMATS = ("png", "jpeg", "webp")
 _STRENGTHS = {"high": 0.5, "low": 0.8}  # by input_fidelity
@@ -42,7 +43,14 @@ def without_nulls(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def translate(fields: Mapping[str, Any], model: Model, *, is_edit: bool = False, has_mask: bool = False) -> Asked:
+def translate(
+    fields: Mapping[str, Any],
+    model: Model,
+    models: Mapping[str, Model],
+    *,
+    is_edit: bool = False,
+    has_mask: bool = False,
+) -> Asked:
     """Fields that OpenAI does not have go through to our own reading. Raises InvalidRequest with every fault.
 
     `fields` hold no null, and no picture of an edit.
@@ -57,8 +65,9 @@ def translate(fields: Mapping[str, Any], model: Model, *, is_edit: bool = False,
     body |= _size(fields, faults)
     quality = _one_of(fields, "quality", (*QUALITIES, *_QUALITY_NAMES), "auto", faults)
     quality = _QUALITY_NAMES.get(quality, quality)
-    if "num_inference_steps" not in given and model.num_inference_steps > FEW_STEPS and quality != "medium":
-        body["num_inference_steps"] = max(1, int(model.num_inference_steps * QUALITIES.get(quality, 1.0)))
+    steps = own_steps(parse(body)[0], model, models)
+    if "num_inference_steps" not in given and steps > FEW_STEPS and quality != "medium":
+        body["num_inference_steps"] = max(1, int(steps * QUALITIES.get(quality, 1.0)))
     body |= _output(fields, faults)
     if _one_of(fields, "background", ("opaque", "auto", "transparent"), "auto", faults) == "transparent":
         faults.append(_unsupported("background", "pictures here are opaque; send opaque or auto"))
@@ -84,13 +93,13 @@ def translate(fields: Mapping[str, Any], model: Model, *, is_edit: bool = False,
     if faults:
         raise InvalidRequest(faults)
     if asked.stream and asked.partial_images:
-        body["preview"] = _partials(asked.partial_images, body, model, is_edit=is_edit)
+        body["preview"] = _partials(asked.partial_images, body, steps, is_edit=is_edit)
     return asked
 
 
-def _partials(count: int, body: Mapping[str, Any], model: Model, *, is_edit: bool) -> dict[str, Any]:
+def _partials(count: int, body: Mapping[str, Any], own_steps: int, *, is_edit: bool) -> dict[str, Any]:
     """Previews of the final size, evenly over the steps that will run; fewer when those are few."""
-    steps = next((body[name] for name in body if field_of(name) == "num_inference_steps"), model.num_inference_steps)
+    steps = next((body[name] for name in body if field_of(name) == "num_inference_steps"), own_steps)
     strength = next((body[name] for name in body if field_of(name) == "strength"), DEFAULT_STRENGTH if is_edit else 1)
     if not all(isinstance(one, int | float) and 0 <= one <= MAX_STEPS for one in (steps, strength)):
         return {}  # our own reading names what is wrong

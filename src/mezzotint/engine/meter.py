@@ -8,6 +8,8 @@ from typing import Protocol
 
 import torch
 
+_STATUS_BYTES = 8192  # more than it has
+
 
 class Meter(Protocol):
     """One implementation for the host, one for CUDA."""
@@ -60,9 +62,6 @@ def _opened(name: str, flags: int) -> int | None:
         return os.open(f"/proc/self/{name}", flags | os.O_CLOEXEC)
     except OSError:
         return None
-
-
-_STATUS_BYTES = 8192
 
 
 class CudaMeter:

@@ -151,8 +151,8 @@ def expire(work: Work, session_id: str, now: float) -> None:
     move(work, change, _EXPIRE, at_time=now, spans=spans, error=error)
 
 
-_FLAGS = select(sessions.c.cancel_requested, sessions.c.pause_requested)
-_FLAGS = _FLAGS.where(sessions.c.id == bindparam("of_session")).with_for_update()
+_THIS = sessions.c.id == bindparam("of_session")
+_FLAGS = select(sessions.c.cancel_requested, sessions.c.pause_requested).where(_THIS).with_for_update()
 _COUNT = select(func.count()).select_from(sessions).where(sessions.c.state.in_(bindparam("states", expanding=True)))
 
 
@@ -179,7 +179,7 @@ def pictures_of(connection: Connection, session_ids: Collection[str]) -> dict[st
     return {session_id: None if kept is None else frozenset(kept) for session_id, kept in known.items()}
 
 
-_SESSION = select(sessions).where(sessions.c.id == bindparam("of_session"))
+_SESSION = select(sessions).where(_THIS)
 _PICTURES = select(images).where(images.c.session_id == bindparam("of_session")).order_by(images.c.idx)
 
 

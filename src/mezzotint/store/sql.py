@@ -66,8 +66,8 @@ _HISTORY = select(transitions).where(transitions.c.session_id == bindparam("of_s
 
 _THEIRS = sessions.c.owner == bindparam("of_owner")
 _WAITING = select(func.count()).where(_THEIRS, sessions.c.state == State.QUEUED)
-_STORED = select(func.sum(images.c.bytes)).select_from(images.join(sessions, sessions.c.id == images.c.session_id))
-_STORED = _STORED.where(_THEIRS)
+_DRAWN_FOR = images.join(sessions, sessions.c.id == images.c.session_id)
+_STORED = select(func.sum(images.c.bytes)).select_from(_DRAWN_FOR).where(_THEIRS)
 
 
 class Store:
