@@ -16,6 +16,7 @@ from mezzotint.catalog import Model
 from mezzotint.errors import InvalidRequest
 from mezzotint.facts import LoraDefaults
 from mezzotint.families.table import SCHEDULER_OPTIONS, SCHEDULERS
+from mezzotint.request import own_steps
 from mezzotint.schema import parse
 
 API = Path(a1111_fields.__file__).parent
@@ -66,7 +67,7 @@ def test_any_call_of_automatic1111_is_read(sent: dict[str, Any], has_image: bool
 )
 def test_any_call_of_openai_is_read(sent: dict[str, Any], is_edit: bool) -> None:
     with contextlib.suppress(InvalidRequest):
-        parse(openai_fields.translate(openai_fields.without_nulls(sent), MODEL, MODELS, is_edit=is_edit).body)
+        parse(openai_fields.translate(openai_fields.without_nulls(sent), 20, is_edit=is_edit).body)
 
 
 @given(st.lists(st.tuples(st.text(st.sampled_from("ab[]._"), max_size=12), st.text(max_size=8)), max_size=6))
@@ -102,25 +103,24 @@ def test_a_form_spells_what_is_nested() -> None:
     [("low", 20, 10), ("xhigh", 20, 40), ("max", 20, 60), ("auto", 20, None), ("hd", 20, 30), ("max", 4, None)],
 )
 def test_quality_is_a_share_of_the_models_own_steps(quality: str, own: int, steps: int | None) -> None:
-    model = Model(id="m", kind="checkpoint", path="", state="ready", num_inference_steps=own)
-    asked = openai_fields.translate({"prompt": "x", "quality": quality}, model, {})
+    asked = openai_fields.translate({"prompt": "x", "quality": quality}, own)
     assert asked.body.get("num_inference_steps") == steps
-    asked = openai_fields.translate({"prompt": "x", "quality": quality, "Steps": 3}, model, {})
+    asked = openai_fields.translate({"prompt": "x", "quality": quality, "Steps": 3}, own)
     assert asked.body["Steps"] == 3
     assert "num_inference_steps" not in asked.body
 
 
-@pytest.mark.parametrize(("own", "steps", "shown"), [(4, None, [1, 3]), (12, 18, [6, 12])])
-def test_quality_and_partial_images_count_by_the_steps_that_a_lora_brings(
-    own: int, steps: int | None, shown: list[int]
-) -> None:
-    models = MODELS | {"Ink": replace(LORA, lora_defaults=LoraDefaults(num_inference_steps=own))}
-    sent = {"prompt": "x", "quality": "high", "stream": True, "partial_images": 2}
-    asked = openai_fields.translate(sent | {"loras": [{"name": "Ink"}]}, MODEL, models)
-    assert asked.body.get("num_inference_steps") == steps
+@pytest.mark.parametrize(("own", "shown"), [(4, [1, 3]), (12, [6, 12])])
+def test_partial_images_are_spread_over_the_steps_that_run(own: int, shown: list[int]) -> None:
+    asked = openai_fields.translate({"prompt": "x", "quality": "high", "stream": True, "partial_images": 2}, own)
     assert asked.body["preview"]["at_steps"] == shown
-    without = openai_fields.translate(sent | {"loras": [{"name": "Ink", "scale": 0}]}, MODEL, models)
-    assert without.body["num_inference_steps"] == 30
+
+
+@pytest.mark.parametrize(("scale", "steps"), [(1.0, 4), (0.0, 20)])
+def test_a_lora_at_work_brings_its_own_steps(scale: float, steps: int) -> None:
+    models = MODELS | {"Ink": replace(LORA, lora_defaults=LoraDefaults(num_inference_steps=4))}
+    sent, _ = parse({"prompt": "x", "quality": "high", "Loras": [{"name": "Ink", "scale": scale}]})
+    assert own_steps(sent, MODEL, models) == steps
 
 
 def test_every_sampler_here_has_a_name_there_and_comes_back() -> None:

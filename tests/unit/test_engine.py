@@ -176,6 +176,12 @@ class Rig:
         return str(ended.outcome if ended.error is None else ended.error.code)
 
 
+@pytest.fixture(autouse=True)
+def _every_step_tells(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rig's clock hardly moves."""
+    monkeypatch.setattr("mezzotint.engine.engine.TOLD_S", 0.0)
+
+
 @pytest.fixture
 def rig() -> Rig:
     return Rig()
@@ -194,6 +200,24 @@ def test_a_session_is_told_from_loading_to_its_picture(rig: Rig) -> None:
     (ended,) = rig.of("a", wire.Ended)
     assert (ended.outcome, ended.usage.steps_run) == ("succeeded", 3)
     assert ended.usage.device_s > 0
+
+
+def test_progress_alone_waits_and_then_the_newest_is_told(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mezzotint.engine.engine.TOLD_S", 10.0)
+    for name in "ab":
+        rig.submit(name, request(num_inference_steps=9))
+    while not rig.of("b", wire.Progress):
+        rig.step()
+    rig.step(3)
+    assert [one.step for one in rig.of("a", wire.Progress)] == [1, 2], "told when something else was, b's first step"
+    rig.now += 10
+    rig.step()
+    assert [one.step for one in rig.of("a", wire.Progress)] == [1, 2, 6]
+    assert [one.step for one in rig.of("b", wire.Progress)] == [1, 5]
+    rig.run()
+    assert [one.step for one in rig.of("a", wire.Progress)][-1] == 9
+    steps = [one for one, _ in rig.told if isinstance(one, wire.Measured) and one.work.what == "step"]
+    assert len(steps) == len(rig.toy.calls), "and no measurement is lost"
 
 
 def test_an_image_is_shown_at_the_steps_asked_for_and_after_its_last_by_itself(rig: Rig) -> None:

@@ -32,7 +32,7 @@ async def generate(request: Request, ops: Ops, idempotency_key: IdempotencyKey =
     if not isinstance(sent, dict):
         raise CallerError("the body must be a JSON object", code="invalid_value")
     fields = openai_fields.without_nulls(sent)
-    asked = openai_fields.translate(fields, ops.checkpoint(_model(fields)), ops.facts())
+    asked = openai_fields.translate(fields, ops.own_steps(_model(fields), fields))
     noted = Foreign(route="/v1/images/generations", compared=fields)
     session = await foreign.accept(request, ops, asked.body, noted, idempotency_key)
     return await _answer(request, ops, session, asked, "image_generation")
@@ -43,8 +43,8 @@ async def edit(request: Request, ops: Ops, idempotency_key: IdempotencyKey = Non
     """Pictures that begin at one, and with a mask change only what is transparent in it. multipart/form-data."""
     form = await openai_forms.read(request, ops.max_upload_bytes)
     fields = openai_fields.without_nulls(form.fields)
-    model = ops.checkpoint(_model(fields))
-    asked = openai_fields.translate(fields, model, ops.facts(), is_edit=True, has_mask=form.mask is not None)
+    own_steps = ops.own_steps(_model(fields), fields)
+    asked = openai_fields.translate(fields, own_steps, is_edit=True, has_mask=form.mask is not None)
     kept = await ops.add_asset(form.images[0], "image", field="image")
     pictures = {"image": f"asset:{kept.id}"}
     digests = {"image": _digest(form.images[0])}

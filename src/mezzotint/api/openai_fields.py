@@ -1,19 +1,17 @@
-"""Fields of OpenAI Images put into ours. Pure: knows the model's facts, reads no picture. Must not do I/O."""
+"""Fields of OpenAI Images put into ours. Pure: reads no picture. Must not do I/O."""
 
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from mezzotint.catalog import Model
 from mezzotint.errors import Fault, InvalidRequest
-from mezzotint.request import own_steps
-from mezzotint.schema import DEFAULT_STRENGTH, MAX_PREVIEW_PX, MAX_STEPS, field_of, parse
+from mezzotint.schema import DEFAULT_STRENGTH, MAX_PREVIEW_PX, MAX_STEPS, field_of
 
-# quality -> steps as a multiple of the model's own, or of those that a LoRA at work brings
+# quality -> steps as a multiple of the model's own
 QUALITIES = {"low": 0.5, "medium": 1.0, "high": 1.5, "xhigh": 2.0, "max": 3.0}
 _QUALITY_NAMES = {"auto": "medium", "standard": "medium", "hd": "high"}
-FEW_STEPS = 8  # who brings no more was made for so many
+FEW_STEPS = 8  # a model whose own steps are no more was made for so many
 
 _FORMATS = ("png", "jpeg", "webp")
 _STRENGTHS = {"high": 0.5, "low": 0.8}  # by input_fidelity
@@ -43,17 +41,10 @@ def without_nulls(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def translate(
-    fields: Mapping[str, Any],
-    model: Model,
-    models: Mapping[str, Model],
-    *,
-    is_edit: bool = False,
-    has_mask: bool = False,
-) -> Asked:
+def translate(fields: Mapping[str, Any], own_steps: int, *, is_edit: bool = False, has_mask: bool = False) -> Asked:
     """Fields that OpenAI does not have go through to our own reading. Raises InvalidRequest with every fault.
 
-    `fields` hold no null, and no picture of an edit.
+    `fields` hold no null, and no picture of an edit. `own_steps` run where nobody says how many.
     """
     faults: list[Fault] = []
     given = {field_of(name) for name in fields}
@@ -65,9 +56,8 @@ def translate(
     body |= _size(fields, faults)
     quality = _one_of(fields, "quality", (*QUALITIES, *_QUALITY_NAMES), "auto", faults)
     quality = _QUALITY_NAMES.get(quality, quality)
-    steps = own_steps(parse(body)[0], model, models)
-    if "num_inference_steps" not in given and steps > FEW_STEPS and quality != "medium":
-        body["num_inference_steps"] = max(1, int(steps * QUALITIES.get(quality, 1.0)))
+    if "num_inference_steps" not in given and own_steps > FEW_STEPS and quality != "medium":
+        body["num_inference_steps"] = max(1, int(own_steps * QUALITIES.get(quality, 1.0)))
     body |= _output(fields, faults)
     if _one_of(fields, "background", ("opaque", "auto", "transparent"), "auto", faults) == "transparent":
         faults.append(_unsupported("background", "pictures here are opaque; send opaque or auto"))
@@ -93,7 +83,7 @@ def translate(
     if faults:
         raise InvalidRequest(faults)
     if asked.stream and asked.partial_images:
-        body["preview"] = _partials(asked.partial_images, body, steps, is_edit=is_edit)
+        body["preview"] = _partials(asked.partial_images, body, own_steps, is_edit=is_edit)
     return asked
 
 

@@ -12,7 +12,8 @@ from mezzotint.catalog import Catalog, Model, fitting, thumbnail
 from mezzotint.errors import Conflict, Fault, InvalidRequest, NotFound, RunFailure, TryLater
 from mezzotint.operations.parts import Verbs
 from mezzotint.profiles import Choice
-from mezzotint.schema import nearest
+from mezzotint.request import own_steps
+from mezzotint.schema import nearest, parse
 from mezzotint.workers import wire
 from mezzotint.workers.local import LocalWorker
 
@@ -59,6 +60,10 @@ class ModelVerbs(Verbs):
             message = f"model {wanted!r} cannot be used: {found.reason}"
             raise InvalidRequest([Fault(field="model", code="model_invalid", message=message)])
         return found
+
+    def own_steps(self, model_id: str | None, body: Any) -> int:
+        """What `num_inference_steps` of a request is that does not say. Raises InvalidRequest as `checkpoint` does."""
+        return own_steps(parse(body)[0], self.checkpoint(model_id), self._parts.catalog.models)
 
     async def digests(self) -> dict[str, str | None]:
         """Of every usable model, 64 hex digits; None where it was not hashed yet."""
