@@ -21,6 +21,7 @@ import httpx2
 
 from benchmarks import machine
 from mezzotint.catalog import BUNDLED, BUNDLED_MODEL
+from mezzotint.client import Client
 
 STEPS = (10, 20, 50)
 GUIDANCE = 3.0
@@ -179,6 +180,8 @@ def main() -> None:
     flags = ["--executor", asked.executor, "--dtype", asked.dtype]
     with tempfile.TemporaryDirectory() as folder, machine.running_server(Path(folder) / "data", *flags) as url:
         asyncio.run(run_served(url, arrivals(2, None, 0)))  # loads the model
+        with Client(url) as client:
+            machine.pids_with_spare(client, BUNDLED_MODEL)  # what the spare still does would count
         rate = None
         for title in ("burst", "poisson"):
             load = arrivals(asked.count, rate, asked.seed)

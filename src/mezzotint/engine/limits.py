@@ -12,7 +12,7 @@ from mezzotint.workers import wire
 
 MAX_ROWS = 16
 ENOUGH_CALLS = 3  # before a number of rows counts as measured
-NO_GAIN = 1.10  # a row may cost so much more in a smaller call
+NO_GAIN = 1.05  # a row may cost so much more in a smaller call
 LOOK_AGAIN = 100  # calls after which one is made larger than the cap, in case the machine was busy before
 _NEW_WEIGHT = 0.2
 
