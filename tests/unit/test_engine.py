@@ -176,12 +176,6 @@ class Rig:
         return str(ended.outcome if ended.error is None else ended.error.code)
 
 
-@pytest.fixture(autouse=True)
-def _every_step_tells(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The rig's clock hardly moves."""
-    monkeypatch.setattr("mezzotint.engine.engine.TOLD_S", 0.0)
-
-
 @pytest.fixture
 def rig() -> Rig:
     return Rig()
@@ -202,22 +196,21 @@ def test_a_session_is_told_from_loading_to_its_picture(rig: Rig) -> None:
     assert ended.usage.device_s > 0
 
 
-def test_progress_alone_waits_and_then_the_newest_is_told(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mezzotint.engine.engine.TOLD_S", 10.0)
-    for name in "ab":
-        rig.submit(name, request(num_inference_steps=9))
-    while not rig.of("b", wire.Progress):
+def test_every_step_is_told_and_what_was_measured_a_bit_later(rig: Rig) -> None:
+    def measured() -> int:
+        return sum(isinstance(one, wire.Measured) and one.work.what == "step" for one, _ in rig.told)
+
+    rig.submit("a", request(num_inference_steps=9))
+    while not rig.of("a", wire.Progress):
         rig.step()
     rig.step(3)
-    assert [one.step for one in rig.of("a", wire.Progress)] == [1, 2], "told when something else was, b's first step"
-    rig.now += 10
+    assert [one.step for one in rig.of("a", wire.Progress)] == [1, 2, 3, 4]
+    assert measured() == 1, "told with what else happened before the first step"
+    rig.now += 0.25
     rig.step()
-    assert [one.step for one in rig.of("a", wire.Progress)] == [1, 2, 6]
-    assert [one.step for one in rig.of("b", wire.Progress)] == [1, 5]
+    assert measured() == 5
     rig.run()
-    assert [one.step for one in rig.of("a", wire.Progress)][-1] == 9
-    steps = [one for one, _ in rig.told if isinstance(one, wire.Measured) and one.work.what == "step"]
-    assert len(steps) == len(rig.toy.calls), "and no measurement is lost"
+    assert measured() == len(rig.toy.calls) == 9
 
 
 def test_an_image_is_shown_at_the_steps_asked_for_and_after_its_last_by_itself(rig: Rig) -> None:

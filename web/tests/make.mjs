@@ -1,7 +1,7 @@
 // What somebody does to have pictures made.
 
 import assert from "node:assert/strict";
-import { api, drawn, dropped, open, PNG, SESSIONS, tabTo } from "./tools.mjs";
+import { api, drawn, dropped, idle, open, PNG, SESSIONS, tabTo } from "./tools.mjs";
 
 export async function make({ page, url, shot }) {
   await open(page, url, "make");
@@ -108,9 +108,10 @@ export async function adapters({ page, url, shot }) {
 
 export async function restore({ page, url, shot }) {
   const hires = { scale: 1.5, strength: 0.6 };
+  await open(page, url, "make");
+  await idle(page, url);
   const [id] = await drawn(page, url, [{ prompt: "a purple teapot", seed: 99, steps: 5, scheduler: "euler", hires }]);
   const file = await PNG(page, url, id);
-  await open(page, url, "make");
   await page.getByLabel("Prompt", { exact: true }).waitFor();
   await dropped(page.locator(".make"), { name: "x.png", type: "image/png", bytes: file });
   await page.waitForFunction(() => document.querySelector("textarea").value === "a purple teapot");

@@ -18,6 +18,11 @@ export const open = async (page, url, view) => {
   await page.getByRole("navigation", { name: "Views" }).waitFor();
 };
 
+/** Until nothing runs: a picture is the same to the bit only in the same company, and others may have left some. */
+export async function idle(page, url) {
+  while ((await api(page, "GET", `${url}${SESSIONS}?active=true&limit=1`)).sessions.length) await page.waitForTimeout(100);
+}
+
 /** Sessions that have ended, without the page. */
 export async function drawn(page, url, bodies) {
   if (page.url() === "about:blank") await open(page, url, "machine");

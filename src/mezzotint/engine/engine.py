@@ -34,7 +34,6 @@ log = logging.getLogger(__name__)
 Event = tuple[wire.FromWorker, bytes]
 
 CHECK_S = 0.25  # between two checkpoints of a session
-TOLD_S = 0.05  # between two words of progress
 LOOK_S = 0.05  # that a step waits for a load, if there is nothing else to do, before the caller may look for messages
 
 
@@ -65,8 +64,6 @@ class Engine:
         self._served: dict[BatchKey, int] = {}
         self._calls = self._ends = 0
         self._call_s = 0.0  # how long the last model call took
-        self._untold: dict[str, wire.Progress] = {}  # by session
-        self._told_at = clock()
         self.phase: str | None = None  # what a blocking call is doing, for the heartbeat
 
     @property
@@ -137,9 +134,7 @@ class Engine:
             running.pausing = True
 
     def step(self) -> list[Event]:
-        """Advance one batch by one denoising step. Returns what happened, of progress the newest every `TOLD_S`; never
-        blocks on a caller.
-        """
+        """Advance one batch by one denoising step. Returns what happened; never blocks on a caller."""
         if self._loads.busy and not self._denoising():
             self.phase = "loading"
             self._loads.wait(LOOK_S)
@@ -151,18 +146,7 @@ class Engine:
             failpoints.reached("step")
             failed = self._denoise(batch)
             events += self._report(batch) if failed is None else failed
-        return self._news(events)
-
-    def _news(self, events: list[Event]) -> list[Event]:
-        """What a step tells. Progress alone waits for more: who is told takes a core from the next call."""
-        now = self._clock()
-        progress = {event.session_id: event for event, _ in events if isinstance(event, wire.Progress)}
-        if len(progress) == len(events) and now - self._told_at < TOLD_S:
-            self._untold |= progress
-            return []
-        older = [(event, b"") for session_id, event in self._untold.items() if session_id not in progress]
-        self._untold, self._told_at = {}, now
-        return [*older, *events, *self._watch.take()]
+        return events + self._watch.take(soon=any(not isinstance(event, wire.Progress) for event, _ in events))
 
     # ---- sessions in
 

@@ -9,6 +9,8 @@ import torch
 from mezzotint.engine.meter import Meter
 from mezzotint.workers import wire
 
+TOLD_S = 0.25
+
 
 class Stopwatch:
     """Collects a message for each piece of work. The first of its kind in this process is not timed when it sets things
@@ -20,6 +22,7 @@ class Stopwatch:
         self._seen: set[wire.Work] = set()
         self._known_memory: set[wire.Work] = set()
         self._told: list[wire.Measured] = []
+        self._told_at = clock()
         self.doing: tuple[wire.Work, float] | None = None  # and since when by the clock
         self.peak: int | None = None  # of the last piece
         self.seconds = 0.0
@@ -61,9 +64,14 @@ class Stopwatch:
         """What is known of the last piece of work beside its time, by the fields of Measured."""
         self._told[-1] = msgspec.structs.replace(self._told[-1], **known)
 
-    def take(self) -> list[tuple[wire.FromWorker, bytes]]:
-        """What was measured since the last time."""
-        told, self._told = self._told, []
+    def take(self, *, soon: bool) -> list[tuple[wire.FromWorker, bytes]]:
+        """What was measured since the last time. Unless `soon`, it waits for more of it, `TOLD_S` at most: each message
+        takes the API process a while, and a core from the next call.
+        """
+        now = self._clock()
+        if not soon and now - self._told_at < TOLD_S:
+            return []
+        told, self._told, self._told_at = self._told, [], now
         return [(one, b"") for one in told]
 
 
