@@ -1,5 +1,6 @@
 """Measures the most memory that was in use during a call. Must not allocate any of its own."""
 
+import contextlib
 import ctypes
 import functools
 import os
@@ -35,8 +36,9 @@ class HostMeter:
     def start(self, *, exactly: bool = False) -> int | None:
         if exactly and hasattr(self._libc, "malloc_trim"):
             self._libc.malloc_trim(0)
-        if self._reset is not None:  # else the mark counts from the start of the process: true, only less sharp
-            os.pwrite(self._reset, b"5", 0)
+        if self._reset is not None:
+            with contextlib.suppress(OSError):  # else the mark counts from the process's start: true, only less sharp
+                os.pwrite(self._reset, b"5", 0)
         return self._line(b"VmRSS:") if exactly else None
 
     def peak(self) -> int | None:

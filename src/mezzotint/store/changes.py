@@ -54,7 +54,8 @@ class Change:
     steps_resumed: int | None = None  # of a claim
 
 
-# Guards, with the parameters that they take.
+# Which row, and guards, with the parameters that they take.
+THIS = sessions.c.id == bindparam("of_session")
 OWNED = sessions.c.attempt == bindparam("of_attempt")
 UNCANCELLED = sessions.c.cancel_requested == false()
 IN_TIME = or_(  # what has started does not expire
@@ -64,8 +65,7 @@ IN_TIME = or_(  # what has started does not expire
 
 def moving(*guards: ColumnElement[bool], **sets: ColumnElement[Any]) -> Update:
     """A statement for `move`; `sets` holds columns whose new value only the database knows."""
-    row = sessions.c.id == bindparam("of_session"), sessions.c.state == bindparam("of_state")
-    statement = update(sessions).where(*row, *guards)
+    statement = update(sessions).where(THIS, sessions.c.state == bindparam("of_state"), *guards)
     return (statement.values(**sets) if sets else statement).returning(sessions.c.attempt)
 
 
@@ -151,8 +151,7 @@ def expire(work: Work, session_id: str, now: float) -> None:
     move(work, change, _EXPIRE, at_time=now, spans=spans, error=error)
 
 
-_THIS = sessions.c.id == bindparam("of_session")
-_FLAGS = select(sessions.c.cancel_requested, sessions.c.pause_requested).where(_THIS).with_for_update()
+_FLAGS = select(sessions.c.cancel_requested, sessions.c.pause_requested).where(THIS).with_for_update()
 _COUNT = select(func.count()).select_from(sessions).where(sessions.c.state.in_(bindparam("states", expanding=True)))
 
 
@@ -179,7 +178,7 @@ def pictures_of(connection: Connection, session_ids: Collection[str]) -> dict[st
     return {session_id: None if kept is None else frozenset(kept) for session_id, kept in known.items()}
 
 
-_SESSION = select(sessions).where(_THIS)
+_SESSION = select(sessions).where(THIS)
 _PICTURES = select(images).where(images.c.session_id == bindparam("of_session")).order_by(images.c.idx)
 
 

@@ -18,6 +18,7 @@ from mezzotint.store.changes import (
     ANYWAY,
     IN_TIME,
     OWNED,
+    THIS,
     UNCANCELLED,
     Change,
     Work,
@@ -56,9 +57,10 @@ _FINISH = moving(OWNED, UNCANCELLED)
 _PAUSE = moving(OWNED, UNCANCELLED, sessions.c.pause_requested == true())
 _NEVER_BEGAN = moving(sessions.c.attempt == 0)
 
-_THIS = sessions.c.id == bindparam("of_session")
-_STATE = select(sessions.c.state).where(_THIS).with_for_update()
-_DRAWS = select(sessions.c.id).where(_THIS, sessions.c.state == State.RUNNING, UNCANCELLED, OWNED).with_for_update()
+_RUNNING = THIS, sessions.c.state == State.RUNNING
+_STATE = select(sessions.c.state).where(THIS).with_for_update()
+_DRAWS = select(sessions.c.id).where(*_RUNNING, UNCANCELLED, OWNED).with_for_update()
+_WARNED = select(sessions.c.warnings).where(*_RUNNING, OWNED).with_for_update()
 _AT_INDEX = images.c.session_id == bindparam("of_session"), images.c.idx == bindparam("of_index")
 _DRAWN = select(images.c.sha256).where(*_AT_INDEX)
 _IMAGE = insert(images)
@@ -308,12 +310,12 @@ class Store:
         if not plain(session_id):
             return None
         failpoints.reached("cancel.before_update")
-        row = sessions.c.id == session_id
+        of = {"of_session": session_id}
 
         def run(work: Work) -> tuple[str | None, Session | None]:
-            state = work.connection.scalar(_STATE, {"of_session": session_id})
+            state = work.connection.scalar(_STATE, of)
             if state == State.RUNNING:
-                work.connection.execute(update(sessions).where(row).values(cancel_requested=True))
+                work.connection.execute(update(sessions).where(THIS), of | {"cancel_requested": True})
             elif state in (State.QUEUED, State.PAUSED):
                 values = {} if spans is None else {"spans": dict(spans)}
                 move(work, Change(session_id, State(state), State.CANCELLED, "cancel", now), ANYWAY, **values)
@@ -331,10 +333,10 @@ class Store:
         """
         if not plain(session_id):
             return None
-        row = sessions.c.id == session_id, sessions.c.state == State.RUNNING, UNCANCELLED
+        asked = {"of_session": session_id, "pause_requested": True}
 
         def run(work: Work) -> Session | None:
-            work.connection.execute(update(sessions).where(*row).values(pause_requested=True))
+            work.connection.execute(update(sessions).where(*_RUNNING, UNCANCELLED), asked)
             return find(work.connection, session_id)
 
         return await self._database.write(run)
@@ -376,13 +378,13 @@ class Store:
 
     async def add_warning(self, session_id: str, *, attempt: int, warning: dict[str, Any]) -> bool:
         """Record a warning of the running attempt. False when it is known, or comes too late."""
-        row = sessions.c.id == session_id, sessions.c.state == State.RUNNING, sessions.c.attempt == attempt
+        of = {"of_session": session_id, "of_attempt": attempt}
 
         def run(work: Work) -> bool:
-            known = work.connection.scalar(select(sessions.c.warnings).where(*row).with_for_update())
+            known = work.connection.scalar(_WARNED, of)
             if known is None or warning in known:
                 return False
-            work.connection.execute(update(sessions).where(*row).values(warnings=(*known, warning)))
+            work.connection.execute(update(sessions).where(*_RUNNING, OWNED), of | {"warnings": (*known, warning)})
             work.tell(session_id, "warning", warning)
             return True
 

@@ -83,8 +83,7 @@ class Worker:
                 if taken is None:
                     os._exit(0)
                 self._take(engine, *taken)
-            if told := engine.step():
-                self._send(b"".join(wire.frame(message, blob) for message, blob in told))
+            self._send(b"".join(wire.frame(message, blob) for message, blob in engine.step()))
             self._moved = time.monotonic()
 
     def send(self, message: wire.FromWorker, blob: bytes = b"") -> None:
