@@ -36,8 +36,8 @@ _SET = {
     # Keep freed pages: glibc gives them back after every layer otherwise, and faults them in again.
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(16 << 30),
-    # A thread without work looks for more for about a millisecond, which outlasts the gaps within a model call. Unset
-    # it is ten times as long: then the core is not free either for what happens between two calls.
+    # A thread without work looks for more for a third of a millisecond (decision 007), which outlasts the gaps within a
+    # model call. Unset it is 15 times as long: then its core is not free either for what happens between two calls.
     "GOMP_SPINCOUNT": "20000",
 }
 
