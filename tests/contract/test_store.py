@@ -131,6 +131,7 @@ async def test_a_stale_attempt_changes_nothing(store: Store, attempt: int) -> No
         assert await finish(store, state, attempt) is None
     assert await requeue(store, attempt) is None
     assert await store.add_image(ID, attempt=attempt, image=image()) is False
+    assert await store.add_warning(ID, attempt=attempt, warning={"code": "late"}) is False
     assert await known(store) == before
     assert await store.transitions(ID) == history
     assert await finish(store, SUCCEEDED, 2) is not None

@@ -20,6 +20,7 @@ def test_the_model_calls_of_a_request_are_known_ahead(scheduler: str, strength: 
 def test_samplers_made_alike_share_no_state(scheduler: str) -> None:
     """They come from one template: the second goes as it would have gone without the first."""
     asked, config = request(scheduler=scheduler, num_inference_steps=6), {"num_train_timesteps": 1000}
+    longer = request(scheduler=scheduler, num_inference_steps=9)  # at other timesteps
     output, latents = torch.full((1, 4, 4, 4), 0.1), torch.ones(1, 4, 4, 4)
 
     def step(sampler: Sampler, moved: torch.Tensor) -> torch.Tensor:
@@ -34,6 +35,8 @@ def test_samplers_made_alike_share_no_state(scheduler: str) -> None:
             moved = step(sampler, moved)
         return moved
 
+    waiting = Sampler(asked, config, 3)
     alone = drawn(None)
-    assert torch.equal(drawn(Sampler(asked, config, 2)), alone)
+    assert waiting.state()["scheduler"] == {}, "nothing of it has changed"
+    assert torch.equal(drawn(Sampler(longer, config, 2)), alone)
     assert torch.equal(drawn(None), alone)
