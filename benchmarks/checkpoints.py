@@ -23,6 +23,7 @@ from mezzotint.checkpoints import Checkpoint, Checkpoints
 from mezzotint.engine import engine as engine_module
 from mezzotint.engine.engine import Engine
 from mezzotint.engine.meter import HostMeter
+from mezzotint.families import products
 from mezzotint.families.sd import StableDiffusion
 from mezzotint.frames import HEAD_BYTES
 from mezzotint.workers import wire
@@ -39,7 +40,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--turns", type=int, default=12)
     turns = parser.parse_args().turns
-    torch.set_float32_matmul_precision("medium")
+    products.choose()
     torch.set_grad_enabled(False)
     torch.set_num_threads(1)
     family = StableDiffusion(BUNDLED / BUNDLED_MODEL, torch.device("cpu"), torch.float32)

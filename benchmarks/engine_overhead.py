@@ -16,6 +16,7 @@ from mezzotint.catalog import BUNDLED, BUNDLED_MODEL
 from mezzotint.config import load_settings
 from mezzotint.engine.engine import Engine
 from mezzotint.engine.meter import HostMeter
+from mezzotint.families import products
 from mezzotint.families.sd import StableDiffusion
 from mezzotint.request import World, resolve
 from mezzotint.schema import parse
@@ -41,7 +42,7 @@ class Timed:
 
 
 def main() -> None:
-    torch.set_float32_matmul_precision("medium")
+    products.choose()
     torch.set_grad_enabled(False)
     path = BUNDLED / BUNDLED_MODEL
     family = StableDiffusion(path, torch.device("cpu"), torch.float32)

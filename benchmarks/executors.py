@@ -19,6 +19,7 @@ from mezzotint.catalog import BUNDLED, BUNDLED_MODEL, Catalog
 from mezzotint.config import load_settings
 from mezzotint.devices import default_threads
 from mezzotint.engine import executors, probe
+from mezzotint.families import products
 from mezzotint.families.sd import StableDiffusion
 
 ROUNDS, IMAGES, LATENTS = 15, (1, 2, 4, 8), 16
@@ -31,7 +32,7 @@ def main() -> None:
     graphs = profiles.graphs_of(settings.cache, catalog.digest(catalog.models[BUNDLED_MODEL]))
     torch.set_num_threads(threads)
     torch.set_grad_enabled(False)
-    torch.set_float32_matmul_precision("medium")
+    products.choose()
     executors.import_openvino()
     loads, memory, found = {}, {}, {}
     for executor, dtype in profiles.CANDIDATES["cpu"]:

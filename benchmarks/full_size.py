@@ -33,7 +33,8 @@ from torch.utils.flop_counter import FlopCounterMode
 with FlopCounterMode(display=False) as counted:
     draw()
 from mezzotint.engine.speed import gflops
-torch.set_float32_matmul_precision("medium")  # the faster of the two here
+from mezzotint.families import products
+products.choose()
 print(counted.get_total_flops() / gflops(torch.device("cpu"), torch.float32) / 1e9)
 """
 

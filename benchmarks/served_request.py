@@ -2,7 +2,8 @@
 process without server, engine or picture file, in a worker's environment with the same executor and dtype.
 
 Turn by turn in one run: `python -m benchmarks.served_request`, after `mezzotint models tune icons` also with
-`--executor auto --dtype auto`.
+`--executor auto --dtype auto`. The same calls take several hundredths more in one process than in another, so both
+sides begin anew for each round.
 
 The calls are: the prompt's encoding, new each time (the negative one is remembered), one of the UNet a step, and the
 decoding. A request counts from its sending to the answer that it succeeded.
@@ -28,6 +29,7 @@ from mezzotint.devices import default_threads
 from mezzotint.workers.local import environment
 
 BAR = 0.05
+WARM_UP = 2  # turns
 
 
 def bare(asked: argparse.Namespace) -> None:
@@ -38,13 +40,14 @@ def bare(asked: argparse.Namespace) -> None:
     import torch
 
     from mezzotint.engine import executors
+    from mezzotint.families import products
     from mezzotint.families.base import Prompt, Rows
     from mezzotint.families.sd import StableDiffusion
 
     threads, settings = default_threads(), load_settings()
     torch.set_num_threads(threads)
     torch.set_grad_enabled(False)
-    torch.set_float32_matmul_precision("medium")  # as a worker does
+    products.choose()
     catalog = Catalog((), settings.cache)
     catalog.scan()
     graphs = profiles.graphs_of(settings.cache, catalog.digest(catalog.models[BUNDLED_MODEL]))
@@ -73,7 +76,8 @@ def bare(asked: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("--runs", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--turns", type=int, default=9)
     parser.add_argument("--executor", default="torch")
     parser.add_argument("--dtype", default="float32")
     parser.add_argument("--bare", action="store_true", help=argparse.SUPPRESS)
@@ -81,6 +85,29 @@ def main() -> None:
     if asked.bare:
         bare(asked)
         return
+    times: dict[str, list[float]] = {"bare": [], "served": []}
+    rounds = []
+    for _ in range(asked.rounds):
+        ran, taken = _round(asked)
+        rounds.append(_added(taken))
+        for name, seconds in taken.items():
+            times[name] += seconds
+    added = _added(times)
+    print(
+        f"{machine.describe()}, {ran['executor']} {ran['dtype']}, {asked.steps} steps, "
+        f"median of {asked.rounds} rounds of {asked.turns} turns"
+    )
+    for name, seconds in times.items():
+        median = statistics.median(seconds)
+        print(f"{name:8}{median * 1000:8.1f} ms  ({min(seconds) * 1000:.1f} to {max(seconds) * 1000:.1f})")
+    each = ", ".join(f"{100 * one:.1f}" for one in rounds)
+    print(f"serving adds {100 * added:.1f} % (by round: {each}); the bar is {100 * BAR:.0f} %")
+    kept = {"executor": ran["executor"], "dtype": ran["dtype"], "steps": asked.steps, "added": added}
+    machine.keep("served_request", kept | {"rounds": rounds, "times_s": times})
+
+
+def _round(asked: argparse.Namespace) -> tuple[dict[str, str], dict[str, list[float]]]:
+    """Of a server and a peer that begin anew. With what it ran, and the seconds of each turn."""
     with (
         tempfile.TemporaryDirectory() as folder,
         machine.running_server(Path(folder) / "data", "--executor", asked.executor, "--dtype", asked.dtype) as url,
@@ -96,20 +123,17 @@ def main() -> None:
         with subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment()
         ) as peer:
-            for run in range(asked.runs + 2):
-                prompt = f"a rocket of size {run}"
+            for turn in range(WARM_UP + asked.turns):
+                prompt = f"a rocket of size {turn}"
                 taken = {"bare": _bare(peer, prompt), "served": _served(http, prompt, asked.steps)}
-                if run >= 2:
+                if turn >= WARM_UP:
                     for name, seconds in taken.items():
                         times[name].append(seconds)
-    medians = {name: statistics.median(taken) for name, taken in times.items()}
-    added = statistics.median(served / bare - 1 for bare, served in zip(*times.values(), strict=True))
-    print(f"{machine.describe()}, {ran['executor']} {ran['dtype']}, {asked.steps} steps, median of {asked.runs} turns")
-    for name, median in medians.items():
-        print(f"{name:8}{median * 1000:8.1f} ms  ({min(times[name]) * 1000:.1f} to {max(times[name]) * 1000:.1f})")
-    print(f"serving adds {100 * added:.1f} %; the bar is {100 * BAR:.0f} %")
-    kept = {"executor": ran["executor"], "dtype": ran["dtype"], "steps": asked.steps, "added": added, "times_s": times}
-    machine.keep("served_request", kept)
+    return ran, times
+
+
+def _added(times: dict[str, list[float]]) -> float:
+    return statistics.median(served / bare - 1 for bare, served in zip(*times.values(), strict=True))
 
 
 def _bare(peer: "subprocess.Popen[str]", prompt: str) -> float:

@@ -45,7 +45,7 @@ class _Log:
     last_id: int = 0
     stored: deque[Event] = field(default_factory=lambda: deque(maxlen=KEPT))
     listeners: set[asyncio.Queue[Event | None]] = field(default_factory=set)
-    ended: bool = False
+    over: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Events:
@@ -98,7 +98,7 @@ class Events:
         for feed in list(self._feeds):
             _hand(feed, self._feeds, (session_id, event), kind, PREVIEWS_OF_ALL)
         if kind == "end":
-            log.ended = True
+            log.over.set()
             self._ended(data)
             self._over[session_id] = None
             if len(self._over) > KEPT_ENDED:
@@ -128,6 +128,10 @@ class Events:
         """
         return self._follow(self._log(session_id), after)
 
+    async def over(self, session_id: str) -> None:
+        """Until it has ended. A session that is not known must not have."""
+        await self._log(session_id).over.wait()
+
     def _log(self, session_id: str) -> _Log:
         return self._logs.setdefault(session_id, _Log(last_id=self._above))
 
@@ -135,7 +139,7 @@ class Events:
         for event in [event for event in log.stored if event.id > after]:
             yield event
             after = event.id
-        if log.ended:
+        if log.over.is_set():
             return
         listener: asyncio.Queue[Event | None] = asyncio.Queue(maxsize=BACKLOG)
         for event in log.stored:  # what came while the caller took the replay

@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass, field, replace
 
 from mezzotint.errors import ErrorInfo
-from mezzotint.session import ImageRecord, Preview, Progress, Session, Usage
+from mezzotint.session import ImageRecord, Preview, Progress, Session, State, Usage
 from mezzotint.workers import wire
 from mezzotint.workers.local import LocalWorker
 
@@ -36,6 +36,11 @@ class Live:
     @property
     def images_left(self) -> int:
         return self.session.request.num_images - len(self.images)
+
+    @property
+    def has_succeeded(self) -> bool:
+        """By what its worker said, if the disk takes what is unstored still."""
+        return self.ending is not None and self.ending.outcome == State.SUCCEEDED and self.store_error is None
 
     @property
     def usage_so_far(self) -> Usage:

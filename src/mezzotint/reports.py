@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import time
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import replace
@@ -83,13 +84,15 @@ class Reports:
                 self._keep_state(live, message, blob)
             case wire.ImageDone():
                 live.unstored.append((message, blob))
-                await self._keep_images(live)
+                if live.images_left > len(live.unstored):  # the last is recorded with the end, which follows it
+                    await self._keep_images(live)
             case wire.Paused():
                 await self._pause(live, message)
             case wire.Ended():
                 live.ending = message
-                if not live.unstored:
-                    await self._end(live, message)
+                await self._keep_images(live)
+                if not live.unstored and self._lives.get(session_id) is live:
+                    await self._end(live)
 
     def _show(self, live: Live, message: wire.Preview, file: bytes) -> None:
         live.preview = Preview(
@@ -147,7 +150,7 @@ class Reports:
             live.unstored.clear()
         live.waits_for_disk = False
         if live.ending is not None and self._lives.get(live.session.id) is live:
-            await self._end(live, live.ending)
+            await self._end(live)
 
     async def _keep_unstored(self, live: Live) -> None:
         """Raises TryLater; then those from the first that was not taken on are still there."""
@@ -166,7 +169,10 @@ class Reports:
                 bytes=len(file),
                 sha256=sha256,
             )
-            if await self._store.add_image(live.session.id, attempt=live.session.attempt, image=image):
+            if len(live.unstored) == 1 and live.ending is not None and live.has_succeeded:
+                live.usage = live.ending.usage
+                await self._write_end(live, State.SUCCEEDED, None, image)
+            elif await self._store.add_image(live.session.id, attempt=live.session.attempt, image=image):
                 live.images[image.index] = image
                 live.usage, live.has_moved = message.usage, True
             del live.unstored[:1]
@@ -188,42 +194,46 @@ class Reports:
         await self._insist(write)
         self._changed()
 
-    async def _end(self, live: Live, message: wire.Ended) -> None:
-        state, error = State(message.outcome), message.error
+    async def _end(self, live: Live) -> None:
+        assert live.ending is not None  # noqa: S101  invariant
+        state, error = State(live.ending.outcome), live.ending.error
         if live.timed_out and state is State.CANCELLED and not live.session.cancel_requested:
             limit = live.session.request.timeout_s
             state, error = State.FAILED, ErrorInfo(code="timeout", message=f"ran longer than {limit:g} s")
         if state is State.SUCCEEDED and live.store_error is not None:
             state, error = State.FAILED, live.store_error
-        live.usage = message.usage
+        live.usage = live.ending.usage
         await self._finish(live, state, error)
-        self._changed()
 
     async def _finish(self, live: Live, state: State, error: ErrorInfo | None) -> None:
+        await self._insist(functools.partial(self._write_end, live, state, error))
+
+    async def _write_end(
+        self, live: Live, state: State, error: ErrorInfo | None, image: ImageRecord | None = None
+    ) -> None:
+        """Raises TryLater; then it has not ended."""
         session_id, attempt, spans = live.session.id, live.session.attempt, live.spans_now()
         usage = live.usage_so_far
         now = time.time()
-
-        async def write() -> None:
+        ended = await self._store.finish(
+            session_id,
+            attempt=attempt,
+            state=state,
+            now=now,
+            spans=spans,
+            usage=usage,
+            image=image,
+            warnings=live.session.warnings,
+            error=error,
+        )
+        if ended is None and state is not State.CANCELLED:  # a cancel came first: it was promised
             ended = await self._store.finish(
-                session_id,
-                attempt=attempt,
-                state=state,
-                now=now,
-                spans=spans,
-                usage=usage,
-                warnings=live.session.warnings,
-                error=error,
+                session_id, attempt=attempt, state=State.CANCELLED, now=now, spans=spans, usage=usage
             )
-            if ended is None and state is not State.CANCELLED:  # a cancel came first: it was promised
-                ended = await self._store.finish(
-                    session_id, attempt=attempt, state=State.CANCELLED, now=now, spans=spans, usage=usage
-                )
-            self._lives.pop(session_id, None)
-            if ended is not None:
-                self.ended(ended)
-
-        await self._insist(write)
+        self._lives.pop(session_id, None)
+        if ended is not None:
+            self.ended(ended)
+        self._changed()
 
     async def _insist(self, write: Callable[[], Awaitable[None]]) -> None:
         """What has happened must be written, however long the database is busy or full; nobody waits for a retry."""

@@ -53,10 +53,12 @@ async def known(store: Store, session_id: str = ID) -> Session:
     return session
 
 
-async def finish(store: Store, state: State, attempt: int = 1, session_id: str = ID) -> Session | None:
+async def finish(
+    store: Store, state: State, attempt: int = 1, session_id: str = ID, last: ImageRecord | None = None
+) -> Session | None:
     error = LOST if state is FAILED else None
     return await store.finish(
-        session_id, attempt=attempt, state=state, now=300.0, spans=SPANS, usage=USAGE, error=error
+        session_id, attempt=attempt, state=state, now=300.0, spans=SPANS, usage=USAGE, image=last, error=error
     )
 
 

@@ -259,6 +259,23 @@ async def test_no_picture_appears_after_a_cancel_was_answered(store: Store) -> N
     assert (await known(store)).images == (image(0),)
 
 
+async def test_the_last_picture_comes_with_the_end_or_not_at_all(store: Store) -> None:
+    await running(store)
+    await store.add_image(ID, attempt=1, image=image(0))
+    assert await finish(store, SUCCEEDED, attempt=2, last=image(1)) is None
+    assert (await known(store)).images == (image(0),)
+    ended = await finish(store, SUCCEEDED, last=image(1))
+    assert ended is not None
+    assert (ended.state, ended.images) == (SUCCEEDED, (image(0), image(1)))
+
+
+async def test_the_last_picture_does_not_come_after_a_cancel(store: Store) -> None:
+    await running(store)
+    await store.request_cancel(ID, now=250.0)
+    assert await finish(store, SUCCEEDED, last=image()) is None
+    assert (await known(store)).images == ()
+
+
 async def test_a_picture_needs_a_running_session(store: Store) -> None:
     await add(store)
     assert await store.add_image(ID, attempt=0, image=image()) is False

@@ -129,27 +129,33 @@ class Agreement(RuleBasedStateMachine):
 
     @rule(session_id=SESSION, off=OFF, index=st.sampled_from([0, 1]))
     def store_image(self, session_id: str, off: int, index: int) -> None:
-        attempt, data = self.model.rows[session_id].attempt + off, TRUTH[index]
-        sha256 = self.run(Blobs(self.data / "sessions").put(session_id, data))
-        image = ImageRecord(
-            index=index, seed=index, width=SIZE[0], height=SIZE[1], format="png", bytes=len(data), sha256=sha256
-        )
+        attempt, image = self.model.rows[session_id].attempt + off, self.drawn(session_id, index)
         kept = self.run(self.store.add_image(session_id, attempt=attempt, image=image))
         assert kept == self.model.add_image(session_id, attempt, index)
 
+    def drawn(self, session_id: str, index: int) -> ImageRecord:
+        data = TRUTH[index]
+        sha256 = self.run(Blobs(self.data / "sessions").put(session_id, data))
+        return ImageRecord(
+            index=index, seed=index, width=SIZE[0], height=SIZE[1], format="png", bytes=len(data), sha256=sha256
+        )
+
     @rule(session_id=SESSION, off=OFF)
     def succeed(self, session_id: str, off: int) -> None:
-        for index in range(len(TRUTH)):
+        *others, last = range(len(TRUTH))
+        for index in others:
             self.store_image(session_id, off, index)
-        self.finish(session_id, off, State.SUCCEEDED)
+        self.finish(session_id, off, State.SUCCEEDED, self.drawn(session_id, last))
 
     @rule(session_id=SESSION, off=OFF, state=st.sampled_from([State.FAILED, State.CANCELLED]))
-    def finish(self, session_id: str, off: int, state: State) -> None:
+    def finish(self, session_id: str, off: int, state: State, last: ImageRecord | None = None) -> None:
         attempt, error = self.model.rows[session_id].attempt + off, LOST if state is State.FAILED else None
         call = self.store.finish(
-            session_id, attempt=attempt, state=state, now=self.now, spans={}, usage=Usage(), error=error
+            session_id, attempt=attempt, state=state, now=self.now, spans={}, usage=Usage(), image=last, error=error
         )
         cause = error.code if error else state.value
+        if last is not None:
+            self.model.add_image(session_id, attempt, last.index)
         self.agree(call, self.model.finish(session_id, attempt, state, cause, self.now))
 
     @rule(session_id=SESSION, off=OFF)

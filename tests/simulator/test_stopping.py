@@ -16,7 +16,7 @@ from tests.simulator.worker import PlayedWorker
 from tests.simulator.world import World
 
 IDS = [f"ses_{number}" for number in range(8)]
-ASKED = request(num_inference_steps=1000)
+ASKED = request(num_inference_steps=1000, num_images=2)
 
 
 def stopped(data: Path, says: Callable[[World, PlayedWorker], None]) -> dict[str, str]:

@@ -5,6 +5,8 @@ import random
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import pytest
+
 from mezzotint.reports import AGAIN_S, STORING_S
 from mezzotint.request import Resolved
 from mezzotint.session import Session, State
@@ -19,7 +21,8 @@ ID = "ses_1"
 class Storing:
     """A server whose one session is drawn and cannot be stored."""
 
-    def __init__(self, data: Path) -> None:
+    def __init__(self, data: Path, pictures: int) -> None:
+        self.pictures = pictures
         self.world = World(random.Random(1))
         self.world.echoes = self.world.bad_starts = 0.0
         self.server = Server(data, self.world, ("cpu:0",))
@@ -27,7 +30,7 @@ class Storing:
     async def begin(self) -> None:
         await self.server.start()
         self.world.full_until = float("inf")
-        await self.server.dispatcher.accept(ID, Resolved(request=request(num_images=2), warnings=()))
+        await self.server.dispatcher.accept(ID, Resolved(request=request(num_images=self.pictures), warnings=()))
         while (await self.now()).progress.phase != "storing":
             await asyncio.sleep(0.1)
 
@@ -44,9 +47,9 @@ class Storing:
         return session, self.world.now - began
 
 
-def in_virtual_time(data: Path, play: Callable[[Storing], Awaitable[None]]) -> None:
+def in_virtual_time(data: Path, play: Callable[[Storing], Awaitable[None]], pictures: int = 2) -> None:
     async def whole() -> None:
-        storing = Storing(data)
+        storing = Storing(data, pictures)
         await storing.begin()
         await play(storing)
         await storing.server.stop(0.0)
@@ -57,17 +60,19 @@ def in_virtual_time(data: Path, play: Callable[[Storing], Awaitable[None]]) -> N
         loop.close()
 
 
-def test_a_picture_waits_for_a_full_disk(tmp_path: Path) -> None:
+@pytest.mark.parametrize("pictures", [1, 2])  # the last is recorded with the end
+def test_a_picture_waits_for_a_full_disk(tmp_path: Path, pictures: int) -> None:
     async def play(storing: Storing) -> None:
         storing.world.full_until = storing.world.now + STORING_S / 2
         ended, _ = await storing.end()
-        assert (ended.state, len(ended.images), ended.attempt) == (State.SUCCEEDED, 2, 1)
+        assert (ended.state, len(ended.images), ended.attempt) == (State.SUCCEEDED, pictures, 1)
         assert ended.spans["storing"] >= STORING_S / 2
 
-    in_virtual_time(tmp_path, play)
+    in_virtual_time(tmp_path, play, pictures)
 
 
-def test_but_not_for_ever(tmp_path: Path) -> None:
+@pytest.mark.parametrize("pictures", [1, 2])
+def test_but_not_for_ever(tmp_path: Path, pictures: int) -> None:
     async def play(storing: Storing) -> None:
         ended, after_s = await storing.end()
         assert ended.state is State.FAILED
@@ -75,7 +80,7 @@ def test_but_not_for_ever(tmp_path: Path) -> None:
         assert (ended.error.code, ended.error.phase, ended.error.retryable) == ("storage_full", "storing", True)
         assert STORING_S - 2.0 <= after_s <= STORING_S + 2.0
 
-    in_virtual_time(tmp_path, play)
+    in_virtual_time(tmp_path, play, pictures)
 
 
 def test_a_cancel_does_not_wait_for_the_disk(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 import gc
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +194,29 @@ def test_a_session_is_told_from_loading_to_its_picture(rig: Rig) -> None:
     (ended,) = rig.of("a", wire.Ended)
     assert (ended.outcome, ended.usage.steps_run) == ("succeeded", 3)
     assert ended.usage.device_s > 0
+
+
+def test_what_ends_together_leaves_together_for_as_long_as_a_call_takes(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def taking(seconds: float, work: Callable[[Any], Tensor]) -> Callable[[Any], Tensor]:
+        def run(given: Any) -> Tensor:
+            rig.now += seconds
+            return work(given)
+
+        return run
+
+    monkeypatch.setattr(rig.toy, "predict", taking(1.0, rig.toy.predict))
+    monkeypatch.setattr(rig.toy, "decode", taking(0.4, rig.toy.decode))
+    for name in "abcd":
+        rig.submit(name, request(num_inference_steps=3, guidance_scale=1.0))
+    while not all(rig.of(name, wire.Progress) and rig.of(name, wire.Progress)[-1].step == 3 for name in "abcd"):
+        rig.step()
+    left = []
+    while not rig.engine.idle:
+        rig.step()
+        left.append(sum(len(rig.of(name, wire.Ended)) for name in "abcd"))
+    assert left == [4], "one, and three more within the second of a call"
 
 
 def test_every_step_is_told_and_what_was_measured_a_bit_later(rig: Rig) -> None:

@@ -30,6 +30,18 @@ async def test_a_listener_sees_everything_from_when_it_came_until_the_end() -> N
     assert await listening == [(1, "state"), (2, "progress"), (3, "image"), (4, "end")]
 
 
+async def test_who_waits_for_the_end_hears_of_nothing_else() -> None:
+    events = Events()
+    over = asyncio.create_task(events.over("s"))
+    for kind in ("state", "progress", "image"):
+        events.tell("s", kind, {})
+        await asyncio.sleep(0)
+    assert not over.done()
+    events.tell("s", "end", {})
+    await asyncio.wait_for(over, 1.0)
+    await asyncio.wait_for(events.over("s"), 1.0)
+
+
 async def test_a_slow_listener_loses_progress_but_no_stored_event() -> None:
     events = Events()
     events.tell("s", "state", {})

@@ -87,6 +87,7 @@ ALLOWED: dict[str, set[str]] = {
     "engine.convert": {"engine", "families", "profiles", "workers.imports", "workers.limits"},
     "engine.tune": {"engine", "families", "profiles", "request", "workers"},
     "families": {"", "families", "headers", "single_file"},
+    "families.products": {"profiles"},
     "devices": {"workers.base"},
     "placing": set(),
     "line": {"session"},

@@ -1,7 +1,7 @@
 """The step loop: sessions in, events out, one batch and one step at a time.
 
 Owns no process, socket or file: it is handed a loader and an encoder, and returns wire messages. Each call of `step`
-is bounded: at most one load or encoding, one decoding and one model call.
+is bounded: one model call, and before it encoding and decoding that take about as long each.
 """
 
 import logging
@@ -140,7 +140,7 @@ class Engine:
             self._loads.wait(LOOK_S)
             self.phase = None
         events = self._drop_cancelled() + self._drop_pausing()
-        events += self._take_loaded() + self._loads.begin_asked(self._submits) + self._admit() + self._decode_one()
+        events += self._take_loaded() + self._loads.begin_asked(self._submits) + self._admit() + self._decode_done()
         batch = pick_batch(self._denoising(), self._served, self.limits.rows)
         if batch is not None:
             failpoints.reached("step")
@@ -424,6 +424,16 @@ class Engine:
         return events
 
     # ---- pictures out
+
+    def _decode_done(self) -> list[Event]:
+        """One, and then more for as long as a model call takes: those that ended together leave together."""
+        events = self._decode_one()
+        if not events:
+            return []
+        until = self._clock() + self._call_s
+        while self._clock() < until and (told := self._decode_one()):
+            events += told
+        return events
 
     def _decode_one(self) -> list[Event]:
         for running in [one for one in self._sessions.values() if not self._waits(one)]:

@@ -102,4 +102,4 @@ class Limits:
 
 
 def _shape(key: BatchKey) -> BatchKey:
-    return replace(key, alone="")
+    return replace(key, alone="") if key.alone else key

@@ -61,6 +61,7 @@ def measure(subject: Subject, refused: str | None) -> Profile:
     from mezzotint.engine import executors
     from mezzotint.engine.memory import give_back
     from mezzotint.engine.stopwatch import why
+    from mezzotint.families import products
     from mezzotint.families.table import implementation
 
     kind = subject.device.partition(":")[0]
@@ -68,7 +69,7 @@ def measure(subject: Subject, refused: str | None) -> Profile:
     torch.set_num_threads(subject.threads)
     torch.set_grad_enabled(False)
     if kind == "cpu":
-        torch.set_float32_matmul_precision("medium")  # as a worker does
+        products.choose()
 
     def loaded(dtype: torch.dtype) -> Any:
         vae = Path(subject.vae) if subject.vae else None

@@ -17,6 +17,7 @@ from mezzotint.families.control import DiffusersControlNet, add_up
 from mezzotint.families.layouts import layout_of
 from mezzotint.families.lora import Adapted, Lora, read_lora
 from mezzotint.families.packing import pack
+from mezzotint.families.products import BY_MKL
 from mezzotint.families.weights import load_module, module_bytes
 
 Chunk = list[tuple[int, float]]  # tokens of one window with their weights
@@ -40,7 +41,7 @@ class StableDiffusion:
         self.device, self.dtype = device, dtype
         self.layout = layout_of(path)
         self.unet = load_module(UNet2DConditionModel, self.layout, "unet", device, dtype)
-        if device.type == "cpu":
+        if device.type == "cpu" and not BY_MKL:
             self.unet.set_attn_processor(_SizedAttention())
         if dtype != torch.float32:
             self.unet.to(memory_format=torch.channels_last)
@@ -192,8 +193,8 @@ class Framed:
 
 
 class _SizedAttention:
-    """On a CPU plain attention is a sixth faster than the fused kernel for short sequences (measured on the bundled
-    model: a step of two rows in 33 ms for 40 ms), and needs memory by the square of long ones."""
+    """Beside oneDNN's products plain attention is a sixth faster than the fused kernel for short sequences (measured on
+    the bundled model: a step of two rows in 33 ms for 40 ms), and needs memory by the square of long ones."""
 
     def __init__(self) -> None:
         self._plain, self._fused = AttnProcessor(), AttnProcessor2_0()

@@ -190,8 +190,7 @@ class SessionVerbs(Verbs):
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limit_s):
                 while not session.ended:
-                    async for _ in self._parts.events.follow(session_id):
-                        pass
+                    await self._parts.events.over(session_id)
                     session = await self.get(session_id)
         return session if session.ended else await self.get(session_id)
 

@@ -262,13 +262,14 @@ class Store:
         now: float,
         spans: Mapping[str, float],
         usage: Usage,
+        image: ImageRecord | None = None,
         warnings: Sequence[dict[str, Any]] | None = None,
         error: ErrorInfo | None = None,
         cause: str = "",
     ) -> Session | None:
         """Running to its end. A pending cancel wins over success and failure: they come too late.
 
-        `warnings` replaces those of the acceptance; None keeps them.
+        `image` is recorded with it, as add_image does. `warnings` replaces those of the acceptance; None keeps them.
         """
         if state not in (State.SUCCEEDED, State.FAILED, State.CANCELLED):
             raise ValueError(f"a running session cannot finish as {state}")
@@ -279,6 +280,8 @@ class Store:
             values["warnings"] = tuple(warnings)
 
         def run(work: Work) -> Session | None:
+            if image is not None:
+                _record(work, session_id, attempt, image)
             ended = move(work, change, statement, of_attempt=attempt, **values)
             failpoints.reached("store.before_commit")
             return ended
@@ -362,19 +365,7 @@ class Store:
 
         False, too, once a cancel is pending: nothing appears after its answer.
         """
-        of = {"of_session": session_id}
-
-        def run(work: Work) -> bool:
-            if work.connection.scalar(_DRAWS, of | {"of_attempt": attempt}) is None:
-                return False
-            sha256 = work.connection.scalar(_DRAWN, of | {"of_index": image.index})
-            if sha256 is not None:
-                return bool(sha256 == image.sha256)
-            work.connection.execute(_IMAGE, rows.of_image(session_id, image))
-            work.tell(session_id, "image", image)
-            return True
-
-        return await self._database.write(run)
+        return await self._database.write(lambda work: _record(work, session_id, attempt, image))
 
     async def add_warning(self, session_id: str, *, attempt: int, warning: dict[str, Any]) -> bool:
         """Record a warning of the running attempt. False when it is known, or comes too late."""
@@ -463,3 +454,15 @@ class Store:
         query = query.order_by(sessions.c.id.desc()).limit(limit + 1)
         page = await self._database.read(lambda connection: load(connection, query))
         return page[:limit], page[limit - 1].id if len(page) > limit else None
+
+
+def _record(work: Work, session_id: str, attempt: int, image: ImageRecord) -> bool:
+    of = {"of_session": session_id}
+    if work.connection.scalar(_DRAWS, of | {"of_attempt": attempt}) is None:
+        return False
+    sha256 = work.connection.scalar(_DRAWN, of | {"of_index": image.index})
+    if sha256 is not None:
+        return bool(sha256 == image.sha256)
+    work.connection.execute(_IMAGE, rows.of_image(session_id, image))
+    work.tell(session_id, "image", image)
+    return True

@@ -153,7 +153,7 @@ class LocalWorker:
             while True:
                 lengths = wire.lengths(await reader.readexactly(wire.HEAD_BYTES))
                 body = await reader.readexactly(lengths[0])
-                blob = await reader.readexactly(lengths[1])
+                blob = await reader.readexactly(lengths[1]) if lengths[1] else b""
                 self.last_heard = time.monotonic()
                 await on_message(self, wire.decode_from_worker(body), blob)
         except (asyncio.IncompleteReadError, ConnectionError):

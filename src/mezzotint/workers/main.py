@@ -206,11 +206,12 @@ class Worker:
         from mezzotint.engine import executors
         from mezzotint.engine.engine import Engine
         from mezzotint.engine.meter import CudaMeter, HostMeter
+        from mezzotint.families import products
 
         torch.set_num_threads(self._threads)
         torch.set_grad_enabled(False)
         if self._device_id.startswith("cpu"):
-            torch.set_float32_matmul_precision("medium")  # oneDNN instead of MKL; as accurate, measured
+            products.choose()
         device = torch.device(
             self._device_id.partition(":")[0] if self._device_id.startswith("cpu") else self._device_id
         )
