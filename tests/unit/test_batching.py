@@ -16,7 +16,7 @@ def trajectory(key: BatchKey = WIDE, *, rows: int = 2, remaining: int = 10, **ot
 
 
 def picked(running: list[Any], served: dict[BatchKey, int] | None = None, max_rows: int = 8) -> list[int]:
-    batch = pick_batch(running, served or {}, lambda key: max_rows)
+    batch = pick_batch(running, served or {}, lambda key, waiting: max_rows)
     numbers = {id(one): number for number, one in enumerate(running)}
     return [] if batch is None else [numbers[id(one)] for one in batch.trajectories]
 

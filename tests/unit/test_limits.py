@@ -25,7 +25,37 @@ def test_rows_that_get_cheaper_in_company_fill_the_call() -> None:
 
 def test_rows_that_cost_the_same_in_company_do_not_wait_for_one_another() -> None:
     assert after((2, 1.0), (4, 1.96), (8, 4.0)).rows(KEY) == 2
-    assert after((2, 1.0), (4, 1.5), (8, 2.9)).rows(KEY) == 4
+    assert after((2, 1.2), (4, 2.2), (8, 4.2)).rows(KEY) == 6, "0.533 a row for 0.525"
+    assert after((2, 1.0), (8, 5.0)).rows(KEY) == 2
+
+
+def test_a_few_rows_more_are_not_left_behind() -> None:
+    limits = after((2, 1.2), (4, 2.2), (8, 4.2))
+    assert [limits.rows(KEY, waiting) for waiting in (2, 6, 7, 8, 9, 16)] == [6, 6, 7, 8, 6, 6]
+    limits.exhausted(KEY, 14)
+    assert limits.rows(KEY, 8) == 7, "memory holds no more"
+    assert after((2, 1.0), (8, 5.0)).rows(KEY, 4) == 2
+
+
+def test_a_machine_that_is_slower_by_now_says_nothing_of_rows() -> None:
+    limits = after((2, 0.4), (8, 0.7), (16, 1.1))
+    assert limits.rows(KEY) == 16
+    for _ in range(2 * ENOUGH_CALLS):
+        limits.measured(KEY, 16, 2.2)
+    limits.measured(KEY, 8, 1.4)
+    assert limits.rows(KEY) >= 14
+    for _ in range(100):
+        for rows, seconds in ((2, 0.6), (8, 2.2), (16, 4.4)):  # but this does: what a row costs has changed
+            limits.measured(KEY, rows, seconds)
+    assert limits.rows(KEY) <= 8
+
+
+def test_one_call_that_was_held_up_changes_nothing() -> None:
+    limits = after((2, 0.4), (8, 0.7), (16, 1.1))
+    limits.measured(KEY, 16, 30.0)
+    for _ in range(ENOUGH_CALLS):
+        limits.measured(KEY, 16, 1.1)
+    assert limits.rows(KEY) == 16
 
 
 def test_what_memory_did_not_hold_is_halved_and_remembered() -> None:

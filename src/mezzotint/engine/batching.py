@@ -15,13 +15,13 @@ class Batch:
 
 
 def pick_batch(
-    running: Sequence[Trajectory], served: Mapping[BatchKey, int], limit: Callable[[BatchKey], int]
+    running: Sequence[Trajectory], served: Mapping[BatchKey, int], limit: Callable[[BatchKey, int], int]
 ) -> Batch | None:
     """The next call: the key served longest ago (`served`: key -> number of the call that served it last), and of its
     trajectories those that others went before for long, then those with the highest priority, then the least work left,
     less what they have waited.
 
-    Fills up to `limit(key)` rows, at least one trajectory. None when nothing denoises.
+    Fills up to `limit(key, rows that wait)` rows, at least one trajectory. None when nothing denoises.
     """
     waiting = [trajectory for trajectory in running if not trajectory.sampler.done]
     if not waiting:
@@ -30,7 +30,7 @@ def pick_batch(
     key = min(keys, key=lambda candidate: served.get(candidate, -1))
     members = [trajectory for trajectory in waiting if trajectory.key == key]
     members.sort(key=lambda one: (one.waited_s <= PATIENCE_S, -one.priority, one.remaining - one.waited))
-    max_rows = limit(key)
+    max_rows = limit(key, sum(one.rows for one in members))
     chosen: list[Trajectory] = []
     rows = 0
     for trajectory in members:

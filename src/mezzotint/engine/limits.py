@@ -2,6 +2,10 @@
 
 More rows in a call cost less each, until the device is full; from there on they only make everybody wait. Where memory
 ends is learned by meeting it once.
+
+A device is slower at one time than at another, by more than a larger call saves. So what all calls have in common is
+its pace, and what is left of a call's time counts for its rows; and of those the straight line decides that fits best:
+what a call costs, and what each row adds.
 """
 
 from collections.abc import Iterable
@@ -12,16 +16,19 @@ from mezzotint.workers import wire
 
 MAX_ROWS = 16
 ENOUGH_CALLS = 3  # before a number of rows counts as measured
-NO_GAIN = 1.05  # a row may cost so much more in a smaller call
+NO_GAIN = 1.03  # a row may cost so much more in a smaller call
+LEFT_BEHIND = 4 / 3  # of the rows that are enough may come, so that none is left behind
 LOOK_AGAIN = 100  # calls after which one is made larger than the cap, in case the machine was busy before
-_NEW_WEIGHT = 0.2
+OF_PACE, OF_ROWS = 0.3, 0.03  # of what a call took more or less than expected, as factors; more while little is known
+MOST_WEIGHT = 50  # calls; more of them know no better
+HICCUP = 2.0  # what it took beyond that says nothing
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Seen:
     """Calls of one number of rows."""
 
-    seconds: float  # of one call; recent calls count more
+    seconds: float  # of one call, were the pace 1
     calls: int
 
 
@@ -30,8 +37,11 @@ class Learned:
     """What is known of one shape."""
 
     seen: dict[int, Seen] = field(default_factory=dict)  # by rows
+    enough: int | None = None  # rows; more would not cost less each. None: as many as there are, as far as is seen
     too_many: int | None = None  # rows that memory did not hold
     calls: int = 0
+    pace: float = 1.0  # how many times longer calls take by now
+    paced: int = 0  # calls that said so
 
 
 class Limits:
@@ -41,19 +51,19 @@ class Limits:
         self._most = most
         self._learned: dict[BatchKey, Learned] = {}
 
-    def rows(self, key: BatchKey) -> int:
-        """The most rows that one call of this shape should have; at least 1."""
+    def rows(self, key: BatchKey, waiting: int = 0) -> int:
+        """The most rows that one call of this shape should have; at least 1.
+
+        When not many more than those are `waiting` it is all of them: a few left behind would run in small calls.
+        """
         known = self._learned.get(_shape(key))
         if known is None:
             return self._most
         cap = self._most if known.too_many is None else min(self._most, max(1, known.too_many // 2))
         if known.calls % LOOK_AGAIN == LOOK_AGAIN - 1:
             return cap
-        costs = {rows: seen.seconds / rows for rows, seen in known.seen.items() if seen.calls >= ENOUGH_CALLS}
-        if len(costs) < 2:
-            return cap
-        enough = min(rows for rows, cost in costs.items() if cost <= NO_GAIN * min(costs.values()))
-        return cap if enough == max(costs) else min(cap, enough)
+        enough = min(cap, known.enough or cap)
+        return min(cap, waiting) if enough < waiting <= enough * LEFT_BEHIND else enough
 
     def measured(self, key: BatchKey, rows: int, seconds: float) -> None:
         """One call that ended well."""
@@ -62,13 +72,14 @@ class Limits:
         before = known.seen.get(rows)
         if before is None or before.calls == 1:  # the first call of a shape is slow: it sets things up
             calls = 1 if before is None else 2
-            known.seen[rows] = Seen(seconds=seconds, calls=calls)
+            known.seen[rows] = Seen(seconds=seconds / known.pace, calls=calls)
             return
-        known.seen[rows] = replace(
-            before,
-            seconds=(1 - _NEW_WEIGHT) * before.seconds + _NEW_WEIGHT * seconds,
-            calls=before.calls + 1,
-        )
+        change = min(HICCUP, max(1 / HICCUP, seconds / (known.pace * before.seconds)))
+        known.paced += 1
+        known.pace *= change ** max(OF_PACE, 1 / known.paced)
+        own = before.seconds * change ** max(OF_ROWS, 1 / (before.calls + 1))
+        known.seen[rows] = Seen(seconds=own, calls=before.calls + 1)
+        known.enough = _enough(known.seen)
 
     def exhausted(self, key: BatchKey, rows: int) -> None:
         """One call that memory did not hold. Half as many rows are tried from here on."""
@@ -96,6 +107,7 @@ class Limits:
                 known = self._learned.setdefault(key, Learned())
                 known.seen[work.rows] = Seen(seconds=thing.seconds, calls=thing.calls)
                 known.calls += thing.calls
+                known.enough = _enough(known.seen)
 
     def learned(self) -> dict[BatchKey, Learned]:
         return self._learned
@@ -103,3 +115,27 @@ class Limits:
 
 def _shape(key: BatchKey) -> BatchKey:
     return replace(key, alone="") if key.alone else key
+
+
+def _enough(seen: dict[int, Seen]) -> int | None:
+    """By weighted least squares of the times of calls, which are all known equally well in proportion."""
+    points = [
+        (rows, one.seconds, min(one.calls, MOST_WEIGHT) / one.seconds**2)
+        for rows, one in seen.items()
+        if one.calls >= ENOUGH_CALLS and one.seconds > 0
+    ]
+    if len(points) < 2:
+        return None
+    weights = sum(weight for _, _, weight in points)
+    mean_rows = sum(weight * rows for rows, _, weight in points) / weights
+    mean_s = sum(weight * seconds for _, seconds, weight in points) / weights
+    spread = sum(weight * (rows - mean_rows) ** 2 for rows, _, weight in points)
+    each_s = sum(weight * (rows - mean_rows) * (seconds - mean_s) for rows, seconds, weight in points) / spread
+    call_s = mean_s - each_s * mean_rows
+    most = max(rows for rows, _, _ in points)
+    if call_s <= 0:
+        return min(rows for rows, _, _ in points)
+    highest = NO_GAIN * (call_s / most + each_s)
+    enough = min(rows for rows in range(1, most + 1) if call_s / rows + each_s <= highest)
+    enough += enough % 2  # an image with guidance has two
+    return None if enough >= most else enough
