@@ -9,8 +9,6 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from mezzotint.families.products import BY_MKL
-
 MAX_BYTES = 512 << 20  # of weights: packed ones are a copy, and large models gain little
 
 
@@ -24,7 +22,7 @@ def pack(module: nn.Module) -> int:
     for layer in module.modules():
         if layer.__class__ is nn.Conv2d and layer.padding_mode == "zeros":
             layer.forward = _convolution(layer)  # type: ignore[assignment, method-assign]
-        elif layer.__class__ is nn.Linear and not BY_MKL:
+        elif layer.__class__ is nn.Linear:
             layer.forward = _projection(layer)  # type: ignore[assignment, method-assign]
         else:
             continue

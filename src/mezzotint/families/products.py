@@ -10,5 +10,5 @@ BY_MKL = torch.backends.mkl.is_available() and "Intel" in cpu_name()  # else one
 
 
 def choose() -> None:
-    """For the projections of this process. Convolutions are oneDNN's everywhere."""
+    """For the attention of this process, and for its projections that are not packed."""
     torch.set_float32_matmul_precision("highest" if BY_MKL else "medium")
