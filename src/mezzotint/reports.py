@@ -169,8 +169,7 @@ class Reports:
                 bytes=len(file),
                 sha256=sha256,
             )
-            if len(live.unstored) == 1 and live.ending is not None and live.has_succeeded:
-                live.usage = live.ending.usage
+            if len(live.unstored) == 1 and live.has_succeeded:
                 await self._write_end(live, State.SUCCEEDED, None, image)
             elif await self._store.add_image(live.session.id, attempt=live.session.attempt, image=image):
                 live.images[image.index] = image
@@ -202,7 +201,6 @@ class Reports:
             state, error = State.FAILED, ErrorInfo(code="timeout", message=f"ran longer than {limit:g} s")
         if state is State.SUCCEEDED and live.store_error is not None:
             state, error = State.FAILED, live.store_error
-        live.usage = live.ending.usage
         await self._finish(live, state, error)
 
     async def _finish(self, live: Live, state: State, error: ErrorInfo | None) -> None:
@@ -212,6 +210,8 @@ class Reports:
         self, live: Live, state: State, error: ErrorInfo | None, image: ImageRecord | None = None
     ) -> None:
         """Raises TryLater; then it has not ended."""
+        if live.ending is not None:
+            live.usage = live.ending.usage
         session_id, attempt, spans = live.session.id, live.session.attempt, live.spans_now()
         usage = live.usage_so_far
         now = time.time()
