@@ -9,7 +9,8 @@ import pytest
 
 from mezzotint.reports import AGAIN_S, STORING_S
 from mezzotint.request import Resolved
-from mezzotint.session import Session, State
+from mezzotint.session import Session, State, Usage
+from mezzotint.workers import wire
 from tests.requests import request
 from tests.simulator.clock import SLOW_DISK_S, Loop, simulated
 from tests.simulator.server import Server
@@ -81,6 +82,42 @@ def test_but_not_for_ever(tmp_path: Path, pictures: int) -> None:
         assert STORING_S - 2.0 <= after_s <= STORING_S + 2.0
 
     in_virtual_time(tmp_path, play, pictures)
+
+
+@pytest.mark.parametrize("given_up", [False, True])
+def test_the_last_picture_ends_well_only_what_lost_none_before(tmp_path: Path, given_up: bool) -> None:
+    async def whole() -> None:
+        world = World(random.Random(1))
+        world.echoes = world.bad_starts = 0.0
+        server = Server(tmp_path, world, ("cpu:0",))
+        await server.start()
+        asked = request(num_images=2, num_inference_steps=100_000)
+        await server.dispatcher.accept(ID, Resolved(request=asked, warnings=()))
+        while not server.dispatcher.running_on("cpu:0"):
+            await asyncio.sleep(0.1)
+        (worker,) = [one for one in world.workers if one is not server.spare]
+        world.full_until = float("inf") if given_up else 0.0
+        for index, wait_s in enumerate((STORING_S + 5.0, 0.0)):
+            image = wire.ImageDone(
+                session_id=ID, attempt=1, index=index, seed=0, width=8, height=8, format="png", thumbnail_bytes=0,
+                usage=Usage(steps_run=index),
+            )  # fmt: skip
+            worker.say(image, b"a picture")
+            await asyncio.sleep(wait_s)
+            world.full_until = 0.0
+        worker.say(wire.Ended(session_id=ID, attempt=1, outcome="succeeded", usage=Usage(steps_run=9), error=None))
+        await asyncio.sleep(5.0)
+        ended = await server.store.get(ID)
+        assert ended is not None
+        code = ended.error.code if ended.error else None
+        assert (ended.state, code) == ((State.FAILED, "storage_full") if given_up else (State.SUCCEEDED, None))
+        assert ended.usage.steps_run == 9
+        await server.stop(0.0)
+
+    loop = Loop(0.0, random.Random(1))
+    with simulated():
+        loop.run_until_complete(whole())
+        loop.close()
 
 
 def test_a_cancel_does_not_wait_for_the_disk(tmp_path: Path) -> None:

@@ -61,3 +61,14 @@ def test_nobody_is_passed_for_more_than_a_minute() -> None:
 def test_priority_goes_before_length() -> None:
     running = [trajectory(remaining=5), trajectory(remaining=50, priority=9)]
     assert picked(running, max_rows=2) == [1]
+
+
+def test_the_cap_is_asked_for_with_the_rows_that_wait_for_that_key() -> None:
+    asked = []
+
+    def limit(key: BatchKey, waiting: int) -> int:
+        asked.append((key, waiting))
+        return 8
+
+    pick_batch([trajectory(), trajectory(rows=1), trajectory(TALL), trajectory(remaining=0)], {}, limit)
+    assert asked == [(WIDE, 3)]
