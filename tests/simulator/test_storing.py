@@ -104,8 +104,9 @@ def test_the_last_picture_ends_well_only_what_lost_none_before(tmp_path: Path, g
             )  # fmt: skip
             worker.say(image, b"a picture")
             await asyncio.sleep(wait_s)
-            world.full_until = 0.0
         worker.say(wire.Ended(session_id=ID, attempt=1, outcome="succeeded", usage=Usage(steps_run=9), error=None))
+        await asyncio.sleep(2.0)
+        world.full_until = 0.0
         await asyncio.sleep(5.0)
         ended = await server.store.get(ID)
         assert ended is not None
