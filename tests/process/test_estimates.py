@@ -116,6 +116,8 @@ async def test_no_figure_is_a_constant(engine: Mezzotint) -> None:
     for body in sizes * 3:
         await draw(engine, **body)
         await look()
+    larger = await operations.validate({**OTHER, "width": 512, "height": 512})  # than what the process keeps for later
+    await look(estimate=larger["estimate"])
     for company in (0, 20):  # more than are drawn at once
         beside = [await engine.submit(**{**SMALL, "steps": 1000, "seed": seed}) for seed in range(company)]
         for body in sizes if not company else sizes[::3]:
