@@ -78,18 +78,10 @@ serve: setup
 bench: setup
 	$(BIN)/python -m benchmarks.first_picture
 
+# everything that ships, from nothing; goes on where it was stopped; TRAIN="--part 0.01" to see that all of it runs
 train: setup
 	$(BIN)/pip install --quiet --no-deps --requirement training/requirements.txt
-	$(BIN)/python -m training.data
-	$(BIN)/python -m training.text --minutes 12
-	$(BIN)/python -m training.vae --minutes 10
-	$(BIN)/python -m training.unet --fresh --minutes 50
-	$(BIN)/python -m training.words --minutes 40
-	$(BIN)/python -m training.package
-	$(BIN)/python -m training.control --minutes 60
-	$(BIN)/python -m training.loras --minutes 25
-	$(BIN)/python -m training.quick --minutes 60
-	$(BIN)/python -m training.previews
+	$(BIN)/python -m training $(TRAIN)
 
 evaluate-model: setup
 	$(BIN)/pip install --quiet --no-deps --requirement training/requirements.txt
