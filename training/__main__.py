@@ -1,7 +1,7 @@
 """Trains everything that ships, from nothing: `make train`, or `python -m training`.
 
-May be stopped at any time: started again it goes on in the step that was running. A step is one of the programs here; the
-work folder keeps which are done. Where that is new, all begins from nothing.
+May be stopped at any time: started again it goes on in the step that was running. A step is one of the programs here;
+the work folder keeps which are done. Where that is new, all begins from nothing.
 """
 
 import argparse
