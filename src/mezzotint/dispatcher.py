@@ -257,14 +257,13 @@ class Dispatcher:
         return {"code": "device_failed", "message": message, "field": "device"}
 
     def sessions_on(self, device: str) -> list[str]:
-        return [live.session.id for live in self._lives.values() if live.worker.device == device]
+        return [live.session.id for live in self._lives.at_work(device)]
 
     def running_on(self, device: str) -> list[Busy]:
         """What a device works on."""
         return [
             Busy(request=live.session.request, fraction=live.progress.fraction, images_left=live.images_left)
-            for live in self._lives.values()
-            if live.worker.device == device
+            for live in self._lives.at_work(device)
         ]
 
     def sessions_now(self) -> Counter[tuple[str, str]]:

@@ -128,9 +128,11 @@ class Events:
         """
         return self._follow(self._log(session_id), after)
 
-    async def over(self, session_id: str) -> None:
-        """Until it has ended. A session that is not known must not have."""
-        await self._log(session_id).over.wait()
+    async def over(self, session_id: str) -> Any:
+        """Until it has ended; returns what was told with the end. A session that is not known must not have."""
+        log = self._log(session_id)
+        await log.over.wait()
+        return log.stored[-1].data
 
     def _log(self, session_id: str) -> _Log:
         return self._logs.setdefault(session_id, _Log(last_id=self._above))

@@ -79,6 +79,10 @@ class Lives(dict[str, Live]):
     def on(self, worker: LocalWorker) -> list[Live]:
         return [live for live in self.values() if live.worker is worker]
 
+    def at_work(self, device: str) -> list[Live]:
+        """Those that a device works on: not those that it is done with, whose end is being written."""
+        return [live for live in self.values() if live.worker.device == device and live.ending is None]
+
     def images_on(self, worker: LocalWorker) -> int:
         """Pictures that are still to come from a worker."""
         return sum(live.images_left for live in self.on(worker))

@@ -82,11 +82,11 @@ class Metrics:
     def text(self) -> bytes:
         return generate_latest(self.registry)
 
-    def accepted(self, session: Session, duration_s: float | None, basis: str) -> None:
-        """`duration_s`: what was promised, from start to end."""
-        self._accepted.labels(session.request.type).inc()
-        if duration_s is not None:
-            self._promised[session.id] = (duration_s, basis)
+    def accepted(self, session_id: str, kind: str, promised: tuple[float, str] | None = None) -> None:
+        """`kind`: the request's type. `promised`: seconds from start to end, and their basis."""
+        self._accepted.labels(kind).inc()
+        if promised is not None:
+            self._promised[session_id] = promised
             if len(self._promised) > PROMISES:
                 del self._promised[next(iter(self._promised))]
 

@@ -243,7 +243,7 @@ class Submitted:
 
     async def result(self) -> Result:
         """Wait for the end. Raises RunFailure when it did not succeed."""
-        session = await self._operations.wait(self.id)
+        session = await self._operations.wait(self.accepted)
         if session.state is not State.SUCCEEDED:
             raise RunFailure(session.error or ErrorInfo(code="cancelled", message=f"session {self.id} was cancelled"))
         pictures = [await self._operations.image(self.id, image.index) for image in session.images]

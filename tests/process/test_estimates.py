@@ -34,7 +34,7 @@ async def promised(engine: Mezzotint, **body: Any) -> Estimate:
 
 async def draw(engine: Mezzotint, **body: Any) -> Session:
     submitted = await engine.submit(**body)
-    return await engine.operations.wait(submitted.id)
+    return await engine.operations.wait(submitted.accepted)
 
 
 SMALL = {"model": "tiny", "steps": 6, "seed": 1}
@@ -75,7 +75,22 @@ async def test_promises_come_from_measurements_and_differ_as_the_sessions_do(eng
     assert busy.queue_s > 0, "sixteen images are claimed, eight more wait"
     for one in running:
         await one.cancel()
-        await engine.operations.wait(one.id)
+        await engine.operations.wait(one.accepted)
+
+
+async def test_a_session_is_promised_what_validation_told_and_all_of_a_batch_are_counted(
+    engine: Mezzotint, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for _ in range(2):
+        await draw(engine, **SMALL)
+    accepted: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(engine.operations._parts.metrics, "accepted", lambda *told: accepted.append(told[1:]))
+    told = await promised(engine, **SMALL)
+    await draw(engine, **SMALL)
+    assert [promise for _, promise in accepted] == [(told.duration_s, "measured")], "it does not wait for itself"
+    accepted.clear()
+    await engine.operations.create_batch({"requests": [SMALL, {**SMALL, "type": "text2img"}]})
+    assert [kind for (kind,) in accepted] == ["text2img", "text2img"]
 
 
 # What is the same whatever runs: the machine's, what a caller set, and what would tell of trouble that there was not.
@@ -132,7 +147,7 @@ async def test_no_figure_is_a_constant(engine: Mezzotint) -> None:
             )
         for one in beside:
             await one.cancel()
-            await operations.wait(one.id)
+            await operations.wait(one.accepted)
     seen.pop("batching.max_batch.rows")  # goes down where larger calls gain nothing, which depends on the machine
     assert {name for name, values in seen.items() if len(values) == 1} == STILL
     assert {

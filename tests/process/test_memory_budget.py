@@ -53,8 +53,9 @@ async def test_with_little_memory_what_is_accepted_ends_well_and_what_is_refused
         except InvalidRequest as error:
             refused.append(error)
         if number == REQUESTS // 5:
-            await asyncio.gather(*(engine.operations.wait(one.id) for one in accepted))  # sizes measured by then differ
-    ended = await asyncio.gather(*(engine.operations.wait(one.id) for one in accepted))
+            # sizes measured by then differ
+            await asyncio.gather(*(engine.operations.wait(one.accepted) for one in accepted))
+    ended = await asyncio.gather(*(engine.operations.wait(one.accepted) for one in accepted))
     assert {one.state for one in ended} == {State.SUCCEEDED}, [one.error for one in ended if one.error]
     assert engine.supervisor.seats["cpu:0"].restarts == 0
     assert len(accepted) > REQUESTS * 0.3

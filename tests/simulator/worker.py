@@ -267,7 +267,7 @@ class PlayedWorker(LocalWorker):
         if any(one.submit.request.prompt == "poison" for one in members):
             self.die()
             return
-        self._tell(wire.Measured(work=STEP, seconds=seconds))
+        self._tell(wire.Findings(measured=(wire.Measured(work=STEP, seconds=seconds),)))
         for sitting in members:
             self._step(sitting)
 

@@ -171,6 +171,10 @@ class Rig:
     def of(self, session_id: str, kind: type) -> list[Any]:
         return [one for one, _ in self.told if isinstance(one, kind) and one.session_id == session_id]  # type: ignore[union-attr]
 
+    @property
+    def measured(self) -> list[wire.Measured]:
+        return [one for told, _ in self.told if isinstance(told, wire.Findings) for one in told.measured]
+
     def outcome(self, session_id: str) -> str:
         (ended,) = self.of(session_id, wire.Ended)
         return str(ended.outcome if ended.error is None else ended.error.code)
@@ -221,7 +225,7 @@ def test_what_ends_together_leaves_together_for_as_long_as_a_call_takes(
 
 def test_every_step_is_told_and_what_was_measured_a_bit_later(rig: Rig) -> None:
     def measured() -> int:
-        return sum(isinstance(one, wire.Measured) and one.work.what == "step" for one, _ in rig.told)
+        return sum(one.work.what == "step" for one in rig.measured)
 
     rig.submit("a", request(num_inference_steps=9))
     while not rig.of("a", wire.Progress):
@@ -285,7 +289,7 @@ def test_each_piece_of_work_is_measured_and_its_memory_once(rig: Rig) -> None:
     for name in ("a", "b"):
         rig.submit(name, request(num_inference_steps=2, guidance_scale=1.0))
         rig.run()
-    told = [one for one, _ in rig.told if isinstance(one, wire.Measured)]
+    told = rig.measured
     kinds = [(one.work.what, one.seconds is not None, one.extra_bytes) for one in told]
     step = wire.Work(what="step", model="tiny", height=8, width=8, windows=1, rows=1)
     assert kinds == [
@@ -314,7 +318,7 @@ def test_a_worker_takes_up_what_earlier_ones_found_out(rig: Rig) -> None:
         rig.submit(name, request(num_inference_steps=2))
     rig.run()
     assert max(rig.toy.calls) == 4, "half of what memory did not hold"
-    told = [one for one, _ in rig.told if isinstance(one, wire.Measured) and one.work == step]
+    told = [one for one in rig.measured if one.work == step]
     assert all(one.extra_bytes is None for one in told)
 
 
@@ -322,7 +326,7 @@ def test_what_memory_does_not_hold_is_told(rig: Rig) -> None:
     rig.toy.room = 1
     rig.submit("a")
     rig.run()
-    (told,) = [one for one, _ in rig.told if isinstance(one, wire.Measured) and not one.held]
+    (told,) = [one for one in rig.measured if not one.held]
     assert (told.work.what, told.work.rows, told.seconds) == ("step", 2, None)
 
 
@@ -348,7 +352,7 @@ def test_while_one_model_loads_the_sessions_of_another_come_to_their_end(rig: Ri
         if rig.of("runs", wire.Ended):
             break
     assert rig.outcome("runs") == "succeeded"
-    beside = [one for one, _ in rig.told if isinstance(one, wire.Measured) and one.work.what == "step"]
+    beside = [one for one in rig.measured if one.work.what == "step"]
     assert len(beside) == 5
     assert not any(one.seconds or one.extra_bytes for one in beside), "they say nothing of a step alone"
     error = rig.engine.unload("large")
@@ -357,8 +361,8 @@ def test_while_one_model_loads_the_sessions_of_another_come_to_their_end(rig: Ri
     rig.slow["large"].set()
     rig.run()
     assert rig.outcome("waits") == "succeeded"
-    (load,) = [one for one, _ in rig.told if isinstance(one, wire.Measured) and one.work.model == ref("large").sha256
-               and one.work.what == "load"]  # fmt: skip
+    loads = [one for one in rig.measured if one.work.what == "load"]
+    (load,) = [one for one in loads if one.work.model == ref("large").sha256]
     assert load.seconds
 
 

@@ -37,9 +37,9 @@ async def test_who_waits_for_the_end_hears_of_nothing_else() -> None:
         events.tell("s", kind, {})
         await asyncio.sleep(0)
     assert not over.done()
-    events.tell("s", "end", {})
-    await asyncio.wait_for(over, 1.0)
-    await asyncio.wait_for(events.over("s"), 1.0)
+    events.tell("s", "end", {"state": "succeeded"})
+    assert await asyncio.wait_for(over, 1.0) == {"state": "succeeded"}
+    assert await asyncio.wait_for(events.over("s"), 1.0) == {"state": "succeeded"}
 
 
 async def test_a_slow_listener_loses_progress_but_no_stored_event() -> None:

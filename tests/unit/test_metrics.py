@@ -62,7 +62,7 @@ def told() -> tuple[dict[str, float], set[str]]:
     """Samples by name and labels, and the names of all families, after a little of everything."""
     metrics = Metrics()
     metrics.watch({"cpu:0": seat()}, Standing())
-    metrics.accepted(session(), 8.0, "measured")
+    metrics.accepted(session().id, session().request.type, (8.0, "measured"))
     metrics.ended(session())
     metrics.ended(session(state=State.FAILED, error=ErrorInfo(code="timeout", message="")))
     metrics.measured("cpu:0", Measured(work=STEP, seconds=0.5, cap=16))

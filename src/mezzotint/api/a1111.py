@@ -144,7 +144,7 @@ async def _draw(
     known.add(session.id, caller(request), asked.task_id)
     if asked.stores_settings and given.kept:
         await ops.keep_options(owner(), given.kept)
-    session = await ops.wait(session.id)
+    session = await ops.wait(session)
     known.end(session.id)
     if not session.images and session.state is not State.CANCELLED:
         raise foreign.failure(session)

@@ -53,7 +53,7 @@ async def create(
 
 async def _awaited(request: Request, ops: Operations, session: Session, limit_s: int) -> Session:
     """Until it has ended or the time is over; or cancelled, when the caller leaves and wanted that."""
-    waiting = asyncio.ensure_future(ops.wait(session.id, limit_s))
+    waiting = asyncio.ensure_future(ops.wait(session, limit_s))
     if not session.request.cancel_on_disconnect:
         return await waiting
     leaving = asyncio.ensure_future(_left(request))

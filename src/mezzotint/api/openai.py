@@ -90,7 +90,7 @@ async def file(
 async def _answer(request: Request, ops: Operations, session: Session, asked: Asked, kind: str) -> Response:
     if asked.stream:
         return openai_stream.stream(ops, session, asked, kind)
-    session = await ops.wait(session.id)
+    session = await ops.wait(session)
     if not session.images:
         raise foreign.failure(session)
     data = [await _datum(request, ops, session, image, asked.response_format) for image in session.images]

@@ -146,7 +146,8 @@ class Engine:
             failpoints.reached("step")
             failed = self._denoise(batch)
             events += self._report(batch) if failed is None else failed
-        return events + self._watch.take(soon=any(not isinstance(event, wire.Progress) for event, _ in events))
+        # first what was measured: who hears of an end may count on it
+        return self._watch.take(soon=any(not isinstance(event, wire.Progress) for event, _ in events)) + events
 
     # ---- sessions in
 

@@ -13,7 +13,7 @@ TOLD_S = 0.25
 
 
 class Stopwatch:
-    """Collects a message for each piece of work. The first of its kind in this process is not timed when it sets things
+    """Collects what each piece of work took. The first of its kind in this process is not timed when it sets things
     up; its memory is measured exactly, once, unless an earlier worker has done so.
     """
 
@@ -65,14 +65,14 @@ class Stopwatch:
         self._told[-1] = msgspec.structs.replace(self._told[-1], **known)
 
     def take(self, *, soon: bool) -> list[tuple[wire.FromWorker, bytes]]:
-        """What was measured since the last time. Unless `soon`, it waits for more of it, `TOLD_S` at most: each message
-        takes the API process a while, and a core from the next call.
+        """What was measured since the last time, in one message: each takes the API process a while, and a core from
+        the next call. Unless `soon`, it waits for more of it, `TOLD_S` at most.
         """
         now = self._clock()
-        if not soon and now - self._told_at < TOLD_S:
+        if not self._told or (not soon and now - self._told_at < TOLD_S):
             return []
-        told, self._told, self._told_at = self._told, [], now
-        return [(one, b"") for one in told]
+        told, self._told, self._told_at = wire.Findings(measured=tuple(self._told)), [], now
+        return [(told, b"")]
 
 
 def is_memory(error: Exception) -> bool:

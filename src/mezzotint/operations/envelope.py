@@ -67,7 +67,7 @@ def _generate(kind: str) -> Callable[["Operations", Data], Awaitable[Data]]:
             raise InvalidRequest([Fault(field="type", code="invalid_value", message=message)])
         session = await operations.create({"type": kind} | body)
         if wait_s is not None:
-            session = await operations.wait(session.id, wait_s)
+            session = await operations.wait(session, wait_s)
         return _told(session)
 
     return run
@@ -89,7 +89,7 @@ async def _batch(operations: "Operations", data: Data) -> Data:
     for item in batch["items"]:
         left = deadline - time.monotonic()
         if item["session_id"] is not None and left > 0:
-            await operations.wait(item["session_id"], left)
+            await operations.wait(await operations.get(item["session_id"]), left)
     batch = await operations.batch(batch["id"])
     if batch["state"] in ("failed", "cancelled"):
         raise RunFailure(ErrorInfo(code=_first_error(batch), message=f"batch {batch['id']} {batch['state']}"))

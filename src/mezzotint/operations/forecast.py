@@ -5,7 +5,6 @@ from mezzotint.errors import InvalidRequest
 from mezzotint.estimates import Estimate
 from mezzotint.operations.parts import Parts
 from mezzotint.request import Request
-from mezzotint.session import Session
 
 LONG_LINE = 16  # sessions that wait
 
@@ -34,15 +33,15 @@ async def estimate(parts: Parts, request: Request) -> Estimate:
     return min(found, key=lambda one: (one.queue_s is None, (one.queue_s or 0.0) + (one.duration_s or 0.0)))
 
 
-async def promise(parts: Parts, session: Session) -> None:
-    """Count a session just accepted, and what it was promised, to be compared with what it will have taken.
+async def promise(parts: Parts, request: Request) -> tuple[float, str] | None:
+    """Seconds from start to end of what is about to be accepted, and their basis, to be compared with what it takes.
 
     Behind a long line nothing is promised: it would have to be forecast anew for every one of them.
     """
-    short = parts.dispatcher.queued <= LONG_LINE
-    found = await estimate(parts, session.request) if short else None
-    duration_s, basis = (found.duration_s, found.basis) if found else (None, "unknown")
-    parts.metrics.accepted(session, duration_s, basis)
+    if parts.dispatcher.queued > LONG_LINE:
+        return None
+    found = await estimate(parts, request)
+    return None if found.duration_s is None else (found.duration_s, found.basis)
 
 
 def _devices(parts: Parts, request: Request) -> list[str]:

@@ -68,6 +68,7 @@ async def accept(parts: Parts, resolved: Resolved, known: Once | None = None) ->
     try:
         await _lay_out(parts, session_id, resolved.request)
         caller = asking.get()
+        promised = await forecast.promise(parts, resolved.request)
         async with parts.quotas.room_for(caller, [resolved.request]):
             session = await parts.dispatcher.accept(session_id, resolved, known, caller.key)
     except MezzotintError:
@@ -76,7 +77,7 @@ async def accept(parts: Parts, resolved: Resolved, known: Once | None = None) ->
     if session.id != session_id:  # the key stands for an earlier one, which came while this one was read
         await parts.blobs.delete(session_id)
         return session
-    await forecast.promise(parts, session)
+    parts.metrics.accepted(session_id, resolved.request.type, promised)
     return session
 
 
@@ -94,7 +95,10 @@ async def accept_batch(
         raise
     if stored.id != batch.id:  # the key stands for an earlier one, which came while this one was read
         await _forget(parts, accepted)
-    elif batch.stop_on_first_error:
+        return stored
+    for session_id, resolved in accepted.items():
+        parts.metrics.accepted(session_id, resolved.request.type)
+    if batch.stop_on_first_error:
         parts.batch_watch.watch(batch.id)
     return stored
 

@@ -1,7 +1,6 @@
 """Sessions, from the caller's side: accepted, looked at, listened to, cancelled, removed. Must not know of HTTP."""
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -184,15 +183,17 @@ class SessionVerbs(Verbs):
             if seen:
                 yield seen
 
-    async def wait(self, session_id: str, limit_s: float | None = None) -> Session:
-        """Until the session has ended or the time is over; returns it as it is then."""
-        session = await self.get(session_id)
-        with contextlib.suppress(TimeoutError):
+    async def wait(self, session: Session, limit_s: float | None = None) -> Session:
+        """Until a session that the caller was shown has ended or the time is over; returns it as it is then."""
+        if not session.ended and not self._parts.events.knows(session.id):
+            session = await self.get(session.id)  # it may have ended so long ago that nobody tells of it any more
+        if session.ended:
+            return session
+        try:
             async with asyncio.timeout(limit_s):
-                while not session.ended:
-                    await self._parts.events.over(session_id)
-                    session = await self.get(session_id)
-        return session if session.ended else await self.get(session_id)
+                return self._parts.dispatcher.view(await self._parts.events.over(session.id))
+        except TimeoutError:
+            return await self.get(session.id)
 
 
 async def _replayed(

@@ -251,8 +251,9 @@ class Supervisor:
                     asked[1].set_result(message)
             case wire.Speed():
                 self._measurements.take_speed(worker.device, message.gflops)
-            case wire.Measured():
-                self._measurements.take(worker.device, message)
+            case wire.Findings():
+                for measured in message.measured:
+                    self._measurements.take(worker.device, measured)
             case wire.DeviceFailed():
                 if worker is not self.spare:
                     self.seats[worker.device].said = message.message

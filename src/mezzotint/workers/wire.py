@@ -15,7 +15,7 @@ from mezzotint.frames import WireError as WireError
 from mezzotint.request import Request
 from mezzotint.session import Usage
 
-VERSION = 9
+VERSION = 10
 MAX_MESSAGE_BYTES = 8 << 20
 
 
@@ -259,7 +259,7 @@ class Paused(_Message, frozen=True, kw_only=True, tag="paused"):
     usage: Usage
 
 
-class Measured(_Message, frozen=True, kw_only=True, tag="measured"):
+class Measured(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One piece of work as it went just now."""
 
     work: Work
@@ -267,6 +267,12 @@ class Measured(_Message, frozen=True, kw_only=True, tag="measured"):
     extra_bytes: int | None = None  # most in use meanwhile beside what was there; of a load what stays; None: not seen
     held: bool = True  # False: memory did not hold it
     cap: int = 0  # of a step: rows that a call of its shape has at most from here on
+
+
+class Findings(_Message, frozen=True, kw_only=True, tag="findings"):
+    """What was measured since the last time, in order."""
+
+    measured: tuple[Measured, ...]
 
 
 class Speed(_Message, frozen=True, kw_only=True, tag="speed"):
@@ -301,7 +307,7 @@ FromWorker = (
     | Warned
     | Paused
     | Ended
-    | Measured
+    | Findings
     | Loaded
     | Speed
     | DeviceFailed
