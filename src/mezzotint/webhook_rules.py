@@ -6,15 +6,17 @@ import hmac
 import ipaddress
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mezzotint.errors import BadSetting
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
+MAX_HOST = 253
+_NAME = r"[a-z0-9-]{1,63}(?:\.[a-z0-9-]{1,63})*"
 # One reading of a URL for check and call alike: no user, no backslash, no fragment, no second spelling of a host.
-_URL = re.compile(r"(https?)://([a-z0-9.-]{1,253})(?::([0-9]{1,5}))?((?:[/?][!\"$-\[\]-~]*)?)")
-_HOST = re.compile(r"(\*\.)?[a-z0-9-]+(\.[a-z0-9-]+)*")
+_URL = re.compile(rf"(https?)://({_NAME})(?::([0-9]{{1,5}}))?((?:[/?][!\"$-\[\]-~]*)?)")
+_HOST = re.compile(rf"(?:\*\.)?{_NAME}")
 _PREFIX = "whsec_"
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
@@ -40,7 +42,7 @@ class Policy:
 
     hosts: tuple[str, ...] = ()  # names, or *.NAME for all below one
     networks: tuple[Network, ...] = ()  # private ones that may be called all the same
-    keys: tuple[bytes, ...] = ()  # several while a secret rotates
+    keys: tuple[bytes, ...] = field(default=(), repr=False)  # several while a secret rotates
 
     def refusal(self, url: str) -> str | None:
         """Why this URL may not be called, and the way out. None: it may, as far as its text says."""
@@ -76,7 +78,7 @@ class Policy:
 def read(url: str) -> Target | None:
     """None for anything that could be read in two ways."""
     found = _URL.fullmatch(url)
-    if found is None or int(found[3] or 443) not in range(1, 65536):
+    if found is None or len(found[2]) > MAX_HOST or int(found[3] or 443) not in range(1, 65536):
         return None
     scheme, host, port, path = found[1], found[2], found[3], found[4]
     usual = 443 if scheme == "https" else 80

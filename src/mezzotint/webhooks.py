@@ -93,6 +93,9 @@ class Webhooks:
             status, why = 0, "no answer in time"
         except (httpx2.HTTPError, OSError) as error:
             status, why = 0, f"no connection ({type(error).__name__})"
+        except Exception as error:
+            log.exception("a webhook could not be called", id=post.id)  # put off, lest it stand first for ever
+            status, why = 0, f"not called ({type(error).__name__})"
         if 200 <= status < 300:
             failpoints.reached("webhook.before_ack")
             await self._outbox.done(post.id)

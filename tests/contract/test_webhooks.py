@@ -16,7 +16,7 @@ from mezzotint.session import State
 from mezzotint.store.changes import WEBHOOK_OFF
 from mezzotint.store.sql import Store
 from mezzotint.webhook_rules import Policy, policy
-from mezzotint.webhooks import TRIES, Webhooks
+from mezzotint.webhooks import AT_ONCE, TRIES, Webhooks
 from tests.contract.backends import Backend
 from tests.contract.stores import CANCELLED, FAILED, ID, SUCCEEDED, add, claim, finish, known, requeue
 
@@ -202,6 +202,25 @@ async def test_an_address_that_is_not_allowed_is_never_connected_to(store: Store
         assert await webhooks.deliver(101.0) == 1
         assert receiver.types == ["session.cancelled"]
         assert receiver.got[0][0]["host"] == f"localhost:{port}"
+
+
+async def test_calls_that_fail_in_a_way_nobody_foresaw_are_put_off_and_hold_up_no_other(store: Store) -> None:
+    class Unforeseen(Policy):
+        def may_connect(self, address: str, scheme: str) -> bool:
+            if address == "127.0.0.2":
+                raise UnicodeError("label empty or too long")
+            return super().may_connect(address, scheme)
+
+    rules = Unforeseen(hosts=(*OPEN.hosts, "127.0.0.2"), networks=OPEN.networks, keys=OPEN.keys)
+    async with receiving() as (receiver, port), sending(store, rules) as webhooks:
+        for number in range(AT_ONCE):
+            await add(store, f"ses_bad_{number}", **told(port, host="127.0.0.2"))
+            await store.request_cancel(f"ses_bad_{number}", now=100.0)
+        await add(store, **told(port))
+        await store.request_cancel(ID, now=101.0)
+        assert await webhooks.deliver(101.0) == AT_ONCE
+        assert await webhooks.deliver(101.0) == 1
+        assert receiver.types == ["session.cancelled"]
 
 
 async def test_whoever_deletes_the_session_is_told_of_its_end_all_the_same(store: Store) -> None:

@@ -16,7 +16,14 @@ def test_off_by_default() -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["https://example.com/a?b=1", "https://a.b.shop.example.com:8443", "https://example.com?x"]
+    "url",
+    [
+        "https://example.com/a?b=1",
+        "https://a.b.shop.example.com:8443",
+        "https://example.com?x",
+        f"https://{'a' * 63}.shop.example.com/",
+        f"https://{'a.' * 118}shop.example.com/",
+    ],
 )
 def test_hosts_of_the_list_may_be_called(url: str) -> None:
     assert OPEN.refusal(url) is None
@@ -47,6 +54,10 @@ def test_hosts_of_the_list_may_be_called(url: str) -> None:
         "https://0x7f.1/",
         "https://0177.0.0.1/",
         "https://ёxample.com/",
+        "https://.shop.example.com/",
+        "https://a..shop.example.com/",
+        f"https://{'a' * 64}.shop.example.com/",
+        f"https://{'a.' * 119}shop.example.com/",  # 254 letters
         "ftp://example.com/",
         "//example.com/",
         "file:///etc/passwd",
@@ -113,6 +124,10 @@ def test_settings_that_cannot_be_stop_the_start_and_show_no_secret(
     with pytest.raises(BadSetting, match=word) as caught:
         policy(hosts, networks, secrets)
     assert "canary" not in caught.value.message
+
+
+def test_a_policy_that_is_printed_shows_no_key() -> None:
+    assert repr(OPEN.keys[0]) not in repr(OPEN)
 
 
 def test_signatures_are_those_that_receivers_libraries_check() -> None:
