@@ -88,8 +88,11 @@ async def test_a_crash_under_load_loses_nothing_that_was_acknowledged(
 
 
 @asynccontextmanager
-async def cut_after_commit(postgres: Postgres) -> AsyncIterator[tuple[str, list[int]]]:
-    """An address whose connections break, while the list holds a number, when a commit was done but not yet told."""
+async def cut_after_commit(postgres: Postgres, *, silently: bool = False) -> AsyncIterator[tuple[str, list[int]]]:
+    """An address whose connections break, while the list holds a number, when a commit was done but not yet told.
+
+    Silently: they stay open, and nothing is answered any more.
+    """
     left: list[int] = []
     tasks: set[asyncio.Task[None]] = set()
 
@@ -111,6 +114,8 @@ async def cut_after_commit(postgres: Postgres) -> AsyncIterator[tuple[str, list[
 
         async def answers() -> None:
             while data := await back_reader.read(65536):
+                if flag.pause and silently:
+                    continue
                 if flag.pause:
                     writer.transport.abort()
                     back_writer.transport.abort()
@@ -143,6 +148,22 @@ async def test_a_commit_that_was_done_but_not_told_is_told_once_the_server_answe
         ended = await finish(store, SUCCEEDED)
         assert ended is not None
         assert len(await store.transitions(ID)) == 3
+        await store.close()
+
+
+async def test_a_commit_whose_answer_does_not_come_in_time_is_told_as_what_became_of_it(
+    postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mezzotint.store.postgres.ANSWER_S", 0.5)
+    async with cut_after_commit(postgres, silently=True) as (url, cuts):
+        store = await Store.open(url)
+        cuts.append(1)
+        assert isinstance(await add(store), Session)
+        assert not cuts, "it was cut"
+        cuts.append(1)
+        claimed = await claim(store)
+        assert claimed is not None
+        assert (claimed.state, claimed.attempt) == (RUNNING, 1)
         await store.close()
 
 

@@ -98,9 +98,11 @@ class Database:
             journal.keep(connection, work.told, self._events)
         try:
             connection.commit()
-        except DBAPIError as error:
-            if mark is None or not error.connection_invalidated:
+        except Exception as error:
+            refused = isinstance(error, DBAPIError) and not error.connection_invalidated
+            if mark is None or refused:
                 raise
+            connection.invalidate()  # no answer in time: it may still be committing
             return _Done(answer, work, in_doubt=mark)
         return _Done(answer, work)
 
@@ -129,7 +131,7 @@ class Database:
             raise
 
     async def _settle(self, mark: str) -> None:
-        """The connection broke in mid-commit: ask what became of it until the database says. Raises if it was undone.
+        """A commit was not answered: ask what became of it until the database says. Raises if it was undone.
 
         Nothing else is written meanwhile. To answer before it is known would leave a change that nobody acts upon.
         """
@@ -158,4 +160,4 @@ class _Done(Generic[T]):
 
     answer: T
     work: Work
-    in_doubt: str | None = None  # its mark, when the connection broke in mid-commit
+    in_doubt: str | None = None  # its mark, when it is not known whether the commit was done

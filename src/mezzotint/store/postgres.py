@@ -12,6 +12,7 @@ from mezzotint.errors import SetupError
 from mezzotint.store.kinds import Engine
 
 READERS = 4
+ANSWER_S = 30.0  # the longest that a statement or a commit may take
 OWNER_LOCK = int.from_bytes(b"mezzotin")  # advisory locks are numbers, each database's its own
 
 _READER = {"default_transaction_isolation": "repeatable read", "default_transaction_read_only": "on"}
@@ -47,7 +48,8 @@ class Sockets:
     ) -> None:
         from sqlalchemy.ext.asyncio import create_async_engine  # needs what the driver's extra installs
 
-        given = {"server_settings": {"application_name": "mezzotint", **settings}, "timeout": 5, "command_timeout": 30}
+        told = {"application_name": "mezzotint", **settings}
+        given = {"server_settings": told, "timeout": 5, "command_timeout": ANSWER_S}
         self._engine = create_async_engine(
             url, pool_size=size, max_overflow=0, hide_parameters=True, connect_args=given
         )
