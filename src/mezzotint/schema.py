@@ -48,6 +48,7 @@ ALIASES: dict[str, str] = {
     "n": "num_images",
     "batch_size": "num_images",
 }
+_WITHOUT_NUL = r"^[^\x00]*$"  # Postgres holds none, nor looks for a text beside one
 
 
 class OutputInput(BaseModel):
@@ -147,8 +148,8 @@ class RequestInput(BaseModel):
 
     model: Annotated[str | None, Field(max_length=256, description="catalog id; default: the configured model")] = None
     type: Annotated[Type | None, Field(description="inferred when absent")] = None
-    prompt: Annotated[str, Field(max_length=10_000)] = ""
-    negative_prompt: Annotated[str, Field(max_length=10_000)] = ""
+    prompt: Annotated[str, Field(max_length=10_000, pattern=_WITHOUT_NUL)] = ""
+    negative_prompt: Annotated[str, Field(max_length=10_000, pattern=_WITHOUT_NUL)] = ""
     prompt_syntax: Annotated[
         Literal["plain", "weighted"], Field(description="weighted: (word:1.2), ((word)), [word], BREAK")
     ] = "plain"
@@ -375,6 +376,8 @@ def _rule(item: Any) -> str:
     word = next((text for name, text in kind.items() if item["type"].startswith(name)), "")
     if item["type"] == "literal_error":
         return f"one of {item['ctx']['expected']}"
+    if item["type"] == "string_pattern_mismatch":
+        return "a text without the character NUL (\\u0000), which can be left out"
     if high is not None:
         whole = "a whole number " if "int" in str(field.annotation) else "a number "
         return f"{whole}from {low} to {high}" if low is not None else f"{whole}{above} and at most {high}"

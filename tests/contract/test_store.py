@@ -297,6 +297,28 @@ async def test_a_list_can_be_of_the_prompts_that_hold_a_text(store: Store) -> No
         assert [one.id for one in (await store.list(text=text))[0]] == found
 
 
+async def test_prompts_of_any_language_and_of_several_lines_are_found(store: Store) -> None:
+    await add(store, "ses_1", prompt="un café à Paris")
+    await add(store, "ses_2", prompt="灯台\nat night")
+    for text, found in (
+        ("café", ["ses_1"]),
+        ("PARIS", ["ses_1"]),
+        ("灯台", ["ses_2"]),
+        ("台\nAT", ["ses_2"]),
+        ("a\0", []),
+        ("\ud800", []),
+    ):
+        assert [one.id for one in (await store.list(text=text))[0]] == found, text
+
+
+async def test_a_session_that_holds_a_nul_does_not_break_the_search_for_others(store: Store) -> None:
+    await add(store, "ses_1", prompt="a \0 seal", metadata={})
+    await add(store, "ses_2", prompt="a dog", metadata={"yours": "\0"})
+    await add(store, "ses_3", prompt="a cat \\u0000 and a dog", metadata={})
+    for text, found in (("a dog", ["ses_3", "ses_2"]), ("cat \\", ["ses_3"])):
+        assert [one.id for one in (await store.list(text=text))[0]] == found
+
+
 async def test_only_ended_sessions_can_be_deleted(store: Store, backend: Backend) -> None:
     for state in State:
         session_id = f"ses_{state}"

@@ -177,6 +177,8 @@ def test_all_faults_are_told_at_once() -> None:
         ({"image": "asset:small", "type": "text2img"}, "takes no image"),
         ({"image": "asset:small", "mask": "asset:small", "type": "img2img"}, "takes no mask"),
         ({"prompt_syntax": "heavy"}, "'plain' or 'weighted'"),
+        ({"prompt": "a\0b"}, "prompt must be a text without the character NUL (\\u0000), which can be left out"),
+        ({"negativePrompt": "two\nlines\0"}, "negative_prompt must be a text without the character NUL"),
     ],
 )
 def test_a_fault_names_the_rule_and_the_way_out(body: dict[str, object], words: str) -> None:

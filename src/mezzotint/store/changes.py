@@ -3,6 +3,7 @@
 What runs for each session is built once, at import: to build a statement takes ten times as long as to run it.
 """
 
+import re
 from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any
@@ -30,6 +31,8 @@ from mezzotint.store import rows
 from mezzotint.store.tables import images, outbox, sessions, transitions
 
 WEBHOOK_OFF = "webhook_off"  # a warning: the receiver wants no more
+
+_IN_NO_TEXT = re.compile("[\0\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +141,11 @@ def _post(work: Work, session: Session, now: float) -> None:
 def plain(text: str | None) -> bool:
     """Whether text can be in a row's names at all. Postgres does not even compare text that holds a NUL."""
     return text is None or (text.isascii() and text.isprintable())
+
+
+def searchable(text: str | None) -> bool:
+    """Whether text can be in a prompt at all. A NUL or half a pair of surrogates cannot even be looked for."""
+    return text is None or not _IN_NO_TEXT.search(text)
 
 
 def expire(work: Work, session_id: str, now: float) -> None:

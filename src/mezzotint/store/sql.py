@@ -31,6 +31,7 @@ from mezzotint.store.changes import (
     moving,
     pictures_of,
     plain,
+    searchable,
 )
 from mezzotint.store.database import Database
 from mezzotint.store.intake import Intake
@@ -440,7 +441,7 @@ class Store:
         ends the walk.
         """
         wanted = {"type": type, "model": model, "device": device, "batch_id": batch_id, "owner": owner}
-        if not all(plain(value) for value in (cursor, text, *wanted.values())):
+        if not searchable(text) or not all(plain(value) for value in (cursor, *wanted.values())):
             return [], None
         query = select(sessions).where(
             *(sessions.c[name] == value for name, value in wanted.items() if value is not None)

@@ -47,7 +47,9 @@ def _(element: prompt_of, compiler: Any, **how: Any) -> str:
 
 @compiles(prompt_of, "postgresql")
 def _(element: prompt_of, compiler: Any, **how: Any) -> str:
-    return f"(({compiler.process(element.clauses, **how)})::json ->> 'prompt')"
+    # Postgres reads no JSON that holds a NUL, wherever it is; metadata may
+    without_nul = f"replace({compiler.process(element.clauses, **how)}, '\\u0000', '\\ufffd')"
+    return f"({without_nul}::json ->> 'prompt')"
 
 
 metadata = MetaData()
