@@ -12,7 +12,7 @@ import pytest
 
 from mezzotint.request import WebhookUse
 from mezzotint.schema import WEBHOOK_EVENTS
-from mezzotint.session import State
+from mezzotint.session import State, Usage
 from mezzotint.store.changes import WEBHOOK_OFF
 from mezzotint.store.sql import Store
 from mezzotint.webhook_rules import Policy, policy
@@ -186,6 +186,19 @@ async def test_a_receiver_that_has_gone_is_told_no_more(store: Store, backend: B
         await finish(store, SUCCEEDED)
         assert await webhooks.deliver(9999.0) == 0
         assert (receiver.types, count(backend)) == (["session.started"], 0)
+
+
+async def test_the_end_does_not_forget_that_the_receiver_has_gone(store: Store, backend: Backend) -> None:
+    async with receiving() as (receiver, port), sending(store) as webhooks:
+        receiver.answer = b"HTTP/1.1 410 Gone\r\nConnection: close\r\n\r\n"
+        await add(store, **told(port))
+        await claim(store, now=100.0)
+        await webhooks.deliver(100.0)
+        small = {"code": "size_far_from_native", "message": "small", "field": "width"}
+        ended = await store.finish(ID, attempt=1, state=SUCCEEDED, now=300.0, spans={}, usage=Usage(), warnings=[small])
+        assert ended is not None
+        assert [warning["code"] for warning in ended.warnings] == [WEBHOOK_OFF, "size_far_from_native"]
+        assert count(backend) == 0
 
 
 async def test_an_address_that_is_not_allowed_is_never_connected_to(store: Store) -> None:

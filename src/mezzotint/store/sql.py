@@ -264,25 +264,26 @@ class Store:
         spans: Mapping[str, float],
         usage: Usage,
         image: ImageRecord | None = None,
-        warnings: Sequence[dict[str, Any]] | None = None,
+        warnings: Sequence[dict[str, Any]] = (),
         error: ErrorInfo | None = None,
         cause: str = "",
     ) -> Session | None:
         """Running to its end. A pending cancel wins over success and failure: they come too late.
 
-        `image` is recorded with it, as add_image does. `warnings` replaces those of the acceptance; None keeps them.
+        `image` is recorded with it, as add_image does. Those `warnings` that the row lacks are added.
         """
         if state not in (State.SUCCEEDED, State.FAILED, State.CANCELLED):
             raise ValueError(f"a running session cannot finish as {state}")
         statement = _LEAVE if state is State.CANCELLED else _FINISH
         change = Change(session_id, State.RUNNING, state, cause or (error.code if error else state.value), now)
         values = {"spans": dict(spans), "usage": usage, "error": error}
-        if warnings is not None:
-            values["warnings"] = tuple(warnings)
 
         def run(work: Work) -> Session | None:
             if image is not None:
                 _record(work, session_id, attempt, image)
+            if warnings:  # the outbox may have written one that the caller has not heard of
+                known = work.connection.scalar(_WARNED, {"of_session": session_id, "of_attempt": attempt}) or ()
+                values["warnings"] = (*known, *(one for one in warnings if one not in known))
             ended = move(work, change, statement, of_attempt=attempt, **values)
             failpoints.reached("store.before_commit")
             return ended
