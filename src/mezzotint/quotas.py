@@ -33,6 +33,11 @@ class Buckets:
             del self._levels[next(iter(self._levels))]
         return None if taken else math.floor(-level * 60 / per_minute) + 1
 
+    def give_back(self, name: str, amount: float) -> None:
+        if name in self._levels:
+            level, since = self._levels[name]
+            self._levels[name] = (level + amount, since)
+
 
 class Quotas:
     """Refuses what is over a key's limits. Callers without a key have none."""
@@ -50,7 +55,10 @@ class Quotas:
 
     @asynccontextmanager
     async def room_for(self, caller: Caller, requests: Sequence[Request]) -> AsyncIterator[None]:
-        """Around the acceptance of these, all or none. Raises TryLater `quota_exceeded` naming the limit."""
+        """Around the acceptance of these, all or none; a refusal of it costs nothing.
+
+        Raises TryLater `quota_exceeded` naming the limit.
+        """
         if caller.key is None or caller.limits is None:
             yield
             return
@@ -65,7 +73,11 @@ class Quotas:
             cost = sum(one.width * one.height * one.steps * one.num_images for sent in requests for one in sent.passes)
             most = limits.pixel_steps_per_minute
             _check("pixel_steps_per_minute", most, self._steps.take(key, cost, most))
-            yield
+            try:
+                yield
+            except Exception:  # a caller who only leaves is accepted all the same
+                self._steps.give_back(key, cost)
+                raise
         finally:
             self._coming[key] -= len(requests)
             if not self._coming[key]:

@@ -5,7 +5,9 @@ import time
 import pytest
 
 from mezzotint.api_keys import ApiKey, Limits, id_of, opens
-from mezzotint.errors import SetupError
+from mezzotint.callers import Caller
+from mezzotint.errors import SetupError, TryLater
+from mezzotint.quotas import Quotas
 from mezzotint.store import beside
 from mezzotint.store.sql import Store
 from tests.contract.backends import Backend
@@ -81,3 +83,21 @@ async def test_a_session_is_its_owners_and_counts_for_them(store: Store) -> None
     await finish(store, SUCCEEDED)
     assert await store.held_by("abc") == (1, 123)
     assert await store.held_by("other") == (0, 0)
+
+
+async def test_what_the_queue_refuses_costs_a_key_none_of_its_steps(backend: Backend) -> None:
+    store = await Store.open(backend.url, queue_size=0)
+    asked = request()
+    quotas = Quotas(store)
+    caller = Caller(key="abc", scopes=frozenset({"submit"}), limits=Limits(pixel_steps_per_minute=1))
+    for _ in range(3):
+        with pytest.raises(TryLater) as refused:
+            async with quotas.room_for(caller, [asked]):
+                await store.add(ID, asked, warnings=[], now=100.0, owner="abc")
+        assert refused.value.code == "queue_full"
+    async with quotas.room_for(caller, [asked]):
+        pass
+    with pytest.raises(TryLater, match="pixel_steps_per_minute"):
+        async with quotas.room_for(caller, [asked]):
+            pass
+    await store.close()
