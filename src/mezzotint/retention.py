@@ -18,6 +18,7 @@ log = structlog.get_logger(__name__)
 DAY_S = 86_400
 KEYS_KEPT_S = DAY_S + 3600  # promised: 24 hours
 PERIOD_S = 600
+SET_S = 300.0  # a clock that has moved by more beside the other was set, or the machine slept
 SLICE = 100  # rows of one commit, so that nobody waits long behind it
 
 
@@ -51,8 +52,8 @@ class Retention:
                 self._events.forget(session_id)
             count += len(gone)
             if len(gone) < SLICE:
-                await self._store.batches.forget(before=now - self._days * DAY_S)
                 break
+        await self._store.batches.forget(before=now - KEYS_KEPT_S)
         return count
 
     async def sweep_files(self) -> int:
@@ -74,14 +75,23 @@ class Retention:
         return count
 
     async def _run(self) -> None:
+        apart_s = _clocks_apart_s()
         while True:
+            before_s, apart_s = apart_s, _clocks_apart_s()
             try:
                 if count := await self.sweep_files():
                     log.info("removed files that no session tells of", count=count)
-                if count := await self.sweep(time.time()):
+                if abs(apart_s - before_s) > SET_S:  # all would be old, if only for a moment
+                    log.warning("the clock was set; what is old is forgotten later", by_s=round(apart_s - before_s))
+                elif count := await self.sweep(time.time()):
                     log.info("forgot old sessions", count=count)
             except TryLater as error:
                 log.warning("cannot forget old sessions", code=error.code)
             except Exception:
                 log.exception("forgetting failed")  # the loop must outlive any single fault
             await asyncio.sleep(PERIOD_S)
+
+
+def _clocks_apart_s() -> float:
+    """Changes when the wall clock is set."""
+    return time.time() - time.monotonic()

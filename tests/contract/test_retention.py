@@ -5,7 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from mezzotint.batches import Batch
 from mezzotint.events import Events
+from mezzotint.request import Resolved
 from mezzotint.retention import DAY_S, KEYS_KEPT_S, SLICE, Retention
 from mezzotint.session import FINAL, State
 from mezzotint.store.blobs import Blobs
@@ -67,6 +69,22 @@ async def test_keys_go_after_a_day_and_not_before(store: Store, tmp_path: Path) 
     await retention.sweep(NOW + KEYS_KEPT_S + 1)
     assert await store.first(once) is None
     assert await store.get(ID)
+
+
+async def test_an_empty_batch_and_a_batchs_key_go_after_a_day_and_not_before(store: Store, tmp_path: Path) -> None:
+    once = Once(scope="anybody batches", key="k", fingerprint="body")
+    one = Batch(id="bat_1", created_at=NOW, items=())
+    await store.batches.add(one, {ID: Resolved(request=request(), warnings=())}, once=once)
+    retention = Retention(store, Blobs(tmp_path), Events(), retention_days=None)
+    await retention.sweep(NOW + DAY_S)
+    assert await store.batches.first(once)
+    await retention.sweep(NOW + KEYS_KEPT_S + 1)
+    assert await store.batches.first(once) is None
+    assert await store.batches.get("bat_1")
+    await store.request_cancel(ID, now=NOW)
+    await store.delete(ID)
+    await retention.sweep(NOW + KEYS_KEPT_S + 1)
+    assert await store.batches.get("bat_1") is None
 
 
 async def test_files_that_no_row_tells_of_go_and_those_of_what_runs_stay(store: Store, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Row, delete, exists, insert, select
+from sqlalchemy import Connection, Row, delete, exists, insert, select, update
 
 from mezzotint.batches import Batch, Standing
 from mezzotint.request import Resolved
@@ -87,10 +87,17 @@ class Batches:
         return await self._database.read(lambda connection: connection.scalars(query).all())
 
     async def forget(self, *, before: float) -> int:
-        """Forget batches from before then whose sessions are all gone. Returns how many."""
-        empty = ~exists().where(sessions.c.batch_id == batches.c.id)
-        gone = delete(batches).where(batches.c.created_at < before, empty).returning(batches.c.id)
-        return await self._database.write(lambda work: len(work.connection.scalars(gone).all()))
+        """Forget batches from before then whose sessions are all gone, and the others' keys. Returns how many went."""
+        old, empty = batches.c.created_at < before, ~exists().where(sessions.c.batch_id == batches.c.id)
+        gone = delete(batches).where(old, empty).returning(batches.c.id)
+        unnamed = update(batches).where(old, batches.c.key.is_not(None)).values(scope=None, key=None, fingerprint=None)
+
+        def run(work: Work) -> int:
+            count = len(work.connection.scalars(gone).all())
+            work.connection.execute(unnamed)
+            return count
+
+        return await self._database.write(run)
 
 
 def _named(connection: Connection, once: Once) -> Batch | None:
