@@ -40,6 +40,7 @@ from mezzotint.session import ImageRecord, Session, State
 from mezzotint.store import beside
 from mezzotint.store.blobs import Blobs
 from mezzotint.store.sql import Store
+from mezzotint.telemetry import hide_variables
 from mezzotint.tuning import Choices, Tuner
 from mezzotint.watching import Watcher
 from mezzotint.webhooks import Webhooks
@@ -75,6 +76,7 @@ class Mezzotint:
     async def __aenter__(self) -> "Mezzotint":
         settings = self.settings
         policy = settings.webhooks
+        hide_variables()
         async with AsyncExitStack() as opened:
             opened.enter_context(own(settings.data))
             metrics = Metrics()

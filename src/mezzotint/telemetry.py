@@ -23,3 +23,9 @@ def configure_logs(level: str) -> None:
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=False,
     )
+
+
+def hide_variables() -> None:
+    """Where nobody has set structlog up: its own way would show the variables, prompts among them, of what failed."""
+    if not structlog.is_configured():
+        structlog.dev.ConsoleRenderer.get_active().exception_formatter = structlog.dev.plain_traceback

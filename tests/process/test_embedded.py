@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import structlog
 
 from mezzotint import InvalidRequest, Mezzotint, MezzotintError
 from tests.process.conftest import picture
@@ -29,6 +30,20 @@ async def test_a_program_submits_follows_and_saves(tmp_path: Path, random_sd: Pa
         await m.cancel_session(long.id)
         with pytest.raises(MezzotintError, match="cancelled"):
             await long.result()
+
+
+async def test_what_is_logged_of_an_error_holds_no_variables(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with Mezzotint(data=tmp_path / "data"):
+        prompt = "canary".upper()
+        try:
+            int(prompt[:0])
+        except ValueError:
+            structlog.get_logger().exception("it failed")
+    said = capsys.readouterr().out
+    assert "ValueError: invalid literal" in said
+    assert "CANARY" not in said
 
 
 async def test_pictures_at_any_legal_size_and_several_models_at_once(tmp_path: Path, random_sd: Path) -> None:

@@ -109,7 +109,7 @@ ALLOWED: dict[str, set[str]] = {
     "server": {
         "", "api.app", "api.patience", "assets", "batch_watch", "catalog", "checkpoints", "config", "devices",
         "dispatcher", "errors", "estimates", "events", "keyring", "measurements", "metrics", "operations",
-        "preferences", "quotas", "refs", "retention", "session", "store", "tuning", "watching", "webhooks",
+        "preferences", "quotas", "refs", "retention", "session", "store", "telemetry", "tuning", "watching", "webhooks",
         "workers.base", "workers.limits",
     },
     "api": {
