@@ -21,12 +21,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import structlog
 from ulid import ULID
 
 from mezzotint import image_wire as wire
 from mezzotint import preprocessors
 from mezzotint.errors import CallerError, Fault, InvalidRequest, MezzotintError, TryLater, not_taken
 from mezzotint.image_handle import DEADLINE_S, ImageChild
+
+log = structlog.get_logger(__name__)
 
 UNUSED_S = 24 * 3600.0
 SWEEP_S = 3600.0
@@ -228,7 +231,10 @@ class Assets:
     async def _sweep_now_and_then(self) -> None:
         while True:
             await asyncio.sleep(SWEEP_S)
-            await asyncio.to_thread(self.sweep)
+            try:
+                await asyncio.to_thread(self.sweep)
+            except Exception:
+                log.exception("unused pictures cannot be removed")  # the loop must outlive any single fault
 
     async def _make(self, message: wire.ToChild, data: bytes, field: str | None) -> Asset:
         try:

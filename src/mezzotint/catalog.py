@@ -27,6 +27,7 @@ BUNDLED_MODEL = "icons"
 MAX_THUMBNAIL_BYTES = 4 * 1024 * 1024
 HASHED_AT_ONCE_BYTES = 4 * 1024 * 1024
 
+_DIGEST = re.compile(rb"[0-9a-f]{64}")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]{0,127}")
 
 
@@ -146,7 +147,8 @@ class Catalog:
 
     def _noted(self, path: Path) -> str | None:
         note = self._note(path)
-        return known if note.exists() and len(known := note.read_text()) == 64 else None
+        known = note.read_bytes() if note.exists() else b""
+        return known.decode() if _DIGEST.fullmatch(known) else None
 
     def _file_digest(self, path: Path) -> str:
         if (known := self._noted(path)) is not None:

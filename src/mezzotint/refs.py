@@ -76,9 +76,10 @@ class Refs:
             known = _ref(model, sha256)
         except OSError:
             known = None
-        reading = self._reading.get(model.id)
-        if reading is not None and reading.whole is asyncio.current_task():
-            del self._reading[model.id]
+        finally:  # however it ended, who asks next begins anew
+            reading = self._reading.get(model.id)
+            if reading is not None and reading.whole is asyncio.current_task():
+                del self._reading[model.id]
         self._known[model.id] = (model, known)
         self.on_read()
         return known

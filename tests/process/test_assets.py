@@ -483,6 +483,26 @@ async def test_a_sweep_leaves_a_picture_that_is_being_written(shared: Assets) ->
         assert shared.find(task.result().id)
 
 
+async def test_a_disk_that_fails_once_does_not_end_the_sweeping(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assets, scandir, sweeps = Assets(tmp_path), os.scandir, []
+
+    def failing_once(path: Path) -> Any:
+        sweeps.append(path)
+        if len(sweeps) == 1:
+            raise OSError(errno.EIO, "Input/output error")
+        return scandir(path)
+
+    monkeypatch.setattr("mezzotint.assets.SWEEP_S", 0.01)
+    monkeypatch.setattr(os, "scandir", failing_once)
+    await assets.start()
+    async with asyncio.timeout(10):
+        while len(sweeps) < 3:
+            await asyncio.sleep(0.01)
+    await assets.close()
+
+
 # ---- control maps
 
 

@@ -60,6 +60,28 @@ async def test_what_was_hashed_before_is_known_at_once_though_another_model_is_b
     assert not hash_later.done()
 
 
+@pytest.mark.parametrize("damaged", [b"\xff" * 64, b"", b"g" * 64, b"a" * 65])
+async def test_a_digest_whose_note_is_damaged_is_hashed_anew(catalog: Catalog, tmp_path: Path, damaged: bytes) -> None:
+    sha256 = catalog.digest(catalog.models["tiny"])
+    for note in (tmp_path / "cache" / "catalog").iterdir():
+        note.write_bytes(damaged)
+    found = await Refs(catalog).of("tiny")
+    assert found is not None
+    assert found.sha256 == sha256
+
+
+async def test_a_model_whose_hashing_broke_off_is_hashed_when_it_is_next_asked_for(
+    catalog: Catalog, hash_later: Future[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refs = Refs(catalog)
+    hash_later.set_exception(RuntimeError("nobody foresaw it"))
+    with pytest.raises(RuntimeError):
+        await refs.of("tiny")
+    assert not refs.is_being_read("tiny")
+    monkeypatch.undo()
+    assert await refs.of("tiny") is not None
+
+
 async def test_many_that_ask_at_once_look_at_its_files_once(catalog: Catalog, monkeypatch: pytest.MonkeyPatch) -> None:
     sha256 = catalog.digest(catalog.models["tiny"])
     looks: list[str] = []
