@@ -128,6 +128,24 @@ def test_a_worker_that_says_nothing_any_more_is_ended(tmp_path: Path) -> None:
     in_virtual_time(play())
 
 
+def test_a_worker_whose_messages_wait_for_the_database_is_not_silent(tmp_path: Path) -> None:
+    async def play() -> None:
+        rig = Rig(tmp_path)
+        async with rig.up() as worker:
+
+            async def slowly(*_: Any) -> None:
+                await asyncio.sleep(2 * SILENT_S)
+
+            rig.supervisor.on_message = slowly
+            worker.send(wire.Submit(session_id="ses_1", attempt=1, request=request(), model=MODEL))
+            await asyncio.sleep(5 * SILENT_S)
+            assert worker.alive
+            rig.supervisor.on_message = rig._hears
+            await asyncio.sleep(2 * SILENT_S)
+
+    in_virtual_time(play())
+
+
 def test_a_spare_holds_what_its_like_holds_while_the_worker_could_still_take_its_budget(tmp_path: Path) -> None:
     free = 2 * SPARE_BUDGET
 

@@ -293,7 +293,7 @@ class Supervisor:
             beat = worker.heartbeat
             if worker.hello is None and now - worker.started > HELLO_S:
                 why = f"not ready after {HELLO_S:g} s"
-            elif worker.hello is not None and now - worker.last_heard > SILENT_S:
+            elif worker.hello is not None and worker.silent_s > SILENT_S:
                 why = f"silent for {SILENT_S:g} s"
             elif beat is not None and (overdue := self._overdue(worker.device, beat)) is not None:
                 why = overdue

@@ -50,7 +50,8 @@ class LocalWorker:
         self.id = worker_id
         self.device = device
         self.started = time.monotonic()
-        self.last_heard = time.monotonic()
+        self._last_heard = time.monotonic()
+        self._is_heard = False  # one of its messages is being handled
         self.alive = True  # until its socket closes or we kill it
         self.hello: wire.Hello | None = None
         self.heartbeat: wire.Heartbeat | None = None
@@ -69,6 +70,11 @@ class LocalWorker:
     def own_bytes(self) -> int:
         """Memory that it shares with no file."""
         return own_memory(self.pid)
+
+    @property
+    def silent_s(self) -> float:
+        """Without a word from it. What it says waits while an earlier message is handled: that is no silence of its."""
+        return 0.0 if self._is_heard else time.monotonic() - self._last_heard
 
     @property
     def uptime_s(self) -> float:
@@ -154,8 +160,10 @@ class LocalWorker:
                 lengths = wire.lengths(await reader.readexactly(wire.HEAD_BYTES))
                 body = await reader.readexactly(lengths[0])
                 blob = await reader.readexactly(lengths[1]) if lengths[1] else b""
-                self.last_heard = time.monotonic()
-                await on_message(self, wire.decode_from_worker(body), blob)
+                message = wire.decode_from_worker(body)
+                self._is_heard = True
+                await on_message(self, message, blob)
+                self._is_heard, self._last_heard = False, time.monotonic()
         except (asyncio.IncompleteReadError, ConnectionError):
             pass  # EOF is how a worker's death looks
         except wire.WireError as error:
