@@ -107,11 +107,12 @@ class Checkpoints:
 
     async def settle(self, session_id: str) -> None:
         """On disk such that they survive a power cut, and out of memory. Raises TryLater."""
-        own = [key for key in self._kept if key[0] == session_id]
         async with self._disk:
-            for key in own:
-                one = self._kept[key]
-                await asyncio.to_thread(_write, self._root, session_id, one, sync=True)
+            own = {key: one for key, one in self._kept.items() if key[0] == session_id}
+            for one in own.values():
+                await asyncio.to_thread(_write, self._root, session_id, one)
+            await asyncio.to_thread(_sync, self._root, session_id)  # also those that memory had no room for
+            for key, one in own.items():
                 if self._kept.get(key) is one:
                     self._let_go(key)
 
@@ -151,7 +152,7 @@ class Checkpoints:
             for key in list(self._unwritten):
                 one = self._kept.get(key)
                 if one is not None:  # else its session has ended meanwhile
-                    await asyncio.to_thread(_write, self._root, key[0], one, sync=False)
+                    await asyncio.to_thread(_write, self._root, key[0], one)
                     if self._kept.get(key) is one:
                         self._unwritten.discard(key)
             while self._bytes > self._memory_bytes:
@@ -161,7 +162,7 @@ class Checkpoints:
                 self._let_go(oldest)
 
 
-def _write(root: Path, session_id: str, one: Checkpoint, *, sync: bool) -> None:
+def _write(root: Path, session_id: str, one: Checkpoint) -> None:
     failpoints.reached("checkpoint.before_write")
     folder = root / session_id
     path = folder / str(one.index)
@@ -172,18 +173,26 @@ def _write(root: Path, session_id: str, one: Checkpoint, *, sync: bool) -> None:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         with open(temporary, "wb", opener=_private) as file:
             file.write(frames.head(msgspec.msgpack.encode(head), one.state) + one.state)
-            file.flush()
-            if sync:
-                os.fsync(file.fileno())
         if path.exists():
             path.replace(_before(path))
         temporary.replace(path)
-        if sync:
-            for made in (folder, root):
-                sync_folder(made)
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+        raise not_taken("checkpoints", error) from error
+
+
+def _sync(root: Path, session_id: str) -> None:
+    """Let a session's files survive a power cut."""
+    folder = root / session_id
+    try:
+        for path in folder.glob("*"):
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        if folder.exists():
+            for made in (folder, root):
+                sync_folder(made)
+    except OSError as error:
         raise not_taken("checkpoints", error) from error
 
 

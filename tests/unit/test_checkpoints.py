@@ -1,5 +1,6 @@
 """Checkpoints in memory and on disk: the newest sound one is found, and none outlives its session."""
 
+import asyncio
 from pathlib import Path
 
 import msgspec
@@ -79,6 +80,18 @@ async def test_a_settled_one_is_on_disk_and_out_of_memory(tmp_path: Path) -> Non
     assert await steps(Checkpoints(tmp_path)) == [7]
     assert await steps(kept) == [7]
     await kept.settle("ses_unknown")
+
+
+async def test_what_leaves_memory_meanwhile_is_settled_all_the_same(tmp_path: Path) -> None:
+    kept = Checkpoints(tmp_path, memory_bytes=10)
+    for index in range(2):
+        kept.keep(ID, one(5, index=index, state=b"x" * 8))
+    kept.start()
+    stopping = asyncio.create_task(kept.stop())  # writes, and lets go of what is over its memory
+    await asyncio.sleep(0)
+    await asyncio.gather(kept.settle(ID), stopping)
+    assert [found.step for found in await Checkpoints(tmp_path).of(ID, range(2))] == [5, 5]
+    assert not kept._kept
 
 
 async def test_what_memory_does_not_hold_is_read_from_disk(tmp_path: Path) -> None:
