@@ -13,6 +13,7 @@ Process = asyncio.subprocess.Process
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 _READ_AHEAD_BYTES = 1 << 20
+LONGEST_LINE = 8 << 10
 _DRAIN_S = 0.001  # between two looks at whether all is read that a dead child had sent
 
 
@@ -95,10 +96,20 @@ def kill(process: Process) -> None:
 
 
 async def each_line(process: Process, told: Callable[[str], None]) -> None:
-    """What it writes to stderr, line by line, until it has ended."""
+    """What it writes to stderr, line by line, until it has ended. Of a line only the first `LONGEST_LINE` bytes.
+
+    The rest is read and dropped, or the child would wait for a reader, and its end for the pipe's.
+    """
     assert process.stderr is not None  # noqa: S101  invariant: start asked for the pipe
-    async for line in process.stderr:
-        told(line.decode(errors="replace").rstrip())
+    begun = b""
+    while block := await process.stderr.read(LONGEST_LINE):
+        *lines, rest = block.split(b"\n")
+        for line in lines:
+            told((begun + line)[:LONGEST_LINE].decode(errors="replace").rstrip())
+            begun = b""
+        begun = (begun + rest)[:LONGEST_LINE]
+    if begun:
+        told(begun.decode(errors="replace").rstrip())
 
 
 def exit_text(code: int) -> str:

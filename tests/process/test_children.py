@@ -51,3 +51,15 @@ async def test_a_killed_child_is_noticed_before_the_system_has_closed_its_connec
     assert time.monotonic() - began < HELD_S, "its connection is open all the while"
     writer.close()
     assert await process.wait() == -9
+
+
+async def test_a_line_without_end_is_told_cut_and_holds_nobody_up() -> None:
+    long = (
+        "import sys; print('x' * 300_000, file=sys.stderr); print('after it', file=sys.stderr); sys.stderr.write('y')"
+    )
+    process = await asyncio.create_subprocess_exec(sys.executable, "-c", long, stderr=asyncio.subprocess.PIPE)
+    told: list[str] = []
+    async with asyncio.timeout(20):
+        await children.each_line(process, told.append)
+        assert await process.wait() == 0
+    assert told == ["x" * children.LONGEST_LINE, "after it", "y"]
