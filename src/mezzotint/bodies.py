@@ -107,7 +107,12 @@ def asset(value: Asset) -> dict[str, Any]:
 def trace(value: Session, attempts: list[Attempt]) -> dict[str, Any]:
     """Where a session's time went. `batch_rows` counts its model calls by the rows that shared them, its own too."""
     usage = value.usage
-    told = {"batch_rows": usage.batch_rows or None, "executor": usage.executor, "dtype": usage.dtype}
+    told = {
+        "batch_rows": usage.batch_rows or None,
+        "executor": usage.executor,
+        "dtype": usage.dtype,
+        "device_s": usage.device_s,
+    }
     why = "told when the attempt ends" if not value.ended else "no step of it ran to an end that its worker told"
     return {
         "id": value.id,
@@ -126,7 +131,6 @@ def trace(value: Session, attempts: list[Attempt]) -> dict[str, Any]:
             for one in attempts
         ],
         **told,
-        "device_s": usage.device_s,
         "unknown": {name: why for name, known in told.items() if known is None},
     }
 

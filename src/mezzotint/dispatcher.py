@@ -5,6 +5,7 @@ With reports.py the only one that claims, ends and requeues. Must not decide wha
 
 import asyncio
 import contextlib
+import itertools
 import math
 import time
 from collections import Counter
@@ -215,11 +216,13 @@ class Dispatcher:
         session, now = await self._store.get(session_id), time.time()
         if session is None:
             raise NotFound(f"session {session_id[:64]!r} is not here", code="session_not_found")
+        if session.state is not State.PAUSED:
+            message = f"session {session_id!r} is {session.state}; only a paused one can be resumed"
+            raise Conflict(message, code="illegal_state")
         spans = session.spans_now(now)
         resumed = await self._store.resume(session_id, now=now, spans=spans)
         if resumed is None:
-            message = f"session {session_id!r} is {session.state}; only a paused one can be resumed"
-            raise Conflict(message, code="illegal_state")
+            raise Conflict(f"session {session_id!r} has just been resumed or cancelled", code="illegal_state")
         self._line.join(resumed, spans)
         self._wake.set()
         return self.view(resumed)
@@ -231,7 +234,10 @@ class Dispatcher:
     def view(self, session: Session) -> Session:
         """A stored session with what only memory knows: progress, timing up to now, its place in the queue."""
         if (live := self._lives.get(session.id)) is not None and session.state is State.RUNNING:
-            return session.having(progress=live.progress, spans=live.spans_now(), warnings=live.session.warnings)
+            warnings = [*session.warnings, *(one for one in live.session.warnings if one not in session.warnings)]
+            return session.having(
+                progress=live.progress, spans=live.spans_now(), usage=live.usage_so_far, warnings=tuple(warnings)
+            )
         if (waiting := self._line.get(session.id)) is not None and session.state is State.QUEUED:
             told = session.having(queue_position=self._line.position(session), spans=waiting.spans_now())
             return told if (why := self._cannot_start(session)) is None else told.having(warnings=(*told.warnings, why))
@@ -271,10 +277,19 @@ class Dispatcher:
         running = (("running", live.session.request.type) for live in self._lives.values())
         return Counter((*running, *(("queued", one.session.request.type) for one in self._line)))
 
-    def ahead_of(self, request: Request) -> list[Busy]:
-        """What waits and would start before a new session of this request on its device."""
-        waiting = [one.session.request for one in self._line]
-        return [Busy(request=one) for one in waiting if one.priority >= request.priority]
+    def ahead_of(self, request: Request, device: str) -> list[Busy]:
+        """What waits and would start before a new session of this request on a device: what must run there, and the
+        device's share of what may run anywhere.
+        """
+        before: list[Busy] = []
+        turn = itertools.cycle(self._supervisor.seats)
+        for waiting in self._line:
+            ahead = waiting.session.request
+            if ahead.priority < request.priority:
+                break
+            if device == (ahead.device or next(turn)):
+                before.append(Busy(request=ahead))
+        return before
 
     @property
     def idle(self) -> bool:
@@ -306,10 +321,9 @@ class Dispatcher:
                 log.exception("claiming failed")  # the loop must outlive any single fault
 
     async def _keep_time(self) -> None:
-        now = time.time()
         for waiting in list(self._line):
             session, expires_s = waiting.session, waiting.session.request.expires_s
-            if expires_s is not None and session.attempt == 0 and now - session.created_at > expires_s:
+            if expires_s is not None and session.attempt == 0 and waiting.waited_s > expires_s:
                 error = ErrorInfo(code="expired", message=f"not started within {expires_s:g} s")
                 await self._end_queued(waiting, State.EXPIRED, error)
         for live in self._lives.values():
@@ -331,7 +345,7 @@ class Dispatcher:
             claimed = False
             for worker in sorted(self._supervisor.ready(), key=self._lives.images_on):
                 while worker.alive and (waiting := self._next_for(worker)) is not None:
-                    await self._claim(waiting, worker)
+                    await self._claim_safely(waiting, worker)
                     claimed = True
 
     def _next_for(self, worker: LocalWorker) -> Waiting | None:
@@ -342,14 +356,14 @@ class Dispatcher:
             owner, request = waiting.session.owner, waiting.session.request
             if found is not None and request.priority < found.session.request.priority:
                 break
-            if not self._has_room(worker, waiting.session):
-                break  # also for who is suspected and must wait until the worker has emptied itself
             if theirs[owner] >= self._most_running(owner):
                 continue
             if request.device not in (None, worker.device):
                 continue
             if not all(self._refs.is_read(name) for name in names_of(request)):
                 continue
+            if not self._has_room(worker, waiting.session):
+                break  # also for who is suspected and must wait until the worker has emptied itself
             if request.device is None and self._best_for(waiting, worker).device != worker.device:
                 continue  # that one has room, and its turn comes
             if found is None or theirs[owner] < theirs[found.session.owner]:
@@ -383,6 +397,21 @@ class Dispatcher:
             free_bytes=hello.device.memory_budget_bytes - (beat.memory_bytes if beat else 0) if hello else 0,
         )
 
+    async def _claim_safely(self, waiting: Waiting, worker: LocalWorker) -> None:
+        """One that cannot be given to a worker ends, or nobody behind it would ever run. Raises TryLater."""
+        try:
+            await self._claim(waiting, worker)
+        except TryLater:
+            raise
+        except Exception:
+            log.exception("a session cannot be given to a worker", session=waiting.session.id)
+            message = "it could not be given to a worker; the server's log has the cause"
+            error = ErrorInfo(code="internal", message=message)
+            if (live := self._lives.get(waiting.session.id)) is not None:
+                await self._reports.finish(live, State.FAILED, error)
+            else:
+                await self._end_queued(waiting, State.FAILED, error)
+
     async def _claim(self, waiting: Waiting, worker: LocalWorker) -> None:
         session_id, request = waiting.session.id, waiting.session.request
         names = names_of(request)
@@ -403,7 +432,12 @@ class Dispatcher:
         states = [one for one in kept if one.print == print_]
         steps = len(stored) * request.steps + sum(one.step for one in states)
         session = await self._store.claim(
-            session_id, worker=worker.id, device=worker.device, steps_resumed=steps, now=time.time()
+            session_id,
+            worker=worker.id,
+            device=worker.device,
+            steps_resumed=steps,
+            now=time.time(),
+            as_of=waiting.session.created_at + waiting.waited_s,
         )
         spans = waiting.spans_now()
         if self._line.leave(session_id) is None or session is None:

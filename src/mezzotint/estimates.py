@@ -168,7 +168,8 @@ class Estimates:
             return None
         assert decode and text and first and load and read  # noqa: S101, PT018  invariant: seen above
         after = images * (decode.value + (file.value if file else 0.0))
-        done = busy.fraction * request.steps
+        ended = request.num_images - images  # `fraction` counts their steps, too
+        done = max(0.0, (busy.fraction * request.num_images - ended) / images) * request.steps
         if len(passes) > 1:
             # the second pass as if it ran beside nobody: its shape is most often its own
             most = costs.most_rows(last) or MAX_ROWS

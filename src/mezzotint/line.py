@@ -16,6 +16,11 @@ class Waiting:
     spans: dict[str, float]
     dtype: str | None = None  # of its last attempt, which the next keeps to
 
+    @property
+    def waited_s(self) -> float:
+        """Since it was accepted, in whatever states, if it has never run."""
+        return sum(self.spans_now().values())
+
     def spans_now(self) -> dict[str, float]:
         waited = time.monotonic() - self.since
         return self.spans | {"queued": self.spans.get("queued", 0.0) + waited}

@@ -8,6 +8,8 @@ from mezzotint.session import ImageRecord, Preview, Progress, Session, State, Us
 from mezzotint.workers import wire
 from mezzotint.workers.local import LocalWorker
 
+_UNTOLD = dict.fromkeys(("device_s", "peak_memory_bytes"), "its worker has not told yet")
+
 
 @dataclass(kw_only=True, slots=True)
 class Live:
@@ -20,7 +22,7 @@ class Live:
     model: wire.ModelRef
     print: str  # of what its checkpoints are of
     resumed: dict[int, int]  # image -> steps that it went on from
-    usage: Usage = field(default_factory=Usage)  # of this attempt, as last told
+    usage: Usage = field(default_factory=lambda: Usage(unknown=_UNTOLD))  # of this attempt, as last told
     has_moved: bool = False  # past what was kept when it was claimed: who moves does not kill workers
     heard: bool = False  # its worker has begun with it: one that had not, died of something else
     loads: bool = False  # its worker says that it is loading the model
@@ -30,7 +32,7 @@ class Live:
     timed_out: bool = False
     unstored: list[tuple[wire.ImageDone, bytes]] = field(default_factory=list)  # pictures on their way to the disk
     waits_for_disk: bool = False  # which did not take the first of them yet
-    ending: wire.Ended | None = None  # its worker is done with it
+    ending: wire.Ended | wire.Paused | None = None  # its worker is done with it
     store_error: ErrorInfo | None = None
 
     @property
@@ -40,7 +42,8 @@ class Live:
     @property
     def has_succeeded(self) -> bool:
         """By what its worker said, if the disk takes what is unstored still."""
-        return self.ending is not None and self.ending.outcome == State.SUCCEEDED and self.store_error is None
+        ended = isinstance(self.ending, wire.Ended) and self.ending.outcome == State.SUCCEEDED
+        return ended and self.store_error is None
 
     @property
     def usage_so_far(self) -> Usage:

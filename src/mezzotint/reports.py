@@ -87,6 +87,7 @@ class Reports:
                 if live.images_left > len(live.unstored):  # the last is recorded with the end, which follows it
                     await self._keep_images(live)
             case wire.Paused():
+                live.ending = message
                 await self._pause(live, message)
             case wire.Ended():
                 live.ending = message
@@ -137,7 +138,7 @@ class Reports:
         until = time.monotonic() + STORING_S
         while live.unstored and time.monotonic() < until:
             await asyncio.sleep(AGAIN_S)
-            if self._lives.get(live.session.id) is not live:
+            if self._lives.get(live.session.id) is not live or isinstance(live.ending, wire.Paused):
                 return  # another attempt draws them again
             if live.ending is not None and live.session.cancel_requested:
                 break
@@ -180,30 +181,39 @@ class Reports:
         """Its state is on disk before it is paused, and stays until it is resumed."""
         session_id, attempt, spans = live.session.id, live.session.attempt, live.spans_now()
         live.usage = message.usage
-        del self._lives[session_id]
 
         async def write() -> None:
-            await self._checkpoints.settle(session_id)
+            await self._settle(live)
             paused = await self._store.paused(
                 session_id, attempt=attempt, spans=spans, usage=live.usage_so_far, now=time.time()
             )
             if paused is None:  # a cancel came first
-                await self._finish(live, State.CANCELLED, None)
+                await self._write_end(live, State.CANCELLED, None)
+            self._lives.pop(session_id, None)
+            self._changed()
 
         await self._insist(write)
-        self._changed()
+
+    async def _settle(self, live: Live) -> None:
+        """Its states on disk. Raises TryLater; not of one that is to be cancelled, which needs none."""
+        try:
+            await self._checkpoints.settle(live.session.id)
+        except TryLater:
+            if not live.session.cancel_requested:
+                raise
 
     async def _end(self, live: Live) -> None:
-        assert live.ending is not None  # noqa: S101  invariant
+        assert isinstance(live.ending, wire.Ended)  # noqa: S101  invariant
         state, error = State(live.ending.outcome), live.ending.error
         if live.timed_out and state is State.CANCELLED and not live.session.cancel_requested:
             limit = live.session.request.timeout_s
             state, error = State.FAILED, ErrorInfo(code="timeout", message=f"ran longer than {limit:g} s")
         if state is State.SUCCEEDED and live.store_error is not None:
             state, error = State.FAILED, live.store_error
-        await self._finish(live, state, error)
+        await self.finish(live, state, error)
 
-    async def _finish(self, live: Live, state: State, error: ErrorInfo | None) -> None:
+    async def finish(self, live: Live, state: State, error: ErrorInfo | None) -> None:
+        """End it so, however long the store takes."""
         await self._insist(functools.partial(self._write_end, live, state, error))
 
     async def _write_end(
@@ -273,7 +283,7 @@ class Reports:
         if (losses >= 2 and alone and live.heard) or losses >= MAX_LOSSES:
             message = f"{losses} workers were lost while they ran it"
             error = ErrorInfo(code="worker_lost", message=message, phase=live.phase)
-            await self._finish(live, State.FAILED, error)
+            await self.finish(live, State.FAILED, error)
             return
         await self.requeue(live, losses)
 
@@ -282,7 +292,7 @@ class Reports:
 
         async def write() -> None:
             if live.session.pause_requested:
-                await self._checkpoints.settle(session.id)
+                await self._settle(live)
             after = await self._store.requeue(
                 session.id,
                 attempt=session.attempt,

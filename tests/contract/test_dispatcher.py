@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import shutil
+import time
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -13,11 +14,12 @@ import pytest
 
 from mezzotint.catalog import Catalog
 from mezzotint.checkpoints import Checkpoints
-from mezzotint.dispatcher import IMAGES_AT_ONCE, Dispatcher
+from mezzotint.dispatcher import IMAGES_AT_ONCE, TICK_S, Dispatcher
 from mezzotint.events import Events
 from mezzotint.measurements import Measurements
 from mezzotint.refs import Refs
 from mezzotint.request import Resolved
+from mezzotint.session import Usage
 from mezzotint.store.blobs import Blobs
 from mezzotint.store.sql import Store
 from mezzotint.tuning import Choices
@@ -54,7 +56,9 @@ async def dispatching(
     """`unread`: a model that was never hashed."""
     catalog = Catalog([models], folder)
     catalog.scan()
-    supervisor: Any = SimpleNamespace(ready=ready)
+    supervisor: Any = SimpleNamespace(
+        ready=ready, seats=dict.fromkeys(("cpu:0", "cuda:0"), SimpleNamespace(failed=None))
+    )
     store = await Store.open(f"sqlite:///{folder / 'db'}")
     blobs, choices = Blobs(folder / "sessions"), Choices(folder, 1)
     known = Measurements(folder, 1, keep=False)
@@ -92,6 +96,76 @@ async def test_owners_take_turns_and_a_higher_priority_goes_to_a_full_worker(tmp
         await dispatcher.accept("ses_d", Resolved(request=request(priority=6), warnings=()), owner="a")
         order = [one.session_id for one in await submits(worker, IMAGES_AT_ONCE + 1)]
         assert order[IMAGES_AT_ONCE:] == ["ses_d"]
+
+
+async def test_what_is_for_another_device_neither_stands_before_a_request_nor_holds_it_up(
+    tmp_path: Path, random_sd: Path
+) -> None:
+    up: list[Worker] = []
+    worker = Worker("wrk_1", 10_000)
+    async with dispatching(tmp_path, random_sd, lambda: up) as dispatcher:
+        for number in range(4):
+            elsewhere = request(device="cuda:0")
+            await dispatcher.accept(f"ses_a{number}", Resolved(request=elsewhere, warnings=()))
+            await dispatcher.accept(f"ses_b{number}", Resolved(request=request(), warnings=()))
+            await dispatcher.accept(f"ses_c{number}", Resolved(request=request(device="cpu:0"), warnings=()))
+        await dispatcher.accept("ses_d", Resolved(request=request(device="cpu:0", priority=4), warnings=()))
+        here, there = request(device="cpu:0"), request(device="cuda:0")
+        assert len(dispatcher.ahead_of(here, "cpu:0")) == 4 + 2, "of what may run anywhere each device has its share"
+        assert len(dispatcher.ahead_of(there, "cuda:0")) == 4 + 2
+        suspect = dispatcher._line.get("ses_a0")
+        assert suspect is not None
+        suspect.session = suspect.session.having(losses=3)  # runs alone, and not here
+        up.append(worker)
+        await submits(worker, 9)
+
+
+async def test_a_session_that_cannot_be_given_to_a_worker_ends_and_lets_the_others_by(
+    tmp_path: Path, random_sd: Path
+) -> None:
+    up: list[Worker] = []
+    worker = Worker("wrk_1", 1000)
+    async with dispatching(tmp_path, random_sd, lambda: up) as dispatcher:
+        await dispatcher.accept("ses_1", Resolved(request=request(metadata={"n": 2**64}), warnings=()))
+        await dispatcher.accept("ses_2", Resolved(request=request(), warnings=()))
+        up.append(worker)
+        (submit,) = await submits(worker, 1)
+        assert submit.session_id == "ses_2"
+        session = await dispatcher._store.get("ses_1")
+        assert session is not None
+        assert session.error is not None
+        assert (session.state, session.error.code) == ("failed", "internal")
+
+
+async def test_a_clock_that_is_set_expires_nothing(
+    tmp_path: Path, random_sd: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    up: list[Worker] = []
+    worker = Worker("wrk_1", 1000)
+    async with dispatching(tmp_path, random_sd, lambda: up) as dispatcher:
+        await dispatcher.accept("ses_1", Resolved(request=request(expires_s=3600.0), warnings=()))
+        right = time.time
+        monkeypatch.setattr(time, "time", lambda: right() + 7200)
+        await asyncio.sleep(2.5 * TICK_S)
+        up.append(worker)
+        (submit,) = await submits(worker, 1)
+        assert submit.session_id == "ses_1"
+
+
+async def test_a_running_session_shows_what_its_row_and_its_worker_say(tmp_path: Path, random_sd: Path) -> None:
+    worker = Worker("wrk_1", 1000)
+    async with dispatching(tmp_path, random_sd, lambda: [worker]) as dispatcher:
+        await dispatcher.accept("ses_1", Resolved(request=request(), warnings=({"code": "early"},)))
+        await submits(worker, 1)
+        await dispatcher._store.add_warning("ses_1", attempt=1, warning={"code": "late"})
+        row = await dispatcher._store.get("ses_1")
+        assert row is not None
+        shown = dispatcher.view(row)
+        assert shown.warnings == ({"code": "early"}, {"code": "late"})
+        assert shown.usage.unknown["device_s"] == "its worker has not told yet"
+        live = dispatcher._lives["ses_1"]
+        live.usage = Usage(device_s=1.5, steps_run=3)
+        assert dispatcher.view(row).usage == live.usage
 
 
 async def test_a_session_that_comes_as_its_worker_dies_goes_to_the_next(tmp_path: Path, random_sd: Path) -> None:

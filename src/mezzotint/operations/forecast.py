@@ -25,9 +25,10 @@ async def check(parts: Parts, request: Request) -> None:
 async def estimate(parts: Parts, request: Request) -> Estimate:
     """What it would take on the device where it would end first."""
     dispatcher = parts.dispatcher
-    ahead = dispatcher.ahead_of(request)
     found = [
-        await parts.estimates.of(request, device, dispatcher.running_on(device), ahead, IMAGES_AT_ONCE)
+        await parts.estimates.of(
+            request, device, dispatcher.running_on(device), dispatcher.ahead_of(request, device), IMAGES_AT_ONCE
+        )
         for device in _devices(parts, request)
     ]
     return min(found, key=lambda one: (one.queue_s is None, (one.queue_s or 0.0) + (one.duration_s or 0.0)))

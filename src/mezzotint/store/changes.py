@@ -62,7 +62,7 @@ THIS = sessions.c.id == bindparam("of_session")
 OWNED = sessions.c.attempt == bindparam("of_attempt")
 UNCANCELLED = sessions.c.cancel_requested == false()
 IN_TIME = or_(  # what has started does not expire
-    sessions.c.attempt > 0, sessions.c.expires_at.is_(None), sessions.c.expires_at > bindparam("at_time")
+    sessions.c.attempt > 0, sessions.c.expires_at.is_(None), sessions.c.expires_at > bindparam("as_of")
 )
 
 
@@ -148,15 +148,15 @@ def searchable(text: str | None) -> bool:
     return text is None or not _IN_NO_TEXT.search(text)
 
 
-def expire(work: Work, session_id: str, now: float) -> None:
-    """End it when it is still queued past its time."""
+def expire(work: Work, session_id: str, now: float, as_of: float) -> None:
+    """End it when it is still queued past its time by then."""
     found = find(work.connection, session_id)
     if found is None or found.request.expires_s is None:
         return
     error = ErrorInfo(code="expired", message=f"not started within {found.request.expires_s:g} s")
-    spans = {"queued": max(0.0, now - found.created_at)}
+    spans = {"queued": max(0.0, as_of - found.created_at)}
     change = Change(session_id, State.QUEUED, State.EXPIRED, error.code, now)
-    move(work, change, _EXPIRE, at_time=now, spans=spans, error=error)
+    move(work, change, _EXPIRE, as_of=as_of, spans=spans, error=error)
 
 
 _FLAGS = select(sessions.c.cancel_requested, sessions.c.pause_requested).where(THIS).with_for_update()

@@ -212,17 +212,26 @@ class Store:
             self._events.begin(above)
 
     async def claim(
-        self, session_id: str, *, worker: str, device: str, now: float, steps_resumed: int = 0
+        self,
+        session_id: str,
+        *,
+        worker: str,
+        device: str,
+        now: float,
+        steps_resumed: int = 0,
+        as_of: float | None = None,
     ) -> Session | None:
         """Queued to running, as a new attempt that goes on from so many steps. What has never started and is past its
-        time expires instead: None."""
+        time expires instead: None. `as_of` is by when it has waited, where the clock of `now` may have been set.
+        """
+        as_of = now if as_of is None else as_of
         change = Change(session_id, State.QUEUED, State.RUNNING, "claimed", now, steps_resumed)
 
         def run(work: Work) -> Session | None:
             journal.trim(work.connection, session_id)
-            claimed = move(work, change, _CLAIM, at_time=now, worker=worker, device=device)
+            claimed = move(work, change, _CLAIM, at_time=now, as_of=as_of, worker=worker, device=device)
             if claimed is None:
-                expire(work, session_id, now)
+                expire(work, session_id, now, as_of)
             return claimed
 
         claimed = await self._database.write(run)
