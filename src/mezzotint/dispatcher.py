@@ -15,6 +15,7 @@ from typing import Any
 
 import structlog
 
+from mezzotint.astray import Astray
 from mezzotint.batches import Batch
 from mezzotint.checkpoints import Checkpoints, fingerprint
 from mezzotint.errors import Conflict, ErrorInfo, NotFound, TryLater
@@ -67,6 +68,7 @@ class Dispatcher:
         self._checkpoints, self._choices, self._measurements = checkpoints, choices, measurements
         self._supervisor = supervisor
         self._line, self._lives = Line(), Lives()
+        self._astray = Astray(store)
         self._residency = Residency(supervisor, refs, choices)
         self._wake = asyncio.Event()
         self._reports = Reports(store, blobs, checkpoints, events, choices, self._line, self._lives, self._wake.set)
@@ -277,6 +279,11 @@ class Dispatcher:
         running = (("running", live.session.request.type) for live in self._lives.values())
         return Counter((*running, *(("queued", one.session.request.type) for one in self._line)))
 
+    @property
+    def astray(self) -> int:
+        """Sessions that wait or run by their rows and that nobody has in hand."""
+        return len(self._astray.found)
+
     def ahead_of(self, request: Request, device: str) -> list[Busy]:
         """What waits and would start before a new session of this request on a device: what must run there, and the
         device's share of what may run anywhere.
@@ -313,6 +320,7 @@ class Dispatcher:
                 if time.monotonic() >= next_tick:
                     next_tick = time.monotonic() + TICK_S
                     await self._keep_time()
+                    await self._astray.look(lambda one: one in self._line or one in self._lives)
                     await self._foresee()
                 await self._fill()
             except TryLater as error:

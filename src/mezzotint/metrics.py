@@ -28,6 +28,10 @@ class Standing(Protocol):
     def sessions_now(self) -> Tally[tuple[str, str]]:
         """Sessions that wait or run, by state and type."""
 
+    @property
+    def astray(self) -> int:
+        """Those of them that nobody has in hand."""
+
 
 class Metrics:
     """One set for a server, in a registry of its own."""
@@ -135,6 +139,8 @@ class _Now(Collector):
         for (state, kind), count in self._standing.sessions_now().items():
             sessions.add_metric([state, kind], count)
         yield sessions
+        about = "sessions that wait or run and that nobody has in hand; anything but 0 is a bug"
+        yield GaugeMetricFamily("mezzotint_sessions_astray", about, value=self._standing.astray)
         up = GaugeMetricFamily("mezzotint_worker_ready", "1 when the worker takes sessions", labels=["device"])
         restarts = CounterMetricFamily("mezzotint_worker_restarts", "workers that were lost", labels=["device"])
         memory = GaugeMetricFamily(

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from mezzotint import astray
 from mezzotint.catalog import Catalog
 from mezzotint.checkpoints import Checkpoints
 from mezzotint.dispatcher import IMAGES_AT_ONCE, TICK_S, Dispatcher
@@ -150,6 +151,22 @@ async def test_a_clock_that_is_set_expires_nothing(
         up.append(worker)
         (submit,) = await submits(worker, 1)
         assert submit.session_id == "ses_1"
+
+
+async def test_a_session_in_nobodys_hands_is_counted_by_the_second_look(
+    tmp_path: Path, random_sd: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(astray, "EVERY_S", TICK_S)
+    async with dispatching(tmp_path, random_sd, list) as dispatcher:
+        for name in ("ses_1", "ses_2"):
+            await dispatcher.accept(name, Resolved(request=request(), warnings=()))
+        await asyncio.sleep(4 * TICK_S)
+        assert dispatcher.astray == 0
+        dispatcher._line.leave("ses_1")
+        async with asyncio.timeout(20):
+            while not dispatcher.astray:
+                await asyncio.sleep(TICK_S)
+        assert dispatcher._astray.found == {"ses_1"}
 
 
 async def test_a_running_session_shows_what_its_row_and_its_worker_say(tmp_path: Path, random_sd: Path) -> None:

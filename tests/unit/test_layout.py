@@ -90,13 +90,14 @@ ALLOWED: dict[str, set[str]] = {
     "families.products": {"profiles"},
     "devices": {"workers.base"},
     "placing": set(),
+    "astray": {"store"},
     "line": {"session"},
     "live": {"errors", "session", "workers"},
     "reports": {"checkpoints", "errors", "events", "line", "live", "session", "store", "tuning", "workers"},
     "residency": {"refs", "request", "tuning", "workers", "workers.base", "workers.local"},
     "dispatcher": {
-        "batches", "checkpoints", "errors", "estimates", "events", "line", "live", "measurements", "placing", "refs",
-        "reports", "request", "residency", "session", "store", "tuning", "workers",
+        "astray", "batches", "checkpoints", "errors", "estimates", "events", "line", "live", "measurements", "placing",
+        "refs", "reports", "request", "residency", "session", "store", "tuning", "workers",
     },
     "operations": {
         "", "adding", "advice", "assets", "batch_watch", "batches", "bodies", "callers", "capabilities", "catalog",

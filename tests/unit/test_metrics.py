@@ -23,6 +23,8 @@ STEP = Work(what="step", model="a", height=8, width=8, windows=1, rows=4)
 
 
 class Standing:
+    astray = 1
+
     def sessions_now(self) -> Counter[tuple[str, str]]:
         return Counter({("queued", "lora"): 3})
 
@@ -92,6 +94,7 @@ def test_what_happens_is_counted_under_its_labels() -> None:
     assert samples["mezzotint_out_of_memory_total{device=cpu:0}"] == 1
     assert samples["mezzotint_estimate_error_ratio_sum{basis=measured}"] == 0.2
     assert samples["mezzotint_sessions{state=queued,type=lora}"] == 3
+    assert samples["mezzotint_sessions_astray{}"] == 1
     assert samples["mezzotint_worker_restarts_total{device=cpu:0}"] == 2
     assert samples["mezzotint_worker_ready{device=cpu:0}"] == 0
     assert samples["mezzotint_memory_bytes{device=cpu:0,of=weights}"] == 4

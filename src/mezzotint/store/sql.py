@@ -67,6 +67,7 @@ _DRAWN = select(images.c.sha256).where(*_AT_INDEX)
 _IMAGE = insert(images)
 _HISTORY = select(transitions).where(transitions.c.session_id == bindparam("of_session")).order_by(transitions.c.seq)
 
+_UNFINISHED = select(sessions.c.id).where(sessions.c.state.in_((State.QUEUED, State.RUNNING)))
 _THEIRS = sessions.c.owner == bindparam("of_owner")
 _WAITING = select(func.count()).where(_THEIRS, sessions.c.state == State.QUEUED)
 _DRAWN_FOR = images.join(sessions, sessions.c.id == images.c.session_id)
@@ -151,6 +152,10 @@ class Store:
         query = select(sessions).where(sessions.c.state == State.QUEUED)
         query = query.order_by(sessions.c.priority.desc(), sessions.c.id)
         return await self._database.read(lambda connection: load(connection, query))
+
+    async def unfinished(self) -> Names:
+        """Ids of all that wait or run."""
+        return await self._database.read(lambda connection: [*connection.scalars(_UNFINISHED)])
 
     async def count(self, states: Collection[State]) -> int:
         return await self._database.read(lambda connection: count_of(connection, states))
