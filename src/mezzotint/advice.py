@@ -27,10 +27,10 @@ def warnings(sent: RequestInput, request: "Request", model: Model) -> Iterator[N
             "trained at; expect repeated or broken subjects"
         )
         yield _note("size_far_from_native", message, "width")
-    strength = 1.0 if request.strength is None else request.strength
-    if int(request.num_inference_steps * strength) < 1:
-        message = f"strength {strength:g} leaves nothing of {request.num_inference_steps} steps; one is run"
-        yield _note("strength_too_small", message, "strength")
+    for one, field in zip(request.passes, ("strength", "hires.strength"), strict=False):
+        if one.strength is not None and int(one.num_inference_steps * one.strength) < 1:
+            message = f"{field} {one.strength:g} leaves nothing of {one.num_inference_steps} steps; one is run"
+            yield _note("strength_too_small", message, field)
     if request.negative_prompt and request.guidance_scale <= 1:
         message = f"guidance_scale {request.guidance_scale:g} means no guidance, and negative_prompt works only with it"
         yield _note("no_effect", message, "negative_prompt")

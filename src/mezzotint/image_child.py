@@ -192,8 +192,7 @@ def _preprocess(message: wire.Preprocess, source: Image.Image) -> Image.Image:
     options = dict(message.options)
     short = int(options.pop("resolution", 0))
     if short:
-        factor = short / min(source.size)
-        size = (max(1, round(source.width * factor)), max(1, round(source.height * factor)))
+        size = wire.brought_to(source.size, short)
         _check_size(*size)
         source = source.resize(size, Image.Resampling.LANCZOS)
     return Image.fromarray(PREPROCESSORS[message.preprocessor](np.asarray(source), **options), "RGB")

@@ -20,6 +20,12 @@ MAX_MESSAGE_BYTES = 64 << 10
 Role = Literal["image", "mask", "hole", "stencil"]
 
 
+def brought_to(size: tuple[int, int], short: int) -> tuple[int, int]:
+    """Width and height of a picture whose short side becomes so many px."""
+    width, height = (max(1, round(side * short / min(size))) for side in size)
+    return width, height
+
+
 class _Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", forbid_unknown_fields=True):
     pass
 

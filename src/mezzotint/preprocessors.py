@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from mezzotint.errors import Fault
+from mezzotint.image_wire import MAX_PIXELS, brought_to
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,6 +67,18 @@ def faults(name: str, options: Mapping[str, Any], path: str = "") -> list[Fault]
             message = f"{shown} must be {kind} from {option.low:g} to {option.high:g}; got {_shown(value)}"
             found.append(Fault(field=shown, code="invalid_value", message=message))
     return found
+
+
+def size_fault(options: Mapping[str, Any], size: tuple[int, int], path: str = "") -> Fault | None:
+    """Whether a picture of this size would be made too large. For options that have no other faults."""
+    width, height = brought_to(size, options.get("resolution") or min(size))
+    if width * height <= MAX_PIXELS:
+        return None
+    field = f"{path}options.resolution"
+    message = (
+        f"{field} makes {width}x{height} of the picture's {size[0]}x{size[1]}; at most {MAX_PIXELS} pixels are made"
+    )
+    return Fault(field=field, code="invalid_value", message=message)
 
 
 def complete(name: str, options: Mapping[str, Any]) -> dict[str, float]:

@@ -451,8 +451,11 @@ def _controlnet(
         message = f"{path}start {sent.start:g} is after end {sent.end:g}; it would never be at work"
         faults.append(Fault(field=f"{path}start", code="invalid_value", message=message))
     wrong = preprocessors.faults(sent.preprocessor, sent.options, path)
-    faults += wrong
     picture = pictures.get(f"{path}image")
+    if not wrong and picture is not None:
+        fault = preprocessors.size_fault(sent.options, (picture.width, picture.height), path)
+        wrong = [fault] if fault is not None else []
+    faults += wrong
     if net is None or picture is None or wrong:
         return None
     return ControlNetUse(

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args
 
+import msgspec
 from annotated_types import Ge, Gt, Le, MaxLen
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
@@ -259,9 +260,12 @@ def metadata_fault(metadata: dict[str, Any]) -> Fault | None:
     """What keeps a caller's own dictionary from being stored and returned as sent."""
     message = "metadata cannot be written as JSON; it may hold text, finite numbers, lists and objects"
     try:
+        msgspec.msgpack.encode(metadata)  # as workers are told it
         if len(json.dumps(metadata, allow_nan=False, ensure_ascii=False).encode()) <= MAX_METADATA_BYTES:
             return None
         message = f"metadata is over {MAX_METADATA_BYTES} bytes of JSON; keep it in your own store and send its id"
+    except OverflowError:
+        message = "metadata may hold whole numbers from -2^63 to 2^64-1; send a number beyond them as text"
     except (TypeError, ValueError, RecursionError):
         pass
     return Fault(field="metadata", code="invalid_value", message=message)
@@ -360,10 +364,11 @@ def _fault(item: Any) -> Fault:
 
 def _rule(item: Any) -> str:
     field = _field_at(item["loc"])
-    low = next((f"{m.ge:g}" for m in field.metadata if isinstance(m, Ge)), None)
-    above = next((f"above {m.gt:g}" for m in field.metadata if isinstance(m, Gt)), None)
-    high = next((_number(m.le) for m in field.metadata if isinstance(m, Le)), None)
-    longest = next((m.max_length for m in field.metadata if isinstance(m, MaxLen)), None)
+    rules = _item_rules(field) if isinstance(item["loc"][-1], int) else field.metadata
+    low = next((f"{m.ge:g}" for m in rules if isinstance(m, Ge)), None)
+    above = next((f"above {m.gt:g}" for m in rules if isinstance(m, Gt)), None)
+    high = next((_number(m.le) for m in rules if isinstance(m, Le)), None)
+    longest = next((m.max_length for m in rules if isinstance(m, MaxLen)), None)
     kind = {
         "int": "a whole number",
         "float": "a number",
@@ -388,6 +393,16 @@ def _rule(item: Any) -> str:
             else f"a text of at most {longest} characters"
         )
     return word or "an object"
+
+
+def _item_rules(field: FieldInfo) -> list[Any]:
+    """What one value of a list must be, beside its type."""
+    return [
+        rule
+        for each in get_args(field.annotation)
+        for part in getattr(each, "__metadata__", ())
+        for rule in part.metadata
+    ]
 
 
 def _number(value: Any) -> str:

@@ -34,7 +34,7 @@ ALLOWED: dict[str, set[str]] = {
     "watching": {"catalog"},
     "hub": {"errors", "headers"},
     "adding": {"", "config", "errors", "facts", "headers", "hub"},
-    "preprocessors": {"errors"},
+    "preprocessors": {"errors", "image_wire"},
     "webhook_rules": {"errors"},
     "webhooks": {"", "bodies", "errors", "failpoints", "store", "webhook_rules"},
     "schema": {"errors", "families.table", "fieldnames"},

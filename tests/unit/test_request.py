@@ -51,7 +51,7 @@ WORLD = World(
     devices=frozenset({"cpu:0"}),
     max_pixels=1 << 20,
 )
-SIZES = {"asset:small": (64, 64), "asset:odd": (101, 40), "asset:big": (2048, 2048)}
+SIZES = {"asset:small": (64, 64), "asset:odd": (101, 40), "asset:big": (2048, 2048), "asset:long": (404, 40)}
 
 
 def resolved(body: object, world: World = WORLD) -> Resolved:
@@ -142,6 +142,16 @@ def test_all_faults_are_told_at_once() -> None:
     }
 
 
+def test_whole_numbers_that_no_worker_can_be_told_are_refused_in_metadata_with_the_way_out() -> None:
+    edges = {"a": [2**64 - 1, {"b": -(2**63)}]}
+    assert resolved({"metadata": edges}).request.metadata == edges
+    for beyond in (2**64, -(2**63) - 1, 10**5000):
+        with pytest.raises(InvalidRequest) as told:
+            resolved({"metadata": {"a": [{"b": beyond}]}})
+        assert [fault.field for fault in told.value.faults] == ["metadata"]
+        assert "from -2^63 to 2^64-1; send a number beyond them as text" in told.value.faults[0].message
+
+
 @pytest.mark.parametrize(
     ("body", "words"),
     [
@@ -161,6 +171,10 @@ def test_all_faults_are_told_at_once() -> None:
         ({"loras": [{"name": "imk"}]}, "lora 'imk' is not here; the nearest is 'ink'"),
         ({"loras": [{"name": "broad"}]}, "made for another architecture than 'tiny'; those that fit: ink, fog"),
         ({"loras": [{"scale": 1}]}, "loras[0].name is missing"),
+        ({"loras": [5]}, "loras[0] must be an object; got 5"),
+        ({"preview": {"at_steps": [0]}}, "preview.at_steps[0] must be a whole number from 1 to 1000; got 0"),
+        ({"preview": {"at_steps": ["x"]}}, "preview.at_steps[0] must be a whole number from 1 to 1000"),
+        ({"preview": {"at_steps": [1] * 65}}, "preview.at_steps must be a list of at most 64"),
         ({"loras": "ink"}, "loras must be a list"),
         ({"loras": [{"name": "ink", "strength": 1}]}, "loras[0].strength is not a field"),
         ({"controlnets": [{"model": "edges"}]}, "controlnets[0].image is missing"),
@@ -248,6 +262,23 @@ def test_a_second_pass_has_the_size_that_is_told_of_it(hires: dict[str, Any], si
 )
 def test_a_second_pass_that_cannot_be_is_refused_by_name(sent: dict[str, Any], expected: dict[str, str]) -> None:
     assert faults(sent) == expected
+
+
+def test_a_second_pass_whose_strength_leaves_no_step_is_warned_of() -> None:
+    (warning,) = resolved({"steps": 5, "hires": {"strength": 0.01}}).warnings
+    assert (warning["code"], warning["field"]) == ("strength_too_small", "hires.strength")
+    assert resolved({"steps": 5, "hires": {"strength": 0.2}}).warnings == ()
+
+
+def test_a_control_map_that_would_be_made_too_large_is_refused_before_the_session() -> None:
+    def sent(image: str, resolution: int) -> dict[str, Any]:
+        net = {"model": "edges", "image": image, "preprocessor": "canny", "options": {"resolution": resolution}}
+        return {"controlnets": [net]}
+
+    assert resolved(sent("asset:odd", 2048)).request.controlnets[0].options["resolution"] == 2048
+    assert resolved(sent("asset:long", 0)).request.controlnets
+    assert faults(sent("asset:long", 2048)) == {"controlnets[0].options.resolution": "invalid_value"}
+    assert "makes 20685x2048 of the picture's 404x40" in message(sent("asset:long", 2048))
 
 
 def test_what_is_not_an_object_is_refused() -> None:
