@@ -6,6 +6,7 @@ Must not decide what a request gets: the catalog lays it over the model's own fa
 import contextlib
 import json
 import os
+import threading
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ class Preferences:
     def __init__(self, file: Path | None) -> None:
         """Without a file nothing is kept. Raises ValueError for a file that is not ours."""
         self._file = file
+        self._setting = threading.Lock()
         self._set: dict[str, dict[str, Any]] = {}
         if file is not None:
             with contextlib.suppress(FileNotFoundError):
@@ -37,17 +39,21 @@ class Preferences:
         return self._set.get(model_id, {})
 
     def set(self, model_id: str, changes: Mapping[str, Any]) -> None:
-        """None takes a setting back. Blocks on the disk."""
-        after = {name: value for name, value in {**self.of(model_id), **changes}.items() if value is not None}
-        self._set = {**self._set, model_id: after} if after else {k: v for k, v in self._set.items() if k != model_id}
-        if self._file is None:
-            return
-        draft = self._file.with_name(f".{self._file.name}.tmp")
+        """None takes a setting back. Blocks on the disk, and on other threads that set."""
+        with self._setting:
+            after = {name: value for name, value in {**self.of(model_id), **changes}.items() if value is not None}
+            others = {name: value for name, value in self._set.items() if name != model_id}
+            self._set = others | {model_id: after} if after else others
+            if self._file is not None:
+                self._write(self._file)
+
+    def _write(self, target: Path) -> None:
+        draft = target.with_name(f".{target.name}.tmp")
         with draft.open("w", encoding="utf-8") as file:
             json.dump(self._set, file, indent=2)
             file.flush()
             os.fsync(file.fileno())
-        draft.replace(self._file)
+        draft.replace(target)
 
 
 def check(body: Any, model: Model, models: Iterable[Model], max_pixels: int) -> dict[str, Any]:

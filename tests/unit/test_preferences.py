@@ -1,5 +1,6 @@
 """Settings of single models: checked against the model, kept across restarts, laid over its facts."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,15 @@ def test_they_outlive_a_restart_and_null_takes_them_back(tmp_path: Path) -> None
     again.prefer(BUNDLED_MODEL, {"num_inference_steps": None})
     assert again.models[BUNDLED_MODEL].num_inference_steps == own
     assert Preferences(file).of(BUNDLED_MODEL) == {}
+
+
+def test_settings_made_at_the_same_time_are_all_kept(tmp_path: Path) -> None:
+    file = tmp_path / "settings.json"
+    kept = Preferences(file)
+    names = [f"model-{number}" for number in range(40)]
+    with ThreadPoolExecutor(8) as callers:
+        list(callers.map(lambda name: kept.set(name, {"width": 64}), names))
+    assert [Preferences(file).of(name) for name in names] == [{"width": 64}] * 40
 
 
 def test_verifying_finds_a_byte_that_changed_behind_the_clock(tmp_path: Path) -> None:
