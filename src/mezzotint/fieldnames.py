@@ -20,7 +20,7 @@ _PROPER = {
 # Fields whose whole value is somebody else's: a caller's metadata, and options by the names a preprocessor gives them.
 _FOREIGN = frozenset({"metadata", "options"})
 # Fields whose keys are ids or values of an enum; what lies below them is ours again.
-_KEYED = frozenset({"executors", "counts"})
+_KEYED = frozenset({"counts", "errors", "executors", "states"})
 
 
 def fold(name: str) -> str:

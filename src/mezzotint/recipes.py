@@ -13,7 +13,8 @@ from mezzotint import a1111_names, comfyui, metadata
 from mezzotint.schema import RequestInput
 
 _PAIR = re.compile(r'\s*([A-Za-z][\w \-/]*?):\s*("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)')
-_LORA = re.compile(r"<lora:([^:<>]+)(?::([-\d.]+))?[^<>]*>", re.IGNORECASE)
+_LORA = re.compile(r"<lora:([^:<>]+)([^<>]*)>", re.IGNORECASE)
+_WEIGHT = re.compile(r"(?:te=|unet=)?(-?(?:\d+\.?\d*|\.\d+))")
 MIN_PAIRS = 3
 
 
@@ -109,8 +110,12 @@ def _a1111(text: str) -> Recipe | None:
         return None
     prompt, negative, pairs = split
     loras: dict[str, float] = {}
+    warnings: tuple[str, ...] = ()
     for tag in _LORA.finditer(prompt):
-        loras[tag[1]] = loras.get(tag[1], 0.0) + float(tag[2] or 1)
+        scale, is_all = _scale(tag[2])
+        loras[tag[1]] = loras.get(tag[1], 0.0) + scale
+        if not is_all:
+            warnings = (*warnings, f"{tag[0][:128]} says more than one weight; its scale is {scale:g} here")
     body: dict[str, Any] = {"prompt": _LORA.sub("", prompt).strip(), "prompt_syntax": "weighted"}
     if negative:
         body["negative_prompt"] = negative
@@ -127,13 +132,12 @@ def _a1111(text: str) -> Recipe | None:
         body["hires"] = _hires(pairs, body)
     if (layers := int(pairs.get("Clip skip", 1))) > 1:
         body["clip_skip"] = layers - 1
-    warnings: tuple[str, ...] = ()
     if "Sampler" in pairs:
         try:
             sampler, options = a1111_names.find(pairs["Sampler"], pairs.get("Schedule type"))
             body |= {"scheduler": sampler.scheduler, "scheduler_options": options}
         except (a1111_names.UnknownName, a1111_names.Unfit) as error:
-            warnings = (str(error),)
+            warnings = (*warnings, str(error))
     if pairs.get("RNG") != "CPU":
         warnings = (*warnings, "its noise was drawn on a GPU; the same seed draws another picture here")
     names = tuple(pairs[name] for name in ("Model hash", "Model") if pairs.get(name))
@@ -144,6 +148,13 @@ def _a1111(text: str) -> Recipe | None:
     }
     needed = tuple(name for name, one in needs.items() if one)
     return Recipe(source="a1111", body=body, models=names, needs=needed, warnings=warnings)
+
+
+def _scale(rest: str) -> tuple[float, bool]:
+    """Of `:0.8`, `:0.8:0.8`, `:te=0.8:unet=0.8`; and whether it says no more than that."""
+    said = rest.split(":")[1:]
+    weights = [float(found[1]) for part in said if (found := _WEIGHT.fullmatch(part.strip()))]
+    return weights[0] if weights else 1.0, len(set(weights)) <= 1 and len(weights) == len(said)
 
 
 def _hires(pairs: Mapping[str, str], body: dict[str, Any]) -> dict[str, Any]:

@@ -184,14 +184,19 @@ def test_keys_that_are_not_ours_stay_as_they_are() -> None:
         "metadata": {"user_id": {"guidance_scale": [{"a_b": 1}]}},
         "options": {"low_threshold": 3},
         "executors": {"cpu:0": {"ms_per_step": 1}, "my_gpu": None},
+        "states": {"succeeded": 2},
+        "errors": {"out_of_memory": 1},
         "state": "partially_succeeded",
     }
     assert spelt(body, "pascal") == {
         "Metadata": body["metadata"],
         "Options": body["options"],
         "Executors": {"cpu:0": {"MsPerStep": 1}, "my_gpu": None},
+        "States": {"succeeded": 2},
+        "Errors": {"out_of_memory": 1},
         "State": "partially_succeeded",
     }
+    assert spelt({"errors": [{"code": "out_of_memory"}]}, "pascal") == {"Errors": [{"Code": "out_of_memory"}]}
 
 
 def test_the_names_that_clients_of_other_servers_send_are_known() -> None:

@@ -5,15 +5,18 @@ import re
 from collections import Counter
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import mezzotint
 from mezzotint.errors import ErrorInfo
 from mezzotint.metrics import Metrics
+from mezzotint.operations import Parts, analytics
 from mezzotint.operations.analytics import percentiles
 from mezzotint.session import Progress, Session, State, Usage
+from mezzotint.store.analytics import Ended
 from mezzotint.workers.base import Seat
 from mezzotint.workers.wire import Heartbeat, Measured, Work
 from tests.requests import request
@@ -116,3 +119,16 @@ def test_percentiles_are_values_that_there_were() -> None:
     assert percentiles([]) is None
     assert percentiles([3.0]) == {"p50": 3.0, "p90": 3.0, "p95": 3.0, "p99": 3.0}
     assert percentiles(float(i) for i in range(100, 0, -1)) == {"p50": 50.0, "p90": 90.0, "p95": 95.0, "p99": 99.0}
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(("there", "truncated"), [(analytics.MAX_SESSIONS, False), (analytics.MAX_SESSIONS + 1, True)])
+async def test_statistics_are_cut_short_only_beyond_the_limit(there: int, truncated: bool) -> None:
+    one = Ended(state=State.FAILED, type="text2img", model="m", spans={}, usage=Usage(), error=None, ended_at=1.0)
+
+    class Rows:
+        async def ended(self, *, since: float, owner: str | None, limit: int) -> list[Ended]:
+            return [one] * min(there, limit)
+
+    told = await analytics.AnalyticsVerbs(cast(Parts, SimpleNamespace(store=Rows()))).analytics()
+    assert (told["truncated"], told["all"]["sessions"]) == (truncated, analytics.MAX_SESSIONS)

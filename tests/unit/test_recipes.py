@@ -98,6 +98,25 @@ def test_the_text_of_automatic1111_is_read_whole() -> None:
     assert recipes.of_picture(png(parameters="just words, no parameters")) is None
 
 
+@pytest.mark.parametrize(
+    ("tag", "scale", "is_all"),
+    [
+        ("<lora:ink>", 1.0, True),
+        ("<lora:ink:0.5>", 0.5, True),
+        ("<lora:ink:-.5:-0.5>", -0.5, True),
+        ("<lora:ink:te=0.5:unet=0.5>", 0.5, True),
+        ("<lora:ink:te=0.5:unet=0.7>", 0.5, False),
+        ("<lora:ink:0.5:dyn=8>", 0.5, False),
+        ("<lora:ink:nan>", 1.0, False),
+    ],
+)
+def test_the_weights_of_a_lora_are_read_in_every_form_or_warned_of(tag: str, scale: float, is_all: bool) -> None:
+    found = recipes.of_texts({"parameters": A1111.replace("<lora:ink:0.5>", tag)})
+    assert found is not None
+    assert found.body["loras"] == [{"name": "ink", "scale": scale}]
+    assert [tag in warning for warning in found.warnings] == [True] * (not is_all)
+
+
 @pytest.mark.parametrize("encoding", ["utf-16-be", "utf-16-le"])
 def test_a_user_comment_is_read_in_either_byte_order(encoding: str) -> None:
     exif = Image.Exif()

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import re
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -173,7 +174,7 @@ def _wait(prefer: str | None) -> int | None:
     for part in (prefer or "").split(","):
         name, _, value = part.partition("=")
         if name.strip().lower() == "wait":
-            if value.strip().isdigit() and 1 <= int(value) <= MAX_WAIT_S:
+            if re.fullmatch("[0-9]{1,3}", value.strip()) and 1 <= int(value) <= MAX_WAIT_S:
                 return int(value)
             message = f"Prefer: wait must be a whole number from 1 to {MAX_WAIT_S}; got {value.strip()[:32]!r}"
             raise InvalidRequest([Fault(field="Prefer", code="invalid_value", message=message)])

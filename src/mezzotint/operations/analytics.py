@@ -29,14 +29,15 @@ class AnalyticsVerbs(Verbs):
         """
         caller = asking.get()
         owner = None if caller.may("read-all") else caller.name
-        found = await self._parts.store.ended(since=time.time() - window_s, owner=owner, limit=MAX_SESSIONS)
+        found = await self._parts.store.ended(since=time.time() - window_s, owner=owner, limit=MAX_SESSIONS + 1)
+        found, beyond = found[:MAX_SESSIONS], found[MAX_SESSIONS:]
         groups: dict[tuple[str, str], list[Ended]] = {}
         for one in found:
             groups.setdefault((one.model, one.type), []).append(one)
         ranked = sorted(groups.items(), key=lambda item: -len(item[1]))
         return {
             "window_s": window_s,
-            "truncated": len(found) == MAX_SESSIONS,
+            "truncated": bool(beyond),
             "all": _summary(found),
             "groups": [{"model": model, "type": kind, **_summary(members)} for (model, kind), members in ranked],
         }
