@@ -1,10 +1,11 @@
 """What every store promises of a session: its changes, its pictures, its end. Must not reach into a store."""
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
-from mezzotint.session import FINAL, State
+from mezzotint.session import FINAL, Progress, State
 from mezzotint.store.sql import Store
 from tests.contract.backends import Backend, Sqlite
 from tests.contract.stores import (
@@ -154,7 +155,28 @@ async def test_a_finished_session_keeps_how_it_ended(store: Store, state: State)
     assert session is not None
     assert (session.state, session.ended_at, session.spans, session.usage) == (state, 300.0, SPANS, USAGE)
     assert session.error == (LOST if state is FAILED else None)
-    assert session.progress.fraction == (1.0 if state is SUCCEEDED else 0.0)
+    done = (8, 1, 1.0) if state is SUCCEEDED else (4, 0, 0.5)  # 8 of the 16 steps of two images
+    assert (session.progress.step, session.progress.image_index, session.progress.fraction) == done
+
+
+async def test_a_session_that_ends_before_it_is_done_does_not_fall_back_in_its_progress(store: Store) -> None:
+    await running(store)
+    assert await store.add_image(ID, attempt=1, image=image())
+    session = await store.finish(
+        ID, attempt=1, state=CANCELLED, now=300.0, spans=SPANS, usage=replace(USAGE, steps_run=13)
+    )
+    assert session is not None
+    assert session.progress == Progress(step=5, steps=8, fraction=13 / 16, image_index=1)
+
+
+async def test_progress_without_a_success_stays_below_all(store: Store) -> None:
+    await running(store)
+    for index in (0, 1):
+        assert await store.add_image(ID, attempt=1, image=image(index))
+    usage = replace(USAGE, steps_run=20, steps_resumed=8)  # an attempt could not go on from where the last one was
+    session = await store.finish(ID, attempt=1, state=CANCELLED, now=300.0, spans=SPANS, usage=usage)
+    assert session is not None
+    assert session.progress == Progress(step=8, steps=8, fraction=0.999, image_index=1)
 
 
 @pytest.mark.parametrize("state", [SUCCEEDED, FAILED])

@@ -1,6 +1,6 @@
 """Turns rows into the values of session.py and back. Must not run a statement."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -106,7 +106,7 @@ def accepted(row: dict[str, Any]) -> Session:
         warnings=row["warnings"],
         cancel_requested=False,
         pause_requested=False,
-        progress=_progress(row["state"], row["request"], row["usage"]),
+        progress=_progress(row["state"], row["request"], row["usage"], ()),
         batch_id=row["batch_id"],
         owner=row["owner"],
     )
@@ -131,20 +131,28 @@ def session(row: Row[Any], pictures: tuple[ImageRecord, ...]) -> Session:
         warnings=row.warnings,
         cancel_requested=row.cancel_requested,
         pause_requested=row.pause_requested,
-        progress=_progress(state, row.request, row.usage),
+        progress=_progress(state, row.request, row.usage, {picture.index for picture in pictures}),
         batch_id=row.batch_id,
         owner=row.owner,
     )
 
 
-def _progress(state: State, request: Request, usage: Usage) -> Progress:
-    """What a row alone can tell: all of it when succeeded, what it had when paused, else nothing yet."""
-    steps = request.steps
-    if state is State.PAUSED:
-        return Progress(steps=steps, fraction=min(0.999, usage.steps_run / (steps * request.num_images)))
+def _progress(state: State, request: Request, usage: Usage, stored: Collection[int]) -> Progress:
+    """What a row alone can tell, by the steps that were run. Images that are not stored share theirs evenly.
+
+    `steps_resumed` adds nothing: an earlier attempt ran those.
+    """
+    steps, count = request.steps, request.num_images
     if state is State.SUCCEEDED:
-        return Progress(step=steps, steps=steps, fraction=1.0, image_index=request.num_images - 1)
-    return Progress(steps=steps)
+        return Progress(step=steps, steps=steps, fraction=1.0, image_index=count - 1)
+    left = [index for index in range(count) if index not in stored]
+    step = (usage.steps_run - steps * (count - len(left))) // len(left) if left else steps
+    return Progress(
+        step=max(0, min(step, steps)),
+        steps=steps,
+        fraction=min(0.999, usage.steps_run / (steps * count)),
+        image_index=left[0] if left else count - 1,
+    )
 
 
 def image(row: Row[Any]) -> ImageRecord:
