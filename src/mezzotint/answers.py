@@ -198,7 +198,7 @@ class BatchProgress(TypedDict):
 
 class Batch(TypedDict):
     id: str
-    state: str
+    state: str | None
     counts: dict[str, int]
     progress: BatchProgress
     created_at: str

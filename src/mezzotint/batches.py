@@ -44,12 +44,15 @@ def standing(item: Item, sessions: Mapping[str, Standing]) -> Standing | None:
     return sessions.get(item.session_id)
 
 
-def state(batch: Batch, sessions: Mapping[str, Standing]) -> str:
+def state(batch: Batch, sessions: Mapping[str, Standing]) -> str | None:
     """`running` until all have ended; then what they all ended as, or `partially_succeeded`.
 
-    An expired session counts as failed. Without a success it is cancelled when anything was, else failed.
+    An expired session counts as failed. Without a success it is cancelled when anything was, else failed. None: all
+    that could tell was removed.
     """
     known = {one.state for item in batch.items if (one := standing(item, sessions)) is not None}
+    if not known:
+        return None
     if known - FINAL:
         return "running"
     if State.SUCCEEDED in known:

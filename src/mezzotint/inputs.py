@@ -47,9 +47,14 @@ class SessionIdInput(_Input):
     session_id: Id
 
 
-class CancelInput(_Input):
-    session_id: Id
+class ReasonInput(_Input):
+    """Why something is cancelled. For people; it is not kept."""
+
     reason: Annotated[str | None, Field(max_length=1000)] = None
+
+
+class CancelInput(ReasonInput):
+    session_id: Id
 
 
 class DeviceIdInput(_Input):

@@ -93,6 +93,21 @@ def test_cancel_stops_a_running_session_and_leaves_its_neighbour_alone(server: R
     assert server.client.wait(neighbour)["state"] == "succeeded"
 
 
+def test_what_comes_with_a_cancel_is_read(server: RunningServer) -> None:
+    session_id = server.client.submit(prompt="long", steps=1000)["id"]
+    path = f"{SESSIONS}/{session_id}/cancel"
+    broken = http(server, "POST", path, content=b"not json", headers={"Content-Type": "application/json"})
+    assert broken.json()["code"] == "invalid_json"
+    refused = http(server, "POST", path, json={"raeson": "none", "Reason": 5}).json()
+    assert {fault["field"]: fault["code"] for fault in refused["errors"]} == {
+        "raeson": "unknown_field",
+        "reason": "invalid_value",
+    }
+    assert not server.client.session(session_id)["cancel_requested"]
+    assert http(server, "POST", path, json={"Reason": "changed my mind"}).status_code == 200
+    assert server.client.wait(session_id)["state"] == "cancelled"
+
+
 def test_timeout_and_expiry_end_a_session_with_their_own_code(server: RunningServer) -> None:
     slow = server.client.submit(prompt="slow", steps=1000, timeout_s=0.5)["id"]
     ended = server.client.wait(slow)

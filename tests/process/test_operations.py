@@ -103,6 +103,39 @@ def test_the_same_key_answers_the_first_batch(server: RunningServer) -> None:
     assert other.json()["code"] == "idempotency_mismatch"
 
 
+@pytest.mark.parametrize(
+    ("kind", "data"),
+    [("inference.text2img", FIVE), ("inference.batch_process", {"requests": [FIVE]})],
+)
+def test_the_same_key_answers_the_first_of_an_operation(server: RunningServer, kind: str, data: dict[str, Any]) -> None:
+    key = {"Idempotency-Key": f"of {kind}"}
+    made = [post(server, URL, {"type": kind, "data": data, "request_id": one}, **key).json() for one in ("a", "b")]
+    assert [one["request_id"] for one in made] == ["a", "b"]
+    assert made[0]["data"]["id"] == made[1]["data"]["id"]
+    other = post(server, URL, {"type": kind, "data": data | {"metadata": {"x": 1}}}, **key)
+    assert (other.status_code, other.json()["error"]["code"]) == (422, "idempotency_mismatch")
+    path = "sessions" if kind == "inference.text2img" else "batches"
+    assert post(server, f"/api/inference/{path}", data, **key).json()["id"] != made[0]["data"]["id"]
+
+
+@pytest.mark.parametrize("kind", ["inference.text2img", "inference.batch_process"])
+def test_a_caller_who_leaves_an_operation_cancels_what_asks_for_it(server: RunningServer, kind: str) -> None:
+    stays, goes = (FIVE | {"steps": 1000, "cancel_on_disconnect": leaves} for leaves in (False, True))
+    data = goes if kind == "inference.text2img" else {"requests": [stays, goes]}
+    before = {one["id"] for one in server.client.sessions()}
+    with pytest.raises(httpx2.ReadTimeout):
+        httpx2.post(server.url + URL, json={"type": kind, "data": data | {"wait_s": 60}}, timeout=1)
+    made = [one for one in server.client.sessions() if one["id"] not in before]
+    assert len(made) == (1 if kind == "inference.text2img" else 2)
+    for one in made:
+        if one["request"]["cancel_on_disconnect"]:
+            assert server.client.wait(one["id"])["state"] == "cancelled"
+    for one in made:
+        if not one["request"]["cancel_on_disconnect"]:
+            assert server.client.cancel(one["id"])["state"] == "running"
+            server.client.wait(one["id"])
+
+
 def test_a_batch_is_cancelled_as_one_and_stops_on_its_first_error(server: RunningServer) -> None:
     made = server.client.create_batch([FIVE | {"steps": 1000}] * 3)
     assert server.client.cancel_batch(made["id"])["id"] == made["id"]

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from mezzotint import batches
+from mezzotint import batches, bodies
 from mezzotint.batches import Batch, Item, Standing
 from mezzotint.errors import ErrorInfo, InvalidRequest
 from mezzotint.inputs import BatchInput, CancelInput, read, with_defaults, without
@@ -44,6 +44,13 @@ def test_a_session_that_was_removed_counts_for_nothing() -> None:
     del standings["ses_1"]
     assert batches.state(batch, standings) == "succeeded"
     assert batches.standing(batch.items[1], standings) is None
+
+
+def test_of_a_batch_whose_sessions_were_all_removed_nothing_is_said() -> None:
+    batch, _ = batch_of(State.SUCCEEDED, State.FAILED)
+    assert batches.state(batch, {}) is None
+    told = bodies.batch(batch, {})
+    assert (told["state"], told["counts"], told["progress"]["done"]) == (None, {}, 2)
 
 
 def test_defaults_count_where_a_request_does_not_say_it_in_any_spelling() -> None:

@@ -7,7 +7,7 @@ from fastapi.responses import JSONResponse
 
 from mezzotint import answers, bodies
 from mezzotint.api.document import takes, tells
-from mezzotint.api.inference import Ops
+from mezzotint.api.inference import Ops, leaving
 from mezzotint.api.reading import IdempotencyKey, read_json
 from mezzotint.errors import STATUS
 from mezzotint.inputs import BatchInput, EnvelopeInput
@@ -47,9 +47,14 @@ async def cancel(batch_id: str, ops: Ops) -> dict[str, Any]:
     openapi_extra=takes(EnvelopeInput),
     **tells(answers.Envelope),
 )
-async def operations(request: Request, ops: Ops) -> Response:
-    """Any operation by name. What goes wrong comes in the same envelope, with the code's status."""
-    told = await ops.handle(read_json(await request.body()))
+async def operations(request: Request, ops: Ops, idempotency_key: IdempotencyKey = None) -> Response:
+    """Any operation by name. What goes wrong comes in the same envelope, with the code's status.
+
+    The same `Idempotency-Key` and data again answer the first session or batch.
+    """
+    body = read_json(await request.body())
+    with leaving(request) as left:
+        told = await ops.handle(body, idempotency_key, left)
     headers = {"Cache-Control": "no-store"}
     if told["success"]:
         return JSONResponse(told, 200, headers)

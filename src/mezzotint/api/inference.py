@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import re
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -13,10 +14,10 @@ from mezzotint.api import events, files
 from mezzotint.api.document import takes, tells
 from mezzotint.api.fields import case_for
 from mezzotint.api.reading import IdempotencyKey, read_json
-from mezzotint.errors import Conflict, Fault, InvalidRequest
+from mezzotint.errors import Fault, InvalidRequest
+from mezzotint.inputs import ReasonInput, read
 from mezzotint.operations import Operations
 from mezzotint.schema import RequestInput
-from mezzotint.session import Session
 
 router = APIRouter(prefix="/api/inference/sessions", tags=["sessions"])
 
@@ -46,28 +47,21 @@ async def create(
     wait_s = _wait(prefer)
     session = await ops.create(read_json(await request.body()), idempotency_key)
     if wait_s is not None:
-        session = await _awaited(request, ops, session, wait_s)
+        with leaving(request) as left:
+            session = await ops.wait(session, wait_s, left)
     headers = {"Location": f"{bodies.SESSIONS}/{session.id}", "Cache-Control": "no-store"}
     body = msgspec.json.encode(bodies.session(session))  # a fifth of json's time, and every accept pays it
     return Response(body, 200 if session.ended else 202, headers, media_type="application/json")
 
 
-async def _awaited(request: Request, ops: Operations, session: Session, limit_s: int) -> Session:
-    """Until it has ended or the time is over; or cancelled, when the caller leaves and wanted that."""
-    waiting = asyncio.ensure_future(ops.wait(session, limit_s))
-    if not session.request.cancel_on_disconnect:
-        return await waiting
-    leaving = asyncio.ensure_future(_left(request))
+@contextlib.contextmanager
+def leaving(request: Request) -> Iterator[asyncio.Future[None]]:
+    """Done when the caller has left. For after the body was read."""
+    left = asyncio.ensure_future(_left(request))
     try:
-        await asyncio.wait({waiting, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if waiting.done():
-            return waiting.result()
-        with contextlib.suppress(Conflict):  # it ended in the same moment
-            await ops.cancel(session.id)
-        return await ops.get(session.id)
+        yield left
     finally:
-        waiting.cancel()
-        leaving.cancel()
+        left.cancel()
 
 
 async def _left(request: Request) -> None:
@@ -108,9 +102,11 @@ async def get(session_id: str, ops: Ops) -> dict[str, Any]:
     return bodies.session(await ops.get(session_id))
 
 
-@router.post("/{session_id}/cancel", **tells(answers.Session))
-async def cancel(session_id: str, ops: Ops) -> dict[str, Any]:
-    """Stop it within one denoising step. Answers at once; the session ends cancelled."""
+@router.post("/{session_id}/cancel", openapi_extra=takes(ReasonInput, required=False), **tells(answers.Session))
+async def cancel(session_id: str, request: Request, ops: Ops) -> dict[str, Any]:
+    """Stop it within one denoising step. Answers at once; the session ends cancelled. The reason is not kept."""
+    body = await request.body()
+    read(read_json(body) if body else {}, ReasonInput)
     return bodies.session(await ops.cancel(session_id))
 
 

@@ -3,6 +3,7 @@
 Must not know of HTTP. Bodies in, values or bodies out; errors are those of errors.py. One file a domain.
 """
 
+import asyncio
 from typing import Any
 
 from mezzotint.operations import envelope
@@ -47,6 +48,12 @@ class Operations(
 ):
     """Every verb of the contract. Safe to call from any number of coroutines of one loop."""
 
-    async def handle(self, message: Any) -> dict[str, Any]:
-        """Any of the operations by name, in one envelope. What goes wrong is told in it."""
-        return await envelope.handle(self, message)
+    async def handle(
+        self, message: Any, idempotency_key: str | None = None, leaving: asyncio.Future[None] | None = None
+    ) -> dict[str, Any]:
+        """Any of the operations by name, in one envelope. What goes wrong is told in it.
+
+        The same key and data again answer the first session or batch. `leaving` is done when the caller has left: one
+        who waits is waited with no longer, and what asks for it is cancelled.
+        """
+        return await envelope.handle(self, message, envelope.Call(key=idempotency_key, leaving=leaving))

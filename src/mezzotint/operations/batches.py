@@ -23,13 +23,15 @@ YIELD_EVERY = 20  # requests read at a stretch, so that others are answered mean
 class BatchVerbs(Verbs):
     """What a caller may do with batches."""
 
-    async def create_batch(self, body: Any, idempotency_key: str | None = None) -> dict[str, Any]:
+    async def create_batch(
+        self, body: Any, idempotency_key: str | None = None, route: str = "batches"
+    ) -> dict[str, Any]:
         """Accept up to 1,000 requests, all or none; with `skip_invalid` those that are valid. Durable when it returns.
 
         Raises InvalidRequest with every fault of every request, TryLater when the queue has no room for all, Conflict
-        for a key that meant another body.
+        for a key that meant another body by the same `route`.
         """
-        once = intake.once(body, idempotency_key, "batches")
+        once = intake.once(body, idempotency_key, route)
         if once is not None and (first := await self._parts.store.batches.first(once)) is not None:
             return await self.batch(first.id)
         sent = read(body, BatchInput)

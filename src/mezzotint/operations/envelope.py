@@ -3,8 +3,10 @@
 Must not hold a rule of its own: each name is a verb that has its own route too.
 """
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mezzotint import bodies
@@ -28,8 +30,21 @@ if TYPE_CHECKING:
 
 Data = dict[str, Any]
 
+_ROUTE = "operations"  # idempotency keys count apart from those of other routes
 
-async def handle(operations: "Operations", message: Any) -> dict[str, Any]:
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Call:
+    """What comes with an envelope and is not in it."""
+
+    key: str | None = None  # for idempotency, of what makes a session or batch
+    leaving: asyncio.Future[None] | None = None  # done when who asks has left
+
+
+Operation = Callable[["Operations", Data, Call], Awaitable[Data]]
+
+
+async def handle(operations: "Operations", message: Any, call: Call) -> dict[str, Any]:
     """Run one operation. What goes wrong is told in the envelope, never raised; a bug is."""
     request_id = _request_id(message)
     try:
@@ -37,7 +52,7 @@ async def handle(operations: "Operations", message: Any) -> dict[str, Any]:
         operation = OPERATIONS.get(sent.type)
         if operation is None:
             raise _unknown(sent.type)
-        data = await operation(operations, sent.data)
+        data = await operation(operations, sent.data, call)
     except MezzotintError as error:
         return {"success": False, "error": bodies.operation_error(error), "request_id": request_id}
     return {"success": True, "data": data, "request_id": request_id}
@@ -57,17 +72,17 @@ def _unknown(name: str) -> CallerError:
     return CallerError(message, code="unknown_operation", field="type")
 
 
-def _generate(kind: str) -> Callable[["Operations", Data], Awaitable[Data]]:
-    async def run(operations: "Operations", data: Data) -> Data:
+def _generate(kind: str) -> Operation:
+    async def run(operations: "Operations", data: Data, call: Call) -> Data:
         body, told = without(data, "wait_s")
         wait_s = read(told, WaitInput, "data.").wait_s
         said = next((value for key, value in body.items() if field_of(key) == "type"), kind)
         if said != kind:
             message = f"type {str(said)[:64]!r} is not that of inference.{kind}; leave it out"
             raise InvalidRequest([Fault(field="type", code="invalid_value", message=message)])
-        session = await operations.create({"type": kind} | body)
+        session = await operations.create({"type": kind} | body, call.key, route=_ROUTE)
         if wait_s is not None:
-            session = await operations.wait(session, wait_s)
+            session = await operations.wait(session, wait_s, call.leaving)
         return _told(session)
 
     return run
@@ -81,15 +96,15 @@ def _told(session: Session) -> Data:
     return bodies.session(session)
 
 
-async def _batch(operations: "Operations", data: Data) -> Data:
+async def _batch(operations: "Operations", data: Data, call: Call) -> Data:
     body, told = without(data, "wait_s")
     wait_s = read(told, WaitInput, "data.").wait_s
-    batch = await operations.create_batch(body)
+    batch = await operations.create_batch(body, call.key, route=_ROUTE)
     deadline = time.monotonic() + (wait_s or 0)
     for item in batch["items"]:
         left = deadline - time.monotonic()
         if item["session_id"] is not None and left > 0:
-            await operations.wait(await operations.get(item["session_id"]), left)
+            await operations.wait(await operations.get(item["session_id"]), left, call.leaving)
     batch = await operations.batch(batch["id"])
     if batch["state"] in ("failed", "cancelled"):
         raise RunFailure(ErrorInfo(code=_first_error(batch), message=f"batch {batch['id']} {batch['state']}"))
@@ -100,41 +115,41 @@ def _first_error(batch: Data) -> str:
     return next((str(item["error"]["code"]) for item in batch["items"] if item["error"]), "cancelled")
 
 
-async def _pipeline_info(operations: "Operations", data: Data) -> Data:
+async def _pipeline_info(operations: "Operations", data: Data, _call: Call) -> Data:
     return operations.model(read(data, ModelIdInput, "data.").model or operations.default_model)
 
 
-async def _status(operations: "Operations", data: Data) -> Data:
+async def _status(operations: "Operations", data: Data, _call: Call) -> Data:
     read(data, NothingInput, "data.")
     return operations.status()
 
 
-async def _capabilities(operations: "Operations", data: Data) -> Data:
+async def _capabilities(operations: "Operations", data: Data, _call: Call) -> Data:
     return await operations.capabilities(read(data, DeviceIdInput, "data.").device_id)
 
 
-async def _types(operations: "Operations", data: Data) -> Data:
+async def _types(operations: "Operations", data: Data, _call: Call) -> Data:
     return await operations.supported_types(read(data, DeviceIdInput, "data.").device_id)
 
 
-async def _validate(operations: "Operations", data: Data) -> Data:
+async def _validate(operations: "Operations", data: Data, _call: Call) -> Data:
     return await operations.validate(data)
 
 
-async def _session_status(operations: "Operations", data: Data) -> Data:
+async def _session_status(operations: "Operations", data: Data, _call: Call) -> Data:
     return bodies.session(await operations.get(read(data, SessionIdInput, "data.").session_id))
 
 
-async def _cancel(operations: "Operations", data: Data) -> Data:
+async def _cancel(operations: "Operations", data: Data, _call: Call) -> Data:
     return bodies.session(await operations.cancel(read(data, CancelInput, "data.").session_id))
 
 
-async def _active(operations: "Operations", data: Data) -> Data:
+async def _active(operations: "Operations", data: Data, _call: Call) -> Data:
     read(data, NothingInput, "data.")
     return {"sessions": [bodies.session(session) for session in await operations.active()]}
 
 
-OPERATIONS: Mapping[str, Callable[["Operations", Data], Awaitable[Data]]] = {
+OPERATIONS: Mapping[str, Operation] = {
     "inference.text2img": _generate("text2img"),
     "inference.img2img": _generate("img2img"),
     "inference.inpainting": _generate("inpainting"),

@@ -1,6 +1,7 @@
 """Sessions, from the caller's side: accepted, looked at, listened to, cancelled, removed. Must not know of HTTP."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,14 @@ class SessionVerbs(Verbs):
     """What a caller may do with sessions."""
 
     async def create(
-        self, body: Any, idempotency_key: str | None = None, foreign: intake.Foreign | None = None
+        self, body: Any, idempotency_key: str | None = None, foreign: intake.Foreign | None = None, route: str = ""
     ) -> Session:
         """Accept a request. Durable when it returns. Raises InvalidRequest with every fault, TryLater when full.
 
-        The same key and body again answer the first session; Conflict when the key came with another body.
+        The same key and body again, by the same `route`, answer the first session; Conflict when the key came with
+        another body.
         """
-        compared, route = (body, "") if foreign is None else (foreign.compared, foreign.route)
+        compared, route = (body, route) if foreign is None else (foreign.compared, foreign.route)
         once = intake.once(compared, idempotency_key, route)
         if once is not None:  # what was accepted once is answered, also when it would not be any more
             first = await self._parts.store.first(once)
@@ -183,8 +185,29 @@ class SessionVerbs(Verbs):
             if seen:
                 yield seen
 
-    async def wait(self, session: Session, limit_s: float | None = None) -> Session:
-        """Until a session that the caller was shown has ended or the time is over; returns it as it is then."""
+    async def wait(
+        self, session: Session, limit_s: float | None = None, leaving: asyncio.Future[None] | None = None
+    ) -> Session:
+        """Until a session that the caller was shown has ended or the time is over; returns it as it is then.
+
+        It also returns when `leaving` is done, with the session cancelled if its request wants that.
+        """
+        if leaving is None:
+            return await self._end(session, limit_s)
+        ending = asyncio.ensure_future(self._end(session, limit_s))
+        both: set[asyncio.Future[Any]] = {ending, leaving}
+        try:
+            await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+            if ending.done():
+                return ending.result()
+            if session.request.cancel_on_disconnect:
+                with contextlib.suppress(Conflict):  # it ended in the same moment
+                    await self.cancel(session.id)
+            return await self.get(session.id)
+        finally:
+            ending.cancel()
+
+    async def _end(self, session: Session, limit_s: float | None) -> Session:
         if not session.ended and not self._parts.events.knows(session.id):
             session = await self.get(session.id)  # it may have ended so long ago that nobody tells of it any more
         if session.ended:
