@@ -101,7 +101,7 @@ export interface components {
             /** Id */
             id: string;
             /** State */
-            state: string;
+            state: string | null;
             /** Counts */
             counts: {
                 [key: string]: number;
@@ -1353,6 +1353,14 @@ export interface components {
             };
         };
         /**
+         * ReasonInput
+         * @description Why something is cancelled. For people; it is not kept.
+         */
+        ReasonInput: {
+            /** Reason */
+            reason?: string | null;
+        };
+        /**
          * BatchInput
          * @description Many requests. What `defaults` says counts for each that does not say it itself.
          */
@@ -1479,6 +1487,7 @@ export type SchedulerOptionsInput = components['schemas']['SchedulerOptionsInput
 export type VariationInput = components['schemas']['VariationInput'];
 export type WebhookInput = components['schemas']['WebhookInput'];
 export type RequestInput = components['schemas']['RequestInput'];
+export type ReasonInput = components['schemas']['ReasonInput'];
 export type BatchInput = components['schemas']['BatchInput'];
 export type EnvelopeInput = components['schemas']['EnvelopeInput'];
 export type $defs = Record<string, never>;
