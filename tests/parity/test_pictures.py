@@ -133,6 +133,14 @@ def test_what_the_mask_keeps_is_the_input_to_the_bit(rig: Rig, folder: Path, cha
     assert not np.array_equal(drawn[~kept], np.array(image)[~kept])
 
 
+@pytest.mark.parametrize("resize_mode", ["stretch", "crop", "pad"])
+def test_a_masked_area_of_another_size_is_filled_in_every_way_of_resizing(
+    rig: Rig, folder: Path, resize_mode: str
+) -> None:
+    asked = inpaint(folder, mask_fill="fill", resize_mode=resize_mode, width=32, height=16)
+    assert rig.draw([asked])[0][0].pixels.shape == (16, 32, 3)
+
+
 @pytest.mark.parametrize("scheduler", ["ddim", "heun", "euler_ancestral"])
 def test_a_controlnet_equals_the_pipelines(rig: Rig, folder: Path, scheduler: str) -> None:
     asked = control(folder, "edges")

@@ -2,6 +2,7 @@ from dataclasses import replace
 
 from mezzotint.engine.limits import ENOUGH_CALLS, LOOK_AGAIN, Limits
 from mezzotint.engine.trajectory import BatchKey
+from mezzotint.workers.wire import Thing, Work
 
 KEY = BatchKey(model="a", height=8, width=8, windows=1, alone="")
 
@@ -91,3 +92,16 @@ def test_the_slow_first_call_of_a_shape_is_forgotten() -> None:
         limits.measured(KEY, 8, seconds)
     seen = limits.learned()[KEY].seen[8]
     assert (seen.seconds, seen.calls) == (2.0, 4)
+
+
+def test_times_that_no_line_fits_break_nothing() -> None:
+    """Two rows timed while the machine was half as fast, so that many would cost less than nothing."""
+
+    def thing(rows: int, seconds: float, calls: int) -> Thing:
+        work = Work(what="step", model="a", height=8, width=8, windows=1, rows=rows)
+        return Thing(work=work, seconds=seconds, calls=calls, held=True, has_memory=True)
+
+    limits = Limits(16)
+    limits.know((thing(2, 4.2, 200), thing(3, 3.1, 200), thing(16, 32.2, 3)))
+    assert limits.rows(KEY) == 16
+    limits.measured(KEY, 16, 32.2)

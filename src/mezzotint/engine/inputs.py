@@ -92,9 +92,9 @@ def _open(path: str, mode: str) -> Image.Image:
 
 def _sized(image: Image.Image, size: tuple[int, int], mode: str) -> Image.Image:
     width, height = size
-    sized: Image.Image = (
-        image if image.size == size or mode == "original" else _IMAGES.resize(image, height, width, _MODES[mode])
-    )
+    if image.size == size or mode == "original":
+        return image
+    sized: Image.Image = _IMAGES.resize(image, height, width, _MODES[mode]).convert(image.mode)  # a mask comes as RGB
     return sized
 
 

@@ -135,6 +135,8 @@ def _enough(seen: dict[int, Seen]) -> int | None:
     most = max(rows for rows, _, _ in points)
     if call_s <= 0:
         return min(rows for rows, _, _ in points)
+    if call_s / most + each_s <= 0:
+        return None  # times of hours too different: they say nothing
     highest = NO_GAIN * (call_s / most + each_s)
     enough = min(rows for rows in range(1, most + 1) if call_s / rows + each_s <= highest)
     enough += enough % 2  # an image with guidance has two
