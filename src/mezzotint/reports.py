@@ -189,8 +189,9 @@ class Reports:
             )
             if paused is None:  # a cancel came first
                 await self._write_end(live, State.CANCELLED, None)
-            self._lives.pop(session_id, None)
-            self._changed()
+            else:
+                self._lives.pop(session_id, None)
+                self._changed()
 
         await self._insist(write)
 

@@ -134,8 +134,12 @@ async def cut_after_commit(postgres: Postgres, *, silently: bool = False) -> Asy
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def test_a_commit_that_was_done_but_not_told_is_told_once_the_server_answers(postgres: Postgres) -> None:
-    async with cut_after_commit(postgres) as (url, cuts):
+@pytest.mark.parametrize("silently", [False, True], ids=["cut", "no answer in time"])
+async def test_a_commit_that_was_done_but_not_told_is_told_as_what_became_of_it(
+    postgres: Postgres, monkeypatch: pytest.MonkeyPatch, silently: bool
+) -> None:
+    monkeypatch.setattr("mezzotint.store.postgres.ANSWER_S", 0.5)
+    async with cut_after_commit(postgres, silently=silently) as (url, cuts):
         store = await Store.open(url)
         cuts.append(1)
         assert isinstance(await add(store), Session)
@@ -148,22 +152,6 @@ async def test_a_commit_that_was_done_but_not_told_is_told_once_the_server_answe
         ended = await finish(store, SUCCEEDED)
         assert ended is not None
         assert len(await store.transitions(ID)) == 3
-        await store.close()
-
-
-async def test_a_commit_whose_answer_does_not_come_in_time_is_told_as_what_became_of_it(
-    postgres: Postgres, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("mezzotint.store.postgres.ANSWER_S", 0.5)
-    async with cut_after_commit(postgres, silently=True) as (url, cuts):
-        store = await Store.open(url)
-        cuts.append(1)
-        assert isinstance(await add(store), Session)
-        assert not cuts, "it was cut"
-        cuts.append(1)
-        claimed = await claim(store)
-        assert claimed is not None
-        assert (claimed.state, claimed.attempt) == (RUNNING, 1)
         await store.close()
 
 

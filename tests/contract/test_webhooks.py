@@ -176,12 +176,19 @@ async def test_after_twelve_tries_it_is_given_up_and_the_session_says_so(store: 
         assert count(backend) == 0
 
 
-async def test_a_receiver_that_has_gone_is_told_no_more(store: Store, backend: Backend) -> None:
+@asynccontextmanager
+async def gone_while_it_runs(store: Store) -> AsyncIterator[tuple[Receiver, Webhooks]]:
+    """A receiver that answered 410 to the start of the session."""
     async with receiving() as (receiver, port), sending(store) as webhooks:
         receiver.answer = b"HTTP/1.1 410 Gone\r\nConnection: close\r\n\r\n"
         await add(store, **told(port))
         await claim(store, now=100.0)
         await webhooks.deliver(100.0)
+        yield receiver, webhooks
+
+
+async def test_a_receiver_that_has_gone_is_told_no_more(store: Store, backend: Backend) -> None:
+    async with gone_while_it_runs(store) as (receiver, webhooks):
         assert [warning["code"] for warning in (await known(store)).warnings] == [WEBHOOK_OFF]
         await finish(store, SUCCEEDED)
         assert await webhooks.deliver(9999.0) == 0
@@ -189,11 +196,7 @@ async def test_a_receiver_that_has_gone_is_told_no_more(store: Store, backend: B
 
 
 async def test_the_end_does_not_forget_that_the_receiver_has_gone(store: Store, backend: Backend) -> None:
-    async with receiving() as (receiver, port), sending(store) as webhooks:
-        receiver.answer = b"HTTP/1.1 410 Gone\r\nConnection: close\r\n\r\n"
-        await add(store, **told(port))
-        await claim(store, now=100.0)
-        await webhooks.deliver(100.0)
+    async with gone_while_it_runs(store):
         small = {"code": "size_far_from_native", "message": "small", "field": "width"}
         ended = await store.finish(ID, attempt=1, state=SUCCEEDED, now=300.0, spans={}, usage=Usage(), warnings=[small])
         assert ended is not None

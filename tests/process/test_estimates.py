@@ -8,7 +8,7 @@ import pytest
 
 from mezzotint import bodies
 from mezzotint.config import load_settings
-from mezzotint.estimates import Estimate
+from mezzotint.estimates import Busy, Estimate
 from mezzotint.operations import forecast, intake
 from mezzotint.server import Mezzotint
 from mezzotint.session import Session
@@ -66,6 +66,12 @@ async def test_promises_come_from_measurements_and_differ_as_the_sessions_do(eng
     more = await promised(engine, **{**OTHER, "steps": 24})
     assert more.duration_s is not None
     assert 2.0 < more.duration_s / other.duration_s < 4.5
+
+    parts = engine.operations._parts
+    four, two = [(await intake.read(parts, {**OTHER, "num_images": count})).request for count in (4, 2)]
+    half_done, just_begun = Busy(request=four, fraction=0.5, images_left=2), Busy(request=two, fraction=1e-9)
+    beside = [await parts.estimates.of(two, "cpu:0", running=[one]) for one in (half_done, just_begun)]
+    assert beside[0].duration_s == pytest.approx(beside[1].duration_s), "two of four images are all still to be drawn"
 
     running = [await engine.submit(**{**OTHER, "steps": 40, "num_images": 4, "seed": seed}) for seed in range(6)]
     busy = await promised(engine, **OTHER)
