@@ -75,7 +75,8 @@ PREVIEW = {
     "max_px": st.integers(16, 8192),
 }
 FIELDS = {
-    **dict.fromkeys(("model", "prompt", "negative_prompt", "image", "mask", "device"), TEXT),
+    **dict.fromkeys(("model", "image", "mask", "device"), TEXT),
+    **dict.fromkeys(("prompt", "negative_prompt"), TEXT.filter(lambda text: "\0" not in text)),
     "type": st.sampled_from(["text2img", "img2img", "inpainting", "controlnet", "lora"]),
     "prompt_syntax": st.sampled_from(["plain", "weighted"]),
     **dict.fromkeys(("width", "height"), st.integers(1, 65_536)),
