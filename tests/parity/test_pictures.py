@@ -208,6 +208,14 @@ def test_a_part_of_a_picture_that_is_left_at_its_size_equals_the_pipelines(rig: 
     assert_equal(rig.draw([asked])[0][0], expected)
 
 
+def test_a_picture_of_sides_that_eight_does_not_divide_equals_the_pipelines(rig: Rig, folder: Path) -> None:
+    sides = {"width": 18, "height": 22}
+    asked = img2img(folder, **sides)
+    assert_equal(rig.draw([asked])[0][0], rig.oracle(asked))
+    for other in (inpaint(folder, **sides), control(folder, "edges", base=Asked(request=request(**sides)))):
+        assert rig.draw([other])[0][0].pixels.shape == (22, 18, 3)  # diffusers refuses these
+
+
 def test_several_controlnets_add_up(rig: Rig, folder: Path) -> None:
     asked = control(folder, "edges", "poses")
     assert_equal(rig.draw([asked, *mixed(folder)])[0][0], rig.oracle(asked))
