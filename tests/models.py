@@ -69,11 +69,12 @@ def build_sdxl(path: Path, *, seed: int = 0) -> Path:
     return path
 
 
-def build_controlnet(path: Path, model: Path, *, seed: int = 0) -> Path:
+def build_controlnet(path: Path, model: Path, *, seed: int = 0, pools: bool = False) -> Path:
     """A random ControlNet for the model in a folder, strong enough to be seen."""
     torch.manual_seed(seed)
     unet = UNet2DConditionModel.from_pretrained(model / "unet")
     net = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 16))
+    net.register_to_config(global_pool_conditions=pools)
     with torch.no_grad():
         for block in (*net.controlnet_down_blocks, net.controlnet_mid_block):
             block.weight.normal_(0, 0.3)

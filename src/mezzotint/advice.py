@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 Note = dict[str, Any]
 
+MAX_JPEG_TEXT_BYTES = 50_000  # of both prompts in UTF-16, beside which the rest of the metadata has room
+
 # A picture of more than so many times the pixels that a model was trained at, or fewer than the inverse, suffers.
 FAR = 4
 
@@ -40,6 +42,11 @@ def warnings(sent: RequestInput, request: "Request", model: Model) -> Iterator[N
         yield _note("no_effect", "resize_mode says how an image is fitted, and there is none", "resize_mode")
     if "quality" in sent.output.model_fields_set and request.output.format == "png":
         yield _note("no_effect", "png is lossless; quality is for jpeg and webp", "output.quality")
+    texts = request.prompt + request.negative_prompt
+    embeds = request.output.embed_metadata
+    if embeds and request.output.format == "jpeg" and len(texts.encode("utf-16-be")) > MAX_JPEG_TEXT_BYTES:
+        message = "the prompts may leave no room for a jpeg's metadata, which is then left out; png and webp hold it"
+        yield _note("metadata_too_long", message, "output.format")
     for index, net in enumerate(request.controlnets):
         if net.scale == 0:
             yield _note("no_effect", "a ControlNet of scale 0 changes nothing", f"controlnets[{index}].scale")

@@ -265,6 +265,11 @@ def _checkpoint(
         raise Unusable(
             f"its UNet takes {channels} channels; this version runs those of {latents} and {2 * latents + 1}"
         )
+    if unet.get("time_cond_proj_dim") is not None:
+        raise Unusable(
+            "its UNet takes the guidance as an input (time_cond_proj_dim, as fully distilled LCMs do), which this "
+            "version does not give it; use the plain model with its LCM LoRA"
+        )
     prediction = str(told.get("prediction_type") or configs["scheduler"].get("prediction_type", "epsilon"))
     if prediction not in PREDICTION_TYPES:
         raise Unusable(f"prediction_type {prediction[:64]!r} is none of {', '.join(PREDICTION_TYPES)}")

@@ -18,6 +18,7 @@ from mezzotint.request import Output, Request
 MAX_METADATA_BYTES = 64 * 1024
 THUMBNAIL_PX = 256
 _MAX_EXIF_BYTES = 60 * 1024
+_MAX_JPEG_EXIF_BYTES = 65_533  # of one segment; a WebP's has no end
 
 # Fields that say who asked or how to run it, not what is drawn.
 _NOT_THE_PICTURE = frozenset(
@@ -34,6 +35,7 @@ _NOT_THE_PICTURE = frozenset(
         "mask",
         "webhook",
         "preview",
+        "cancel_on_disconnect",
     }
 )
 
@@ -54,6 +56,8 @@ def encode(
         image.save(file, "PNG", pnginfo=_png_text(text, record), compress_level=6)
     else:
         exif = _exif(text, record)
+        if output.format == "jpeg" and len(exif) > _MAX_JPEG_EXIF_BYTES:
+            exif = b""  # rather than no picture; advice.py has warned
         image.save(file, output.format.upper(), quality=output.quality, **({"exif": exif} if exif else {}))
     return file.getvalue()
 

@@ -27,6 +27,8 @@ from mezzotint.webhook_rules import Policy
 
 T = TypeVar("T")
 
+MAX_SIDE = {"jpeg": 65_500, "webp": 16_383}  # px, of the formats that end somewhere near
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Output:
@@ -283,6 +285,8 @@ def resolve(
     if hires is not None:
         _check_size(hires.width, hires.height, model, world.max_pixels, found, "hires.")
         _check_scheduler(scheduler, {}, hires.steps, found, "hires.steps")
+    drawn = (width, height) if hires is None else (hires.width, hires.height)
+    _check_format(sent, drawn, pictures.get("image"), found)
     controlnets = [
         _controlnet(one, f"controlnets[{index}].", pictures, model, world, found)
         for index, one in enumerate(sent.controlnets)
@@ -551,6 +555,18 @@ def _check_size(width: int, height: int, model: Model, max_pixels: int, faults: 
     if width * height > max_pixels:
         message = f"{width}x{height} is {width * height} pixels; this server draws at most {max_pixels}"
         faults.append(Fault(field=f"{path}width", code="unsupported_size", message=message))
+
+
+def _check_format(sent: RequestInput, size: tuple[int, int], image: Picture | None, faults: list[Fault]) -> None:
+    """`size`: of what is drawn last. With resize_mode original it is pasted into the image, which keeps its own."""
+    width, height = (image.width, image.height) if image and sent.resize_mode == "original" else size
+    name = sent.output.format
+    most = MAX_SIDE.get(name)
+    if most is not None and max(width, height) > most:
+        message = (
+            f"{name} holds at most {most} px a side, and the picture is {width}x{height}; use png or a smaller size"
+        )
+        faults.append(Fault(field="output.format", code="invalid_value", message=message))
 
 
 def _check_scheduler(

@@ -143,6 +143,9 @@ def unet_config(shapes: Shapes, prefix: str, *, pooled: int) -> dict[str, Any]:
         # diffusers' word for the number of heads: eight in SD 1.x, else heads of 64 channels
         "attention_head_dim": [width // 64 for width in widths] if linear else 8,
     }
+    guidance = next((name for name in shapes if name.startswith(prefix) and name.endswith(".cond_proj.weight")), None)
+    if guidance is not None:
+        config["time_cond_proj_dim"] = shapes[guidance][1]
     if channels != widths[0]:
         raise Unusable("its UNet begins with another width than its first level, which this version does not run")
     if added is None:

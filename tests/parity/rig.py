@@ -279,7 +279,7 @@ def _net(path: Path, mode: str) -> Any:
     """A ControlNet that fades towards the outer skips as AUTOMATIC1111's do, unless it is balanced. diffusers has the
     pipelines' part of that (`guess_mode`: no net for the negative prompt); its own fade is for models of full size."""
     net = diffusers.ControlNetModel.from_pretrained(path)
-    if mode != "balanced":
+    if mode != "balanced" and not net.config.global_pool_conditions:
         run = net.forward
 
         def faded(*args: Any, guess_mode: bool = False, **kwargs: Any) -> Any:

@@ -1,10 +1,12 @@
 """LoRAs of each layout, several at once, in company with others; diffusers with peft is the oracle."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from mezzotint.families.lora import read_lora
 from mezzotint.request import LoraUse
@@ -76,8 +78,6 @@ def test_scale_zero_is_the_base_picture(rig: Rig, folder: Path) -> None:
 
 
 def test_a_lora_of_another_shape_is_refused_with_the_layer_named(rig: Rig, folder: Path, tmp_path: Path) -> None:
-    from safetensors.torch import save_file
-
     name = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
     wide = {f"{name}.lora_A.weight": torch.zeros(2, 99), f"{name}.lora_B.weight": torch.zeros(32, 2)}
     save_file(wide, tmp_path / "wide.safetensors")
@@ -88,3 +88,59 @@ def test_a_lora_of_another_shape_is_refused_with_the_layer_named(rig: Rig, folde
               tmp_path / "nowhere.safetensors")  # fmt: skip
     with pytest.raises(ValueError, match="nowhere"):
         read_lora(tmp_path / "nowhere.safetensors", modules, torch.device("cpu"))
+
+
+QUERY = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        ([f"unet.{QUERY}.lora_magnitude_vector"], "lora_magnitude_vector"),
+        ([f"unet.{QUERY}.lora_B.bias"], r"1 \('unet\.down_blocks.*lora_B\.bias'\)"),
+        (["unet.mid_block.resnets.0.conv2.diff"], r"1 \('unet\.mid_block"),
+        ([f"unet.{QUERY}.lora.up.weight"], r"1 \('unet\.down_blocks.*lora\.up"),  # its other half is missing
+        ([f"text_encoder.layers.{i}.lora_{half}.weight" for i in range(9) for half in "AB"], r"18 \(.*, \.\.\.\) of"),
+    ],
+    ids=["magnitudes", "bias", "difference", "half", "layers"],
+)
+def test_a_lora_with_parts_that_nothing_here_takes_is_refused_not_drawn_without_them(
+    rig: Rig, folder: Path, tmp_path: Path, names: list[str], told: str
+) -> None:
+    whole = load_file(folder / "style0.safetensors")
+    save_file(whole | {name: torch.ones(2, 2) for name in names}, tmp_path / "more.safetensors")
+    with pytest.raises(ValueError, match=told):
+        rig.family.load_lora(tmp_path / "more.safetensors")
+
+
+def test_what_has_no_effect_may_stand_in_a_lora(rig: Rig, folder: Path, tmp_path: Path) -> None:
+    whole = load_file(folder / "kohya.safetensors")
+    more = {"lora_te_text_model_embeddings.position_ids": torch.ones(1, 2), "lora_unet_conv_out.alpha": torch.tensor(1)}
+    save_file(whole | more, tmp_path / "more.safetensors")
+    assert rig.family.load_lora(tmp_path / "more.safetensors").parts["unet"]
+
+
+def test_the_strength_that_pefts_config_tells_equals_the_pipelines(rig: Rig, folder: Path, tmp_path: Path) -> None:
+    layers = {"unet": "to_q to_k to_v to_out.0 conv1", "text_encoder": "q_proj v_proj fc1"}
+    patterns = {"unet": {f"^{QUERY}": 24, "to_v": 1}, "text_encoder": {"layers.1.mlp.fc1": 9}}
+    told = {
+        f"{part}.{field}": value
+        for part, names in layers.items()
+        for field, value in {
+            "r": 2, "lora_alpha": 3, "use_rslora": part == "unet", "alpha_pattern": patterns[part],
+            "target_modules": names.split(),
+        }.items()
+    }  # fmt: skip
+    told_of = {"lora_adapter_metadata": json.dumps(told)}
+    save_file(load_file(folder / "style0.safetensors"), tmp_path / "told.safetensors", told_of)
+    asked = adapted(tmp_path, ("told", 0.4))
+    expected = rig.oracle(asked)
+    assert difference(rig.oracle(adapted(folder, ("style0", 0.4))), expected) > 1, "what is told changes nothing"
+    assert_equal(rig.draw([asked])[0][0], expected)
+
+
+def test_a_pattern_of_pefts_that_could_take_for_ever_is_refused(rig: Rig, folder: Path, tmp_path: Path) -> None:
+    told = {"lora_adapter_metadata": json.dumps({"unet.alpha_pattern": {"(a+)+$": 1}})}
+    save_file(load_file(folder / "style0.safetensors"), tmp_path / "told.safetensors", told)
+    with pytest.raises(ValueError, match="alpha_pattern"):
+        rig.family.load_lora(tmp_path / "told.safetensors")

@@ -26,10 +26,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     build_sd(root / "inpainting", seed=1, inpaints=True)
     build_controlnet(root / "edges", root / "tiny", seed=2)
     build_controlnet(root / "poses", root / "tiny", seed=3)
+    build_controlnet(root / "shuffle", root / "tiny", seed=4, pools=True)
     noise = np.random.default_rng(5)
-    for name, size in (("image", (16, 16)), ("edges", (16, 16)), ("poses", (24, 24)), ("wide", (24, 16))):
+    sizes = {"poses": (24, 24), "wide": (24, 16)}
+    for name in ("image", "edges", "poses", "wide", "shuffle"):
         big = Image.fromarray(noise.integers(0, 256, (4, 4, 3), dtype=np.uint8), "RGB")
-        big.resize(size, Image.Resampling.NEAREST).save(root / f"{name}.png")
+        big.resize(sizes.get(name, (16, 16)), Image.Resampling.NEAREST).save(root / f"{name}.png")
     for name, size in (("mask", (16, 16)), ("wide-mask", (24, 16))):
         mask = Image.new("L", size)
         ImageDraw.Draw(mask).rectangle((5, 4, 11, 10), fill=255)
@@ -206,9 +208,34 @@ def test_a_part_of_a_picture_that_is_left_at_its_size_equals_the_pipelines(rig: 
     assert_equal(rig.draw([asked])[0][0], expected)
 
 
+def test_a_picture_of_sides_that_eight_does_not_divide_equals_the_pipelines(rig: Rig, folder: Path) -> None:
+    sides = {"width": 18, "height": 22}
+    asked = img2img(folder, **sides)
+    assert_equal(rig.draw([asked])[0][0], rig.oracle(asked))
+    for other in (inpaint(folder, **sides), control(folder, "edges", base=Asked(request=request(**sides)))):
+        assert rig.draw([other])[0][0].pixels.shape == (22, 18, 3)  # diffusers refuses these
+
+
 def test_several_controlnets_add_up(rig: Rig, folder: Path) -> None:
     asked = control(folder, "edges", "poses")
     assert_equal(rig.draw([asked, *mixed(folder)])[0][0], rig.oracle(asked))
+
+
+@pytest.mark.parametrize(
+    ("nets", "mode"),
+    [(("shuffle",), mode) for mode in MODES] + [(("edges", "shuffle"), "control")],  # diffusers runs no other two
+    ids=[*MODES, "two"],
+)
+def test_a_controlnet_that_pools_over_the_picture_equals_the_pipelines(
+    rig: Rig, folder: Path, nets: tuple[str, ...], mode: str
+) -> None:
+    asked = control(folder, *nets, control_mode=mode)
+    expected = rig.oracle(asked)
+    without = rig.oracle(control(folder, *nets[:-1], control_mode=mode))
+    assert difference(without, expected) > 1, "the net changes nothing"
+    assert_equal(rig.draw([asked])[0][0], expected)
+    assert_equal(rig.draw([*mixed(folder), asked], stagger=1)[-1][0], expected)
+    assert_equal(rig.draw([control(folder, *reversed(nets), control_mode=mode)])[0][0], expected)
 
 
 @pytest.mark.parametrize("kind", [img2img, inpaint])

@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from mezzotint.families.table import SCHEDULERS
 from mezzotint.request import ControlNetUse, LoraUse
 from tests.models import build_controlnet, build_lora, build_sdxl
-from tests.parity.rig import COMPANY, Asked, Rig, assert_equal, difference
+from tests.parity.rig import COMPANY, Asked, Rig, apart, assert_equal, difference
 from tests.requests import request
 
 
@@ -94,6 +95,25 @@ def test_the_layout_of_kohya_is_read(rig: Rig, folder: Path) -> None:
     assert_equal(ours, theirs)
     numbered = rig.draw([Asked(request=stability, loras=(folder / "stability.safetensors",))])[0][0]
     assert_equal(numbered, theirs)
+
+
+def test_a_lora_of_the_pooled_texts_projection_counts_as_in_the_pipeline(
+    rig: Rig, folder: Path, tmp_path: Path
+) -> None:
+    noise = torch.Generator().manual_seed(4)
+    down, up = (torch.randn(shape, generator=noise) * 3 for shape in ((4, 32), (24, 4)))
+    named = {"text_encoder_2.text_projection.lora_A.weight": down, "text_encoder_2.text_projection.lora_B.weight": up}
+    save_file(load_file(folder / "style.safetensors") | named, tmp_path / "pooled.safetensors")
+    style, pooled = (
+        Asked(request=request(loras=(LoraUse(name=name, scale=0.5),)), loras=(root / f"{name}.safetensors",))
+        for name, root in (("style", folder), ("pooled", tmp_path))
+    )
+    expected = rig.oracle(pooled)
+    assert apart(rig.oracle(style), expected) > 3e-3, "the projection changes nothing"
+    assert_equal(rig.draw([pooled])[0][0], expected)
+    text = pooled.request.prompt + " in the fog by the sea and far from here"
+    longer = replace(pooled, request=replace(pooled.request, prompt=text))  # of several windows, the first one counts
+    assert_equal(rig.draw([request(), style, longer])[-1][0], rig.draw([longer])[0][0])
 
 
 # the tiny model's blocks in the numbering of the original code: one resnet a level on the way down, two on the way up

@@ -113,3 +113,12 @@ def test_an_inpainting_file_and_what_metadata_say_are_told_by_the_header(tmp_pat
     assert (found["base"].prediction_type, found["base"].width) == ("epsilon", 128)
     assert found["v"].prediction_type == "v_prediction"
     assert (found["told"].prediction_type, found["told"].width, found["told"].family) == ("v_prediction", 512, "sdxl")
+
+
+def test_a_file_whose_unet_takes_the_guidance_is_refused_rather_than_drawn_without(tmp_path: Path) -> None:
+    root = tmp_path / "models"
+    root.mkdir()
+    folder = single_files.build_folder(tmp_path / "folder", "sd1")
+    more = {"model.diffusion_model.time_embed.cond_proj.weight": torch.zeros(32, 256)}
+    single_files.write_single(root / "lcm.safetensors", folder, "sd1", metadata=None, **more)
+    assert "guidance as an input" in str(scan(root)["lcm"].reason)

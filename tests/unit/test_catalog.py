@@ -166,6 +166,10 @@ def five_channels(model: Path) -> None:
     edit_json(model / "unet" / "config.json", in_channels=5)
 
 
+def guidance_as_input(model: Path) -> None:
+    edit_json(model / "unet" / "config.json", time_cond_proj_dim=256)
+
+
 def not_json(model: Path) -> None:
     (model / "model_index.json").write_text("\x00nope")
 
@@ -236,6 +240,7 @@ def deep_header(model: Path) -> None:
         (fifo, "not a plain file"),
         (missing_shard, "no weights"),
         (five_channels, "5 channels"),
+        (guidance_as_input, "guidance as an input"),
         (not_json, "cannot be read"),
         (a_list, "not a JSON object"),
         (no_channels, "cannot be read"),

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from mezzotint import images
+from mezzotint.metadata import texts
 from mezzotint.request import ControlNetUse, LoraUse, Output, Request
 from tests.requests import request
 
@@ -70,7 +71,7 @@ def test_a_thumbnail_is_a_small_webp_of_a_picture_that_is_larger() -> None:
 
 def test_what_does_not_change_the_picture_does_not_change_the_file() -> None:
     first = images.encode(PIXELS, request(), 7, MADE_WITH)
-    other = request(metadata={"user": 1}, priority=9, timeout_s=3.0, device="cpu:0")
+    other = request(metadata={"user": 1}, priority=9, timeout_s=3.0, device="cpu:0", cancel_on_disconnect=True)
     assert images.encode(PIXELS, other, 7, MADE_WITH) == first
     assert images.encode(PIXELS, request(prompt="other"), 7, MADE_WITH) != first
 
@@ -87,6 +88,15 @@ def test_jpeg_and_webp_carry_it_in_exif(name: str) -> None:
     comment = exif.get_ifd(0x8769)[0x9286]
     assert comment[8:].decode("utf-16-be").startswith("дом\nSteps: 6")
     assert json.loads(exif[0x010E].removeprefix("mezzotint:"))["seed"] == 7
+
+
+@pytest.mark.parametrize(("name", "keeps"), [("png", True), ("jpeg", False), ("webp", True)])
+def test_a_prompt_longer_than_a_jpegs_exif_does_not_lose_the_picture(name: str, keeps: bool) -> None:
+    longest = "🏠" * 10_000
+    asked = request(prompt=longest, negative_prompt=longest, output=output(format=name))
+    file = images.encode(PIXELS, asked, 7, MADE_WITH)
+    assert Image.open(io.BytesIO(file)).size == (24, 16)
+    assert ("parameters" in texts(file)) == keeps
 
 
 @pytest.mark.parametrize("name", ["png", "jpeg", "webp"])

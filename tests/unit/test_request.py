@@ -51,7 +51,13 @@ WORLD = World(
     devices=frozenset({"cpu:0"}),
     max_pixels=1 << 20,
 )
-SIZES = {"asset:small": (64, 64), "asset:odd": (101, 40), "asset:big": (2048, 2048), "asset:long": (404, 40)}
+SIZES = {
+    "asset:small": (64, 64),
+    "asset:odd": (101, 40),
+    "asset:big": (2048, 2048),
+    "asset:long": (404, 40),
+    "asset:wide": (16_400, 64),
+}
 
 
 def resolved(body: object, world: World = WORLD) -> Resolved:
@@ -66,10 +72,10 @@ def resolved(body: object, world: World = WORLD) -> Resolved:
     return resolve(sent, found, pictures, world, lambda: 11)
 
 
-def faults(body: object) -> dict[str | None, str]:
+def faults(body: object, world: World = WORLD) -> dict[str | None, str]:
     """Field to code."""
     with pytest.raises(InvalidRequest) as caught:
-        resolved(body)
+        resolved(body, world)
     assert {fault.code for fault in caught.value.faults} <= STATUS.keys()
     return {fault.field: fault.code for fault in caught.value.faults}
 
@@ -283,6 +289,32 @@ def test_a_control_map_that_would_be_made_too_large_is_refused_before_the_sessio
 
 def test_what_is_not_an_object_is_refused() -> None:
     assert faults([1]) == {None: "invalid_request"}
+
+
+def test_a_picture_larger_than_its_format_can_hold_is_refused_before_it_is_drawn() -> None:
+    def sent(name: str, **changes: Any) -> dict[str, Any]:
+        return {"width": 16_384, "height": 64, "output": {"format": name}} | changes
+
+    world = replace(WORLD, max_pixels=1 << 26)
+    wide = {"image": "asset:wide", "mask": "asset:wide", "padding_mask_crop": 8, "resize_mode": "original"}
+    for name, changes in (
+        ("webp", {}),
+        ("jpeg", {"width": 65_504}),
+        ("webp", {"width": 8192, "height": 32, "hires": {"scale": 2}}),
+        ("webp", {"width": 64, **wide}),
+    ):
+        assert faults(sent(name, **changes), world) == {"output.format": "invalid_value"}
+    for name, changes in (("png", {}), ("jpeg", {}), ("webp", {"width": 16_376})):
+        assert resolved(sent(name, **changes), world).request
+
+
+def test_prompts_that_leave_a_jpegs_metadata_no_room_are_warned_of() -> None:
+    def codes(**sent: Any) -> list[str]:
+        return [warning["code"] for warning in resolved({"width": 64, "height": 64, **sent}).warnings]
+
+    assert codes(prompt="🏠" * 10_000, negative_prompt="🏠" * 3_000, output={"format": "jpeg"}) == ["metadata_too_long"]
+    assert codes(prompt="a" * 10_000, negative_prompt="b" * 10_000, output={"format": "jpeg"}) == []
+    assert codes(prompt="🏠" * 10_000, negative_prompt="🏠" * 3_000, output={"format": "webp"}) == []
 
 
 def test_a_size_far_from_the_models_own_is_a_warning() -> None:

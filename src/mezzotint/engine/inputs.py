@@ -19,9 +19,10 @@ from mezzotint.request import Request
 Box = tuple[int, int, int, int]
 
 _MODES = {"stretch": "default", "crop": "crop", "pad": "fill"}
-_IMAGES = VaeImageProcessor()
-_MASKS = VaeImageProcessor(do_normalize=False, do_binarize=True, do_convert_grayscale=True)
-_CONTROLS = VaeImageProcessor(do_normalize=False, do_convert_rgb=True)
+# factor 1: a request's sizes are those of its model already, and diffusers would make them multiples of eight
+_IMAGES = VaeImageProcessor(vae_scale_factor=1)
+_MASKS = VaeImageProcessor(vae_scale_factor=1, do_normalize=False, do_binarize=True, do_convert_grayscale=True)
+_CONTROLS = VaeImageProcessor(vae_scale_factor=1, do_normalize=False, do_convert_rgb=True)
 _FILL_RADII = (256, 64, 16, 4, 2)  # px, from far to near
 
 

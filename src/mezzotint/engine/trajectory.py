@@ -132,7 +132,7 @@ class Trajectory:
         both = tuple(_control(plan) for plan in plans)
         if self.negative is None:
             return [both]
-        return [tuple(_control(plan) for plan in plans if plan.mode != "control"), both]
+        return [tuple(_control(plan) for plan in plans if plan.mode != "control" and not plan.net.pools), both]
 
     def advance(self, output: Tensor) -> None:
         """Take the model's output for its rows, (rows, channels, height, width), the negative one first."""
@@ -150,7 +150,8 @@ class Trajectory:
 
 
 def _control(plan: ControlPlan) -> Control:
-    return Control(net=plan.net, image=plan.image, scale=plan.scale, fade=plan.mode != "balanced")
+    fade = plan.mode != "balanced" and not plan.net.pools
+    return Control(net=plan.net, image=plan.image, scale=plan.scale, fade=fade)
 
 
 @dataclass(kw_only=True, slots=True, eq=False)

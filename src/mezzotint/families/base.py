@@ -38,6 +38,8 @@ class Conditioning:
 class ControlNet(Protocol):
     """A loaded ControlNet. Called from a single thread; holds no per-session state."""
 
+    pools: bool  # what it adds is the same all over the picture: for the prompt's row alone, never faded
+
     @property
     def bytes(self) -> int:
         """Memory of its weights."""

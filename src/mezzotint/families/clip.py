@@ -83,8 +83,8 @@ class ClipTextEncoder(nn.Module):
         return states
 
     def pool(self, last: Tensor, end: int) -> Tensor:
-        """The whole text in one vector, (channels,): the last layer's state at the end token, normed and projected."""
-        normed: Tensor = self.final_layer_norm(last[end])
+        """Each row's text in one vector, (n, channels): the last layer's state at the end token, normed, projected."""
+        normed: Tensor = self.final_layer_norm(last[:, end])
         return normed if self.text_projection is None else self.text_projection(normed)
 
 

@@ -29,6 +29,8 @@ class DiffusersControlNet:
             if mine != its:
                 raise ValueError(f"its {name} is {mine}, the model's is {its}")
         self._device, self._dtype, self._added = device, dtype, added
+        self.pools = bool(self.module.config.global_pool_conditions)
+        self.module.register_to_config(global_pool_conditions=False)  # to one pixel, to which no other net can add
 
     @property
     def bytes(self) -> int:
@@ -43,7 +45,8 @@ class DiffusersControlNet:
             added_cond_kwargs=self._added(rows, chosen),
             return_dict=False,
         )
-        return (*down, middle)
+        parts = (*down, middle)
+        return tuple(part.mean((2, 3), keepdim=True).expand_as(part) for part in parts) if self.pools else parts
 
 
 def add_up(rows: Rows) -> list[Tensor]:

@@ -4,14 +4,15 @@ Reads the layouts of diffusers, peft and kohya. Must not merge anything into a m
 """
 
 import json
+import math
 import re
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import torch
 from safetensors import safe_open
@@ -27,7 +28,9 @@ _DOWN = (
 )
 _UP = (".lora_B.weight", ".lora.up.weight", ".lora_up.weight", "_lora.up.weight", ".lora_linear_layer.up.weight")
 _KOHYA = {"lora_unet_": "unet", "lora_te_": "text_encoder", "lora_te1_": "text_encoder", "lora_te2_": "text_encoder_2"}
-_OTHER_KINDS = ("hada_w1_a", "lokr_w1", "lora_mid", "oft_diag", "dora_scale")
+_OTHER_KINDS = ("hada_w1_a", "lokr_w1", "lora_mid", "oft_diag", "dora_scale", "lora_magnitude_vector")
+_WITHOUT_EFFECT = (".alpha", ".position_ids", "_position_ids")  # alphas are read with their factors
+_SHOWN = 3  # names of tensors in an error
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,12 +59,14 @@ LoraSet = tuple[tuple[Lora, float], ...]  # adapters with their scales
 def read_lora(path: Path, modules: Mapping[str, nn.Module], device: torch.device) -> Lora:
     """Fit a file's factors to the layers of `modules` (part -> module). Raises ValueError with the reason.
 
-    A file may leave layers out, but every layer that it names must be there and of its shape.
+    A file may leave layers out, but every layer that it names must be there and of its shape, and what it holds beside
+    the factors without effect: half an adapter draws something else than its author meant.
     """
     layers = {part: dict(_layers(module)) for part, module in modules.items()}
     depth = int(getattr(modules["unet"], "config", {}).get("layers_per_block", 2))
-    tensors, alphas, ranks = _read(path)
+    tensors, scaling = _read(path)
     parts: dict[str, dict[str, Factors]] = {}
+    left = {key for key in tensors if not key.endswith(_WITHOUT_EFFECT)}
     for key, down in tensors.items():
         suffix = next((suffix for suffix in _DOWN if key.endswith(suffix)), None)
         if suffix is None:
@@ -70,15 +75,28 @@ def read_lora(path: Path, modules: Mapping[str, nn.Module], device: torch.device
         up = tensors.get(stem + _UP[_DOWN.index(suffix)])
         if up is None:
             raise ValueError(f"{stem[:96]} has one factor of two")
-        part, name = _place(stem + ("_lora" if suffix.startswith("_") else ""), layers, depth)
-        layer = layers[part][name]
-        down, up = _shaped(down.float(), up.float(), layer, name)
-        rank = len(down)
-        alpha = alphas.get(stem, ranks.get(part, float(rank)))
-        parts.setdefault(part, {})[name] = Factors(down.to(device), (up * (alpha / rank)).to(device))
+        place = _place(stem + ("_lora" if suffix.startswith("_") else ""), layers, depth)
+        if place is None:
+            continue
+        part, name = place
+        left -= {key, stem + _UP[_DOWN.index(suffix)]}
+        if name in parts.setdefault(part, {}):
+            raise ValueError(f"it adapts {name} of the {part} twice")
+        down, up = _shaped(down.float(), up.float(), layers[part][name], name)
+        scale = scaling.of(stem, part, name, rank=len(down))
+        parts[part][name] = Factors(down.to(device), (up * scale).to(device))
+    if left:
+        raise ValueError(f"{_few(left)} of its tensors fit nothing in this model")
     if not parts:
         raise ValueError("it holds no LoRA factors of a known layout")
     return Lora(parts=parts)
+
+
+def _few(names: Iterable[str]) -> str:
+    """How many, and the first by name."""
+    names = sorted(names)
+    shown = ", ".join(repr(name[:96]) for name in names[:_SHOWN])
+    return f"{len(names)} ({shown}{', ...' if len(names) > _SHOWN else ''})"
 
 
 class Adapted:
@@ -176,8 +194,41 @@ def _layers(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
             yield name, layer
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, float], dict[str, float]]:
-    """Tensors by key, kohya's alphas by the key's stem, peft's alphas by part."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Scaling:
+    """What a file says of how strong its factors are: kohya's alphas by the key's stem, peft's configs by part."""
+
+    alphas: Mapping[str, float]
+    configs: Mapping[str, Mapping[str, Any]]
+
+    def of(self, stem: str, part: str, name: str, *, rank: int) -> float:
+        """What the product of one layer's factors is multiplied by, as peft reads its config (LoraLayer)."""
+        if stem in self.alphas:
+            return self.alphas[stem] / rank
+        config = self.configs.get(part, {})
+        names = (name, f"text_model.{name}")  # transformers of before version 5 puts it before every layer
+        own = (
+            alpha
+            for pattern, alpha in (config.get("alpha_pattern") or {}).items()
+            if any(_matches(pattern, one) for one in names)
+        )
+        alpha = float(next(own, config.get("lora_alpha", rank)))
+        return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _matches(pattern: str, name: str) -> bool:
+    """Whether a layer's name is what peft's pattern says: the whole name after `^`, else its last parts.
+
+    peft reads regular expressions here. One out of a stranger's file may take for ever, so only plain names are read.
+    """
+    plain = pattern.removeprefix("^").replace("\\.", ".")
+    if not re.fullmatch(r"[\w.]+", plain):
+        raise ValueError(f"its alpha_pattern {pattern[:96]!r} is no plain name of a layer")
+    return name == plain or (not pattern.startswith("^") and name.endswith(f".{plain}"))
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], _Scaling]:
+    """Tensors by key. Raises ValueError for what is no plain LoRA."""
     with safe_open(path, framework="pt") as file:
         keys = list(file.keys())
         other = next((kind for kind in _OTHER_KINDS for key in keys if kind in key), None)
@@ -186,21 +237,19 @@ def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, float], dict[str, fl
         tensors = {key: file.get_tensor(key) for key in keys}
         told = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
     alphas = {key.removesuffix(".alpha"): float(tensor) for key, tensor in tensors.items() if key.endswith(".alpha")}
-    whole = {
-        key.removesuffix(".lora_alpha"): float(value) for key, value in told.items() if key.endswith(".lora_alpha")
-    }
-    return tensors, alphas, whole
+    configs: dict[str, dict[str, Any]] = {}
+    for key, value in told.items():
+        part, _, field = key.rpartition(".")  # UNet factors alone: without the part's name
+        configs.setdefault(part or "unet", {})[field] = value
+    return tensors, _Scaling(alphas=alphas, configs=configs)
 
 
-def _place(stem: str, layers: Mapping[str, Mapping[str, nn.Module]], depth: int) -> tuple[str, str]:
-    """The part and layer that a key means. Raises ValueError when the model has none such."""
+def _place(stem: str, layers: Mapping[str, Mapping[str, nn.Module]], depth: int) -> tuple[str, str] | None:
+    """The part and layer that a key means; None when the model has none such."""
     for prefix, part in _KOHYA.items():
         if stem.startswith(prefix):
             flat = _from_stability(stem.removeprefix(prefix).removeprefix("text_model_"), depth)
-            for name in layers.get(part, {}):
-                if name.replace(".", "_") == flat:
-                    return part, name
-            raise ValueError(f"it adapts {stem[:96]!r}, which this model does not have")
+            return next(((part, name) for name in layers.get(part, {}) if name.replace(".", "_") == flat), None)
     part, _, name = stem.removeprefix("base_model.model.").partition(".")
     if part not in layers:  # UNet factors alone, without the part's name
         part, name = "unet", stem.removeprefix("base_model.model.")
@@ -209,7 +258,7 @@ def _place(stem: str, layers: Mapping[str, Mapping[str, nn.Module]], depth: int)
     for candidate in (name, f"{name}.0"):  # old files say to_out for to_out.0
         if candidate in layers.get(part, {}):
             return part, candidate
-    raise ValueError(f"it adapts {stem[:96]!r}, which this model does not have")
+    return None
 
 
 _STABILITY = re.compile(r"(input_blocks|middle_block|output_blocks)_(\d+)_(?:(\d+)_)?(.*)")

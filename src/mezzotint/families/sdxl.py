@@ -49,7 +49,8 @@ class StableDiffusionXL(StableDiffusion):
                 framed = Framed(frame, chunks[:count], count, self.device)
                 states = encoder.states(framed.ids)
                 hidden.append(framed.weigh(states[-2 - (prompt.clip_skip or 0)]))
-                pooled = encoder.pool(states[-1][0], framed.end)
+                # of all windows, since adapters count rows; the first one's is read
+                pooled = encoder.pool(states[-1], framed.end)[0]
             both = torch.cat(hidden, dim=-1).flatten(0, 1)
         if prompt.negative and not prompt.text and self._empty_is_nothing:
             both, pooled = torch.zeros_like(both), torch.zeros_like(pooled)
