@@ -200,12 +200,16 @@ class SessionVerbs(Verbs):
             await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
             if ending.done():
                 return ending.result()
-            if session.request.cancel_on_disconnect:
-                with contextlib.suppress(Conflict):  # it ended in the same moment
-                    await self.cancel(session.id)
+            await self.left(session)
             return await self.get(session.id)
         finally:
             ending.cancel()
+
+    async def left(self, session: Session) -> None:
+        """Its caller waits for it no more: it is cancelled if its request wants that and it has not ended."""
+        if session.request.cancel_on_disconnect:
+            with contextlib.suppress(Conflict, NotFound):  # it ended, or was removed, in the same moment
+                await self.cancel(session.id)
 
     async def _end(self, session: Session, limit_s: float | None) -> Session:
         if not session.ended and not self._parts.events.knows(session.id):
