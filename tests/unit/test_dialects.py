@@ -156,6 +156,11 @@ def test_partial_images_are_spread_over_the_steps_that_run(own: int, shown: list
     assert asked.body["preview"]["at_steps"] == shown
 
 
+def test_partial_images_are_spread_over_both_passes_of_hires() -> None:
+    sent = {"prompt": "x", "stream": True, "partial_images": 3, "steps": 20, "Hires": {"Steps": 10, "strength": 0.4}}
+    assert openai_fields.translate(sent, 12).body["preview"]["at_steps"] == [6, 12, 18]
+
+
 @pytest.mark.parametrize(("scale", "steps"), [(1.0, 4), (0.0, 20)])
 def test_a_lora_at_work_brings_its_own_steps(scale: float, steps: int) -> None:
     models = MODELS | {"Ink": replace(LORA, lora_defaults=LoraDefaults(num_inference_steps=4))}

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mezzotint.errors import Fault, InvalidRequest
-from mezzotint.schema import DEFAULT_STRENGTH, MAX_PREVIEW_PX, MAX_STEPS, field_of
+from mezzotint.schema import DEFAULT_STRENGTH, MAX_PREVIEW_PX, MAX_STEPS, field_of, parse
 
 # quality -> steps as a multiple of the model's own
 QUALITIES = {"low": 0.5, "medium": 1.0, "high": 1.5, "xhigh": 2.0, "max": 3.0}
@@ -91,14 +91,18 @@ def translate(fields: Mapping[str, Any], own_steps: int, *, is_edit: bool = Fals
 
 
 def _partials(count: int, body: Mapping[str, Any], own_steps: int, *, is_edit: bool) -> dict[str, Any]:
-    """Previews of the final size, evenly over the steps that will run; fewer when those are few."""
-    steps = next((body[name] for name in body if field_of(name) == "num_inference_steps"), own_steps)
-    strength = next((body[name] for name in body if field_of(name) == "strength"), DEFAULT_STRENGTH if is_edit else 1)
-    if not all(isinstance(one, int | float) and 0 <= one <= MAX_STEPS for one in (steps, strength)):
-        return {}  # our own reading names what is wrong
-    run = max(1, int(steps * strength))
+    """Previews of the full size, evenly over the steps that will run, of both passes of `hires`; fewer when those are
+    few.
+    """
+    sent, _ = parse(body)  # what is wrong there, our own reading names
+    steps = sent.num_inference_steps or own_steps
+    strength = DEFAULT_STRENGTH if sent.strength is None else sent.strength
+    passes = [steps * strength if is_edit or sent.image is not None else steps]
+    if sent.hires is not None:
+        passes.append((sent.hires.steps or steps) * sent.hires.strength)
+    run = sum(max(1, int(one)) for one in passes)
     at = {round((number + 1) * run / (count + 1)) for number in range(count)}
-    return {"at_steps": sorted(step for step in at if 0 < step < run), "max_px": MAX_PREVIEW_PX}
+    return {"at_steps": sorted(step for step in at if 0 < step < min(run, MAX_STEPS + 1)), "max_px": MAX_PREVIEW_PX}
 
 
 def _number(fields: Mapping[str, Any], faults: list[Fault]) -> dict[str, int]:
