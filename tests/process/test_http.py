@@ -58,6 +58,32 @@ def test_a_listener_that_comes_back_gets_what_it_missed(server: RunningServer) -
     assert again == stored[2:]
 
 
+def test_a_listener_from_behind_the_last_event_is_told_the_end(server: RunningServer) -> None:
+    session_id = server.client.submit(prompt="x", steps=60)["id"]
+    running = [kind for _, kind, _ in server.client.events(session_id, after=2**62)]
+    assert running[-1:] == ["end"]
+    for after in ([number for number, _, _ in server.client.events(session_id)][-1], 2**62):
+        told = [(kind, data["state"]) for _, kind, data in server.client.events(session_id, after=after)]
+        assert told == [("state", "succeeded"), ("end", "succeeded")]
+
+
+def test_the_events_of_a_session_that_waits_tell_its_place(server: RunningServer) -> None:
+    with httpx2.stream("GET", f"{server.url}/api/inference/events", timeout=30) as everything:
+        lines = everything.iter_lines()
+        next(lines)
+        ids = [server.client.submit(prompt="x", steps=1000, num_images=8)["id"] for _ in range(4)]
+        told = next(
+            data
+            for data in (json.loads(line.removeprefix("data: ")) for line in lines if line.startswith("data: "))
+            if (data.get("id"), data.get("state")) == (ids[3], "queued")
+        )
+    _, kind, data = next(server.client.events(ids[3]))
+    for session_id in ids:
+        server.client.cancel(session_id)
+    assert told["queue_position"] is not None
+    assert (kind, data["state"], data["queue_position"]) == ("state", "queued", 1)
+
+
 def test_equal_requests_give_equal_bytes_and_image_i_is_seed_plus_i(server: RunningServer) -> None:
     asked: dict[str, Any] = {"prompt": "a boat", "steps": 3, "deterministic": True}
     ids = [server.client.submit(**asked, seed=5, num_images=2)["id"], server.client.submit(**asked, seed=6)["id"]]

@@ -259,3 +259,21 @@ def test_forms_that_cannot_be_read_say_how(server: RunningServer) -> None:
     data = {"prompt": "x", "num_inference_steps": "2", "loras": json.dumps([{"name": "none such"}])}
     answer = httpx2.post(f"{server.url}/v1/images/edits", data=data, files=files)
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "lora_not_found")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("cancels", [True, False])
+def test_a_caller_who_leaves_cancels_if_that_was_asked(server: RunningServer, stream: bool, cancels: bool) -> None:
+    body = {"prompt": "x", "stream": stream, "num_inference_steps": 1000, "cancel_on_disconnect": cancels}
+    before = {one["id"] for one in server.client.sessions()}
+    with (
+        pytest.raises(httpx2.ReadTimeout),
+        httpx2.stream("POST", f"{server.url}/v1/images/generations", json=body, timeout=1) as answer,
+    ):
+        answer.read()
+    (left,) = [one["id"] for one in server.client.sessions() if one["id"] not in before]
+    if cancels:
+        assert server.client.wait(left)["state"] == "cancelled"
+    else:
+        assert server.client.cancel(left)["state"] == "running"
+        server.client.wait(left)

@@ -11,9 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mezzotint import a1111_names
-from mezzotint.api import a1111_fields, a1111_options, a1111_prompt, openai_fields, openai_forms
+from mezzotint.api import a1111_fields, a1111_options, a1111_prompt, openai_errors, openai_fields, openai_forms
 from mezzotint.catalog import Model
-from mezzotint.errors import InvalidRequest
+from mezzotint.errors import STATUS, Fault, InvalidRequest, MezzotintError
 from mezzotint.facts import LoraDefaults
 from mezzotint.families.table import SCHEDULER_OPTIONS, SCHEDULERS
 from mezzotint.request import own_steps
@@ -110,10 +110,55 @@ def test_quality_is_a_share_of_the_models_own_steps(quality: str, own: int, step
     assert "num_inference_steps" not in asked.body
 
 
+@pytest.mark.parametrize(
+    ("sent", "field"),
+    [
+        ({"n": 2, "num_images": 3}, "n"),
+        ({"n": 2, "batchSize": 3}, "n"),
+        ({"size": "64x64", "Width": 128}, "size"),
+        ({"output_format": "webp", "output": {"format": "jpeg"}}, "output_format"),
+        ({"output_format": "webp", "output_compression": 5, "output": {"quality": 6}}, "output_compression"),
+        ({"stream": True, "partial_images": 2, "preview": {"every_steps": 1}}, "partial_images"),
+    ],
+)
+def test_what_is_said_in_openais_words_and_in_ours_is_refused(sent: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        openai_fields.translate({"prompt": "x"} | sent, 20)
+    assert [(fault.field, fault.code) for fault in caught.value.faults] == [(field, "duplicate_field")]
+    openai_fields.translate({"prompt": "x", "size": "auto", "width": 64, "partial_images": 1, "preview": {}}, 20)
+
+
+# what the clients know: code -> status. A failed session is 422, which they do not repeat.
+OPENAI: dict[str, int] = {
+    "invalid_value": 400, "invalid_image": 400, "missing_required_parameter": 400, "unsupported_parameter": 400,
+    "model_not_found": 404, "lora_not_found": 404, "controlnet_not_found": 404, "unknown_url": 404,
+    "session_not_found": 404, "image_not_found": 404, "invalid_api_key": 401, "forbidden": 403, "cross_site": 403,
+    "malformed_host": 400, "bad_host": 421, "body_too_large": 413, "body_too_slow": 408, "method_not_allowed": 405,
+    "unsupported_media_type": 415, "out_of_memory": 422, "timeout": 422, "expired": 422, "cancelled": 422,
+    "idempotency_mismatch": 422, "queue_full": 429, "quota_exceeded": 429, "not_ready": 503, "storage_full": 507,
+    "worker_lost": 500, "internal": 500,
+}  # fmt: skip
+NATIVE = {"batch_not_found", "session_ended", "session_active", "batch_ended", "illegal_state", "model_in_use"}
+
+
+@pytest.mark.parametrize("code", sorted(STATUS.keys() - NATIVE))
+def test_every_code_is_one_that_openais_clients_know(code: str) -> None:
+    fault = Fault(field="num_images", code=code, message="x")
+    for error in (InvalidRequest([fault]), MezzotintError("x", code=code)):
+        told, status = openai_errors.translate(error)
+        assert (status or STATUS[told.code]) == OPENAI[told.code]
+    assert openai_errors.translate(InvalidRequest([fault]))[0].field == "n"
+
+
 @pytest.mark.parametrize(("own", "shown"), [(4, [1, 3]), (12, [6, 12])])
 def test_partial_images_are_spread_over_the_steps_that_run(own: int, shown: list[int]) -> None:
     asked = openai_fields.translate({"prompt": "x", "quality": "high", "stream": True, "partial_images": 2}, own)
     assert asked.body["preview"]["at_steps"] == shown
+
+
+def test_partial_images_are_spread_over_both_passes_of_hires() -> None:
+    sent = {"prompt": "x", "stream": True, "partial_images": 3, "steps": 20, "Hires": {"Steps": 10, "strength": 0.4}}
+    assert openai_fields.translate(sent, 12).body["preview"]["at_steps"] == [6, 12, 18]
 
 
 @pytest.mark.parametrize(("scale", "steps"), [(1.0, 4), (0.0, 20)])

@@ -15,7 +15,7 @@ from torch import Tensor
 from mezzotint.engine.engine import Engine, Event
 from mezzotint.families.base import Conditioning, ControlNet, Executor, Family, Prompt, Rows
 from mezzotint.families.lora import Lora
-from mezzotint.request import LoraUse, PreviewUse, Request
+from mezzotint.request import Hires, LoraUse, PreviewUse, Request
 from mezzotint.workers import wire
 from tests.requests import request
 
@@ -252,6 +252,14 @@ def test_an_image_is_shown_at_the_steps_asked_for_and_after_its_last_by_itself(r
     assert rig.of("b", wire.Preview) == []
     (first, *_) = [blob for one, blob in rig.told if isinstance(one, wire.Preview)]
     assert first.startswith(b"\x89PNG")
+
+
+def test_an_image_is_shown_after_the_last_step_of_its_first_pass_too(rig: Rig) -> None:
+    second = Hires(width=16, height=16, upscaler="latent", strength=1.0, steps=3)
+    shows = PreviewUse(every_steps=0, at_steps=(3,), max_px=8)
+    rig.submit("a", request(num_inference_steps=3, hires=second, preview=shows))
+    rig.run()
+    assert [(one.step, one.steps) for one in rig.of("a", wire.Preview)] == [(3, 6)]
 
 
 def test_sessions_that_share_the_time_for_showing_take_turns(rig: Rig) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import msgspec
 from fastapi.responses import StreamingResponse
+from starlette.background import BackgroundTask
 
 from mezzotint import bodies
 from mezzotint.events import Event
@@ -19,9 +20,12 @@ def stream(session_id: str, events: AsyncIterator[Event], case: Case) -> Streami
     return streamed(_lines(session_id, events, case))
 
 
-def streamed(frames: AsyncIterator[bytes]) -> StreamingResponse:
-    """Frames of any dialect, with a comment every PING_S while none comes, so that nobody between cuts the line."""
-    return StreamingResponse(_pinged(frames), media_type="text/event-stream", headers=_HEADERS)
+def streamed(frames: AsyncIterator[bytes], after: BackgroundTask | None = None) -> StreamingResponse:
+    """Frames of any dialect, with a comment every PING_S while none comes, so that nobody between cuts the line.
+
+    `after` is run when all are told, or when who listened has left.
+    """
+    return StreamingResponse(_pinged(frames), media_type="text/event-stream", headers=_HEADERS, background=after)
 
 
 def frame(kind: str, data: Any) -> bytes:

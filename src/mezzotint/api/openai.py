@@ -11,7 +11,7 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 
 from mezzotint.api import files, foreign, foreign_bodies, openai_fields, openai_forms, openai_stream
-from mezzotint.api.inference import Ops
+from mezzotint.api.inference import Ops, leaving
 from mezzotint.api.openai_fields import Asked
 from mezzotint.api.reading import IdempotencyKey, read_json
 from mezzotint.catalog import Model
@@ -90,7 +90,10 @@ async def file(
 async def _answer(request: Request, ops: Operations, session: Session, asked: Asked, kind: str) -> Response:
     if asked.stream:
         return openai_stream.stream(ops, session, asked, kind)
-    session = await ops.wait(session)
+    with leaving(request) as left:
+        session = await ops.wait(session, leaving=left)
+    if not session.ended:
+        return Response()  # to nobody: the caller has left
     if not session.images:
         raise foreign.failure(session)
     data = [await _datum(request, ops, session, image, asked.response_format) for image in session.images]

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from mezzotint.errors import Fault, InvalidRequest
-from mezzotint.schema import DEFAULT_STRENGTH, MAX_PREVIEW_PX, MAX_STEPS, field_of
+from mezzotint.schema import DEFAULT_STRENGTH, MAX_PREVIEW_PX, MAX_STEPS, field_of, parse
 
 # quality -> steps as a multiple of the model's own
 QUALITIES = {"low": 0.5, "medium": 1.0, "high": 1.5, "xhigh": 2.0, "max": 3.0}
@@ -47,21 +47,21 @@ def translate(fields: Mapping[str, Any], own_steps: int, *, is_edit: bool = Fals
     `fields` hold no null, and no picture of an edit. `own_steps` run where nobody says how many.
     """
     faults: list[Fault] = []
-    given = {field_of(name) for name in fields}
     body = {name: value for name, value in fields.items() if name not in _NOT_OURS}
+    ours = {field_of(name): name for name in body}  # as they are spelt here
     if "prompt" not in fields:
         faults.append(Fault(field="prompt", code="missing_field", message="prompt is missing"))
-    if (number := _whole(fields, "n", 1, 10, faults)) is not None:
-        body["num_images"] = number
-    body |= _size(fields, faults)
+    for name, said in (("n", _number(fields, faults)), ("size", _size(fields, faults))):
+        faults += [_twice(name, ours[field]) for field in said if field in ours]
+        body |= said
     quality = _one_of(fields, "quality", (*QUALITIES, *_QUALITY_NAMES), "auto", faults)
     quality = _QUALITY_NAMES.get(quality, quality)
-    if "num_inference_steps" not in given and own_steps > FEW_STEPS and quality != "medium":
+    if "num_inference_steps" not in ours and own_steps > FEW_STEPS and quality != "medium":
         body["num_inference_steps"] = max(1, int(own_steps * QUALITIES.get(quality, 1.0)))
     body |= _output(fields, faults)
     if _one_of(fields, "background", ("opaque", "auto", "transparent"), "auto", faults) == "transparent":
         faults.append(_unsupported("background", "pictures here are opaque; send opaque or auto"))
-    if is_edit and "strength" not in given:
+    if is_edit and "strength" not in ours:
         fidelity = _one_of(fields, "input_fidelity", tuple(_STRENGTHS), "", faults)
         if has_mask:
             body["strength"] = 1.0
@@ -80,22 +80,34 @@ def translate(fields: Mapping[str, Any], own_steps: int, *, is_edit: bool = Fals
         partial_images=_whole(fields, "partial_images", 0, 3, faults) or 0,
         safety_identifier=_text(fields.get("safety_identifier")) or _text(fields.get("user")),
     )
+    shows = asked.stream and asked.partial_images > 0
+    if shows and "preview" in ours:
+        faults.append(_twice("partial_images", ours["preview"]))
     if faults:
         raise InvalidRequest(faults)
-    if asked.stream and asked.partial_images:
+    if shows:
         body["preview"] = _partials(asked.partial_images, body, own_steps, is_edit=is_edit)
     return asked
 
 
 def _partials(count: int, body: Mapping[str, Any], own_steps: int, *, is_edit: bool) -> dict[str, Any]:
-    """Previews of the final size, evenly over the steps that will run; fewer when those are few."""
-    steps = next((body[name] for name in body if field_of(name) == "num_inference_steps"), own_steps)
-    strength = next((body[name] for name in body if field_of(name) == "strength"), DEFAULT_STRENGTH if is_edit else 1)
-    if not all(isinstance(one, int | float) and 0 <= one <= MAX_STEPS for one in (steps, strength)):
-        return {}  # our own reading names what is wrong
-    run = max(1, int(steps * strength))
+    """Previews of the full size, evenly over the steps that will run, of both passes of `hires`; fewer when those are
+    few.
+    """
+    sent, _ = parse(body)  # what is wrong there, our own reading names
+    steps = sent.num_inference_steps or own_steps
+    strength = DEFAULT_STRENGTH if sent.strength is None else sent.strength
+    passes = [steps * strength if is_edit or sent.image is not None else steps]
+    if sent.hires is not None:
+        passes.append((sent.hires.steps or steps) * sent.hires.strength)
+    run = sum(max(1, int(one)) for one in passes)
     at = {round((number + 1) * run / (count + 1)) for number in range(count)}
-    return {"at_steps": sorted(step for step in at if 0 < step < run), "max_px": MAX_PREVIEW_PX}
+    return {"at_steps": sorted(step for step in at if 0 < step < min(run, MAX_STEPS + 1)), "max_px": MAX_PREVIEW_PX}
+
+
+def _number(fields: Mapping[str, Any], faults: list[Fault]) -> dict[str, int]:
+    number = _whole(fields, "n", 1, 10, faults)
+    return {} if number is None else {"num_images": number}
 
 
 def _size(fields: Mapping[str, Any], faults: list[Fault]) -> dict[str, int]:
@@ -115,6 +127,9 @@ def _output(fields: Mapping[str, Any], faults: list[Fault]) -> dict[str, Any]:
     if not isinstance(own, dict):
         return {}
     output = dict(own)
+    for name, same in (("output_format", "format"), ("output_compression", "quality")):
+        if name in fields and same in own:
+            faults.append(_twice(name, f"output.{same}"))
     if "output_format" in fields:
         output["format"] = _one_of(fields, "output_format", _FORMATS, "png", faults)
     quality = _whole(fields, "output_compression", 0, 100, faults)
@@ -152,6 +167,10 @@ def _text(value: Any) -> str | None:
 
 def _wrong(name: str, rule: str, value: Any) -> Fault:
     return Fault(field=name, code="invalid_value", message=f"{name} must be {rule}; got {str(value)[:64]!r}")
+
+
+def _twice(name: str, ours: str) -> Fault:
+    return Fault(field=name, code="duplicate_field", message=f"{name} and {ours} say the same; send one")
 
 
 def _unsupported(name: str, message: str) -> Fault:

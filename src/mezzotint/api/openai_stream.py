@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi.responses import StreamingResponse
+from starlette.background import BackgroundTask
 
 from mezzotint import bodies
 from mezzotint.api import events, foreign
@@ -25,7 +26,7 @@ _NO_TOKENS = {
 
 def stream(ops: Operations, session: Session, asked: Asked, kind: str) -> StreamingResponse:
     """`kind` is image_generation or image_edit. The session is accepted already."""
-    return events.streamed(_frames(ops, session, asked, kind))
+    return events.streamed(_frames(ops, session, asked, kind), BackgroundTask(ops.left, session))
 
 
 async def _frames(ops: Operations, session: Session, asked: Asked, kind: str) -> AsyncIterator[bytes]:

@@ -374,7 +374,7 @@ class Engine:
         """
         request, step = running.submit.request, trajectory.step
         asked, shown = request.preview, (trajectory.index, step)
-        if asked is None or trajectory.sampler.done or running.shown == shown:
+        if asked is None or trajectory.done or running.shown == shown:
             return []
         if not asked.at(step) and not running.owed:
             return []

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -156,9 +157,10 @@ class SessionVerbs(Verbs):
     async def events(self, session_id: str, after: int = 0) -> AsyncIterator[Event]:
         """Events above `after`, ending after `end`. Raises NotFound before the first."""
         session = await self.get(session_id)
-        known = self._parts.events.knows(session_id) or not session.ended
-        live = self._parts.events.follow(session_id, after) if known else None  # from now on, before what was is read
-        return _replayed(await self._parts.store.replay(session_id, after=after), live, session, after)
+        after = min(after, self._parts.events.last_id(session_id))  # nobody has been told more
+        # from now on, before what was is read; one that has ended tells no more than that
+        live = None if session.ended else self._parts.events.follow(session_id, after)
+        return self._replayed(await self._parts.store.replay(session_id, after=after), live, session, after)
 
     def everything(self) -> AsyncIterator[Sequence[tuple[str, Event]]]:
         """Events of all sessions that the caller sees from now on, in bundles, each with its session's id.
@@ -166,7 +168,13 @@ class SessionVerbs(Verbs):
         Nothing is replayed.
         """
         everybodys, caller = self._parts.events.everything(), asking.get()
-        return everybodys if caller.may("read-all") else self._seen(everybodys, caller)
+        return self._all_placed(everybodys if caller.may("read-all") else self._seen(everybodys, caller))
+
+    async def _all_placed(
+        self, told: AsyncIterator[Sequence[tuple[str, Event]]]
+    ) -> AsyncIterator[Sequence[tuple[str, Event]]]:
+        async for bundle in told:
+            yield [(session_id, self._placed(event)) for session_id, event in bundle]
 
     async def _seen(
         self, told: AsyncIterator[Sequence[tuple[str, Event]]], caller: Caller
@@ -185,6 +193,30 @@ class SessionVerbs(Verbs):
             if seen:
                 yield seen
 
+    async def _replayed(
+        self, stored: Sequence[Event], live: AsyncIterator[Event] | None, session: Session, after: int
+    ) -> AsyncIterator[Event]:
+        """What was kept above `after`, then what this process tells; where no end is left to tell, state and end."""
+        for event in stored:
+            yield self._placed(event)
+            if event.kind == "end":
+                return
+        last = stored[-1].id if stored else after
+        if live is None:
+            yield Event(id=last + 1, kind="state", data=session)
+            yield Event(id=last + 2, kind="end", data=session)
+            return
+        async for event in live:
+            if event.id > last:
+                yield self._placed(event)
+
+    def _placed(self, event: Event) -> Event:
+        """With its place in the queue, if it waits: a session gets one once its row and this event are stored."""
+        if event.kind != "state" or event.data.state is not State.QUEUED:
+            return event
+        position = self._parts.dispatcher.view(event.data).queue_position
+        return replace(event, data=event.data.having(queue_position=position))
+
     async def wait(
         self, session: Session, limit_s: float | None = None, leaving: asyncio.Future[None] | None = None
     ) -> Session:
@@ -200,12 +232,16 @@ class SessionVerbs(Verbs):
             await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
             if ending.done():
                 return ending.result()
-            if session.request.cancel_on_disconnect:
-                with contextlib.suppress(Conflict):  # it ended in the same moment
-                    await self.cancel(session.id)
+            await self.left(session)
             return await self.get(session.id)
         finally:
             ending.cancel()
+
+    async def left(self, session: Session) -> None:
+        """Its caller waits for it no more: it is cancelled if its request wants that and it has not ended."""
+        if session.request.cancel_on_disconnect:
+            with contextlib.suppress(Conflict, NotFound):  # it ended, or was removed, in the same moment
+                await self.cancel(session.id)
 
     async def _end(self, session: Session, limit_s: float | None) -> Session:
         if not session.ended and not self._parts.events.knows(session.id):
@@ -217,21 +253,3 @@ class SessionVerbs(Verbs):
                 return self._parts.dispatcher.view(await self._parts.events.over(session.id))
         except TimeoutError:
             return await self.get(session.id)
-
-
-async def _replayed(
-    stored: list[Event], live: AsyncIterator[Event] | None, session: Session, after: int
-) -> AsyncIterator[Event]:
-    """What was kept above `after`, then what this process tells; of an old session told no more, its state and end."""
-    for event in stored:
-        yield event
-        if event.kind == "end":
-            return
-    last = stored[-1].id if stored else after
-    if live is None:
-        yield Event(id=last + 1, kind="state", data=session)
-        yield Event(id=last + 2, kind="end", data=session)
-        return
-    async for event in live:
-        if event.id > last:
-            yield event
