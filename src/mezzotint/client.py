@@ -93,19 +93,19 @@ class Client(_Base):
     def close(self) -> None:
         self._http.close()
 
-    def submit(self, *, idempotency_key: str | None = None, **request: Any) -> "answers.Session":
+    def submit(self, /, *, idempotency_key: str | None = None, **request: Any) -> "answers.Session":
         """Accept a request; returns the session. It is on the server's disk when this returns. Said again with the same
         `idempotency_key` it returns the first; of its own it has a new one each time, for its retries."""
         return self._do(verbs.submit(request, idempotency_key))
 
-    def validate(self, **request: Any) -> "answers.Validation":
+    def validate(self, /, **request: Any) -> "answers.Validation":
         """A dry run: every fault, what it would be resolved to, and what it would take."""
         return self._do(verbs.validate(request))
 
     def session(self, session_id: str) -> "answers.Session":
         return self._do(verbs.session(session_id))
 
-    def sessions(self, **filters: Any) -> "Iterator[answers.Session]":
+    def sessions(self, /, **filters: Any) -> "Iterator[answers.Session]":
         """All sessions that match, newest first, page by page. Filters as in the contract: active, state, model, ..."""
         while True:
             page = self._do(verbs.sessions(filters))
@@ -166,7 +166,7 @@ class Client(_Base):
                 return cast("answers.Session", event.data)
         return self.session(session_id)
 
-    def create_batch(self, requests: Sequence[dict[str, Any]], **options: Any) -> "answers.Batch":
+    def create_batch(self, /, requests: Sequence[dict[str, Any]], **options: Any) -> "answers.Batch":
         """Up to 1,000 requests at once. `options`: defaults, skip_invalid, stop_on_first_error, metadata."""
         return self._do(verbs.create_batch(requests, options))
 
@@ -240,19 +240,19 @@ class AsyncClient(_Base):
     async def close(self) -> None:
         await self._http.aclose()
 
-    async def submit(self, *, idempotency_key: str | None = None, **request: Any) -> "answers.Session":
+    async def submit(self, /, *, idempotency_key: str | None = None, **request: Any) -> "answers.Session":
         """Accept a request; returns the session. It is on the server's disk when this returns. Said again with the same
         `idempotency_key` it returns the first; of its own it has a new one each time, for its retries."""
         return await self._do(verbs.submit(request, idempotency_key))
 
-    async def validate(self, **request: Any) -> "answers.Validation":
+    async def validate(self, /, **request: Any) -> "answers.Validation":
         """A dry run: every fault, what it would be resolved to, and what it would take."""
         return await self._do(verbs.validate(request))
 
     async def session(self, session_id: str) -> "answers.Session":
         return await self._do(verbs.session(session_id))
 
-    async def sessions(self, **filters: Any) -> "AsyncIterator[answers.Session]":
+    async def sessions(self, /, **filters: Any) -> "AsyncIterator[answers.Session]":
         """All sessions that match, newest first, page by page. Filters as in the contract: active, state, model, ..."""
         while True:
             page = await self._do(verbs.sessions(filters))
@@ -316,7 +316,7 @@ class AsyncClient(_Base):
                 return cast("answers.Session", event.data)
         return await self.session(session_id)
 
-    async def create_batch(self, requests: Sequence[dict[str, Any]], **options: Any) -> "answers.Batch":
+    async def create_batch(self, /, requests: Sequence[dict[str, Any]], **options: Any) -> "answers.Batch":
         """Up to 1,000 requests at once. `options`: defaults, skip_invalid, stop_on_first_error, metadata."""
         return await self._do(verbs.create_batch(requests, options))
 

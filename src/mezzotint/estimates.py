@@ -19,7 +19,7 @@ from mezzotint.refs import Refs
 from mezzotint.request import Request
 from mezzotint.tuning import Choices
 from mezzotint.workers.base import Seat, Supervisor
-from mezzotint.workers.wire import DeviceFacts, ModelRef, Work
+from mezzotint.workers.wire import DeviceFacts, ModelRef, Work, load_of
 
 MAX_ROWS = 16  # of one call while its cap is not learned
 UNMEASURED = 1.5  # times what was drawn on or bounded from above, for shapes that never ran here
@@ -47,6 +47,8 @@ class Share:
     calls_left: float
     after_s: float  # decoding and writing its pictures, once it is denoised
     before_s: float = 0.0  # loading and encoding
+    priority: int = 5
+    is_alone: bool = False  # each of its images runs alone in its calls
 
     @property
     def rows(self) -> int:
@@ -93,11 +95,11 @@ class Estimates:
             unknown |= dict.fromkeys(("duration_s", "queue_s"), "another session's model and size never ran here")
         else:
             known = [one[0] for one in others if one is not None]
-            forecast = _forecast(own[0], known[: len(running)], known[len(running) :], room, costs)
-            if forecast is None:
+            found = forecast(own[0], known[: len(running)], known[len(running) :], room, costs)
+            if found is None:
                 unknown |= dict.fromkeys(("duration_s", "queue_s"), _NEVER_RAN)
             else:
-                waits, runs = forecast
+                waits, runs = found
                 waits *= max(1.0, len(ahead) / FAR)
         bases = [peak.measured if peak else None, own[1] if own and runs is not None else None]
         return Estimate(
@@ -132,8 +134,8 @@ class Estimates:
             return None
         costs = self._costs(device)
         share = self._share_of(Busy(request=request), ref, device, costs)
-        forecast = None if share is None else _forecast(share[0], [], [], MAX_ROWS, costs)
-        return None if forecast is None else forecast[1]
+        found = None if share is None else forecast(share[0], [], [], MAX_ROWS, costs)
+        return None if found is None else found[1]
 
     # ---- time
 
@@ -160,34 +162,36 @@ class Estimates:
         file = costs.seconds(_picture_work(last, "file"))
         text = costs.seconds(Work(what="encode", model=ref.sha256, windows=1, loras=step.loras))
         first = costs.seconds(step)
-        load = Cost(0.0, True) if self._is_resident(ref, device) else costs.seconds(self._load(request, ref, device))
+        load = self._load(request, ref, device)
+        loading = Cost(0.0, True) if self._is_there(load, device) else costs.seconds(load)
         read = (
             costs.seconds(_picture_work(step, "pictures")) if request.image or request.controlnets else Cost(0.0, True)
         )
-        if None in (decode, text, first, load, read):
+        if None in (decode, text, first, loading, read):
             return None
-        assert decode and text and first and load and read  # noqa: S101, PT018  invariant: seen above
+        assert decode and text and first and loading and read  # noqa: S101, PT018  invariant: seen above
         after = images * (decode.value + (file.value if file else 0.0))
         ended = request.num_images - images  # `fraction` counts their steps, too
         done = max(0.0, (busy.fraction * request.num_images - ended) / images) * request.steps
         if len(passes) > 1:
             # the second pass as if it ran beside nobody: its shape is most often its own
-            most = costs.most_rows(last) or MAX_ROWS
-            rows = min(images * last.rows, max(most, last.rows))
+            rows = last.rows if request.deterministic else min(images * last.rows, _call_rows(last, costs))
             larger = costs.seconds(_with_rows(last, rows))
             if larger is None:
                 return None
-            turns = max(1.0, images * last.rows / rows)
+            turns = images * last.rows / rows
             left = min(1.0, (request.steps - done) / passes[1].steps)
             after += turns * larger.value * calls(request.scheduler, passes[1].steps) * left
             first = replace(first, measured=first.measured and larger.measured)
-        before = load.value + text.value * (2 if request.guidance_scale > 1 else 1) + read.value
+        before = loading.value + text.value * (2 if request.guidance_scale > 1 else 1) + read.value
         share = Share(
             work=step,
             images=images,
             calls_left=calls(request.scheduler, passes[0].steps) * max(0.0, 1 - done / passes[0].steps),
             after_s=after,
             before_s=0.0 if begun else before,
+            priority=request.priority,
+            is_alone=request.deterministic,
         )
         return share, first.measured and decode.measured
 
@@ -210,13 +214,13 @@ class Estimates:
         )
 
     def _load(self, request: Request, ref: ModelRef, device: str) -> Work:
-        ran = self._choices.ref(ref, device, deterministic=request.deterministic)
-        return Work(what="load", model=ref.sha256, executor=ran.executor, dtype=ran.dtype)
+        return load_of(self._choices.ref(ref, device, deterministic=request.deterministic))
 
-    def _is_resident(self, ref: ModelRef, device: str) -> bool:
+    def _is_there(self, load: Work, device: str) -> bool:
+        """Whether the model is loaded as the request needs it: in another dtype it is to be loaded once more."""
         worker = self._supervisor.seats[device].worker
         beat = worker.heartbeat if worker else None
-        return beat is not None and ref.id in beat.resident
+        return beat is not None and load in beat.loaded
 
     # ---- memory
 
@@ -227,13 +231,11 @@ class Estimates:
         if seat.facts is None or worker is None or worker.heartbeat is None:
             return None
         beat = worker.heartbeat
-        most = costs.most_rows(step) or MAX_ROWS
-        rows = min(most, step.rows * (request.num_images + beside))
-        extra = _most(
-            costs.extra_bytes(_with_rows(step, max(rows, step.rows))), costs.extra_bytes(_picture_work(step, "decode"))
-        )
+        images = max(1, beside) if request.deterministic else request.num_images + beside
+        rows = min(step.rows * images, _call_rows(step, costs))
+        extra = _most(costs.extra_bytes(_with_rows(step, rows)), costs.extra_bytes(_picture_work(step, "decode")))
         load = self._load(request, ref, device)
-        weights = Cost(0.0, True) if self._is_resident(ref, device) else costs.extra_bytes(load)
+        weights = Cost(0.0, True) if self._is_there(load, device) else costs.extra_bytes(load)
         if extra is None or weights is None:
             return None
         in_use = seat.facts.base_bytes + beat.weights_bytes + weights.value + extra.value
@@ -271,12 +273,13 @@ def way_out(facts: DeviceFacts, dtype: str) -> str:
 _NEVER_RAN = "nothing like it ran on this device yet"
 
 
-def _forecast(
+def forecast(
     own: Share, running: Sequence[Share], ahead: Sequence[Share], room: int, costs: Costs
 ) -> tuple[float, float] | None:
     """Seconds until it starts, and from there to its end. None when a step's time cannot be told.
 
-    Shapes take turns, a call each; those of one shape share it, up to its cap. Who is done makes room for the next.
+    Shapes take turns, a call each; those of one shape share it, up to its cap and the more urgent first. The next
+    joins, as the dispatcher has it, while fewer than `room` images are inside: twice as many if it overtakes one.
     """
     inside, line = [replace(one) for one in running], [replace(one) for one in ahead]
     mine = replace(own)
@@ -284,34 +287,45 @@ def _forecast(
     now = 0.0
     started: float | None = None
     while True:
-        while line and (not inside or sum(one.images for one in inside) + line[0].images <= room):
+        while line:
+            overtakes = any(one.priority < line[0].priority for one in inside)
+            if sum(one.images for one in inside) >= room * (2 if overtakes else 1):
+                break
             joined = line.pop(0)
             if joined is mine:
                 started = now
             now += joined.before_s
             inside.append(joined)
-        shapes: dict[Work, list[Share]] = {}
+        shapes: dict[tuple[Work, int], list[Share]] = {}
         for one in inside:
-            shapes.setdefault(_with_rows(one.work, 0), []).append(one)
-        round_s, turns = 0.0, {}
-        for shape, members in shapes.items():
-            most = costs.most_rows(members[0].work) or MAX_ROWS
-            rows = sum(one.rows for one in members)
-            spent = costs.seconds(_with_rows(members[0].work, min(rows, max(most, members[0].work.rows))))
+            shapes.setdefault((_with_rows(one.work, 0), id(one) if one.is_alone else 0), []).append(one)
+        round_s, turns = 0.0, dict[int, float]()
+        for members in shapes.values():
+            work, is_alone = max((one.work for one in members), key=lambda one: one.rows), members[0].is_alone
+            rows = work.rows if is_alone else sum(one.rows for one in members)
+            most = _call_rows(work, costs)
+            spent = costs.seconds(_with_rows(work, min(rows, most)))
             if spent is None:
                 return None
-            round_s += spent.value
-            turns[shape] = max(1.0, rows / most)  # rounds until each of its images has had a step
-        rounds = min(one.calls_left * turns[_with_rows(one.work, 0)] for one in inside)
+            round_s += spent.value * (members[0].images if is_alone else 1)
+            for one in members:  # rounds until each of its images has had a step
+                urgent = sum(other.rows for other in members if other.priority >= one.priority)
+                turns[id(one)] = 1.0 if is_alone else max(1.0, urgent / most)
+        rounds = min(one.calls_left * turns[id(one)] for one in inside)
         now += rounds * round_s
         for one in inside:
-            one.calls_left -= rounds / turns[_with_rows(one.work, 0)]
+            one.calls_left -= rounds / turns[id(one)]
         for one in [one for one in inside if one.calls_left <= 1e-6]:
             now += one.after_s
             inside.remove(one)
             if one is mine:
                 assert started is not None  # noqa: S101  invariant: it was inside
                 return started, now - started
+
+
+def _call_rows(work: Work, costs: Costs) -> int:
+    """Rows of one call at most: those of an image are never split."""
+    return max(1, (costs.most_rows(work) or MAX_ROWS) // work.rows) * work.rows
 
 
 def _with_rows(work: Work, rows: int) -> Work:

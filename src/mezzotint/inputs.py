@@ -61,6 +61,12 @@ class DeviceIdInput(_Input):
     device_id: Id | None = None
 
 
+class DeviceInput(_Input):
+    """On which device; left out: a model is loaded where most is free, and let go of everywhere."""
+
+    device: Id | None = None
+
+
 class ModelIdInput(_Input):
     model: Id | None = None
 

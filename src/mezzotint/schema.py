@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args
 
 import msgspec
-from annotated_types import Ge, Gt, Le, MaxLen
+from annotated_types import Ge, Gt, Le, MaxLen, MinLen
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
@@ -94,7 +94,9 @@ class WebhookInput(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
     url: Annotated[str, Field(max_length=2048)]
-    events: Annotated[list[WebhookEvent], Field(max_length=len(WEBHOOK_EVENTS))] = list(WEBHOOK_EVENTS[:4])
+    events: Annotated[list[WebhookEvent], Field(min_length=1, max_length=len(WEBHOOK_EVENTS))] = list(
+        WEBHOOK_EVENTS[:4]
+    )
 
 
 class SchedulerOptionsInput(BaseModel):
@@ -368,6 +370,7 @@ def _rule(item: Any) -> str:
     low = next((f"{m.ge:g}" for m in rules if isinstance(m, Ge)), None)
     above = next((f"above {m.gt:g}" for m in rules if isinstance(m, Gt)), None)
     high = next((_number(m.le) for m in rules if isinstance(m, Le)), None)
+    shortest = next((m.min_length for m in rules if isinstance(m, MinLen)), None)
     longest = next((m.max_length for m in rules if isinstance(m, MaxLen)), None)
     kind = {
         "int": "a whole number",
@@ -381,11 +384,15 @@ def _rule(item: Any) -> str:
     word = next((text for name, text in kind.items() if item["type"].startswith(name)), "")
     if item["type"] == "literal_error":
         return f"one of {item['ctx']['expected']}"
+    if item["type"] == "string_unicode":
+        return "a text of whole Unicode characters"
     if item["type"] == "string_pattern_mismatch":
         return "a text without the character NUL (\\u0000), which can be left out"
     if high is not None:
         whole = "a whole number " if "int" in str(field.annotation) else "a number "
         return f"{whole}from {low} to {high}" if low is not None else f"{whole}{above} and at most {high}"
+    if shortest is not None:
+        return f"a list of {shortest} to {longest}, or left out"
     if longest is not None:
         return (
             f"a list of at most {longest}"

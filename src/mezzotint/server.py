@@ -182,7 +182,7 @@ class Mezzotint:
         """Whatever still runs goes back to the queue now."""
         self._dispatcher.stop_draining()
 
-    async def submit(self, **request: Any) -> "Submitted":
+    async def submit(self, /, **request: Any) -> "Submitted":
         """Accept a request; fields as in the HTTP contract. Raises InvalidRequest with every fault."""
         return Submitted(await self.operations.create(request), self.operations)
 
@@ -192,7 +192,7 @@ class Mezzotint:
     async def get_supported_types(self, device_id: str | None = None) -> dict[str, Any]:
         return await self.operations.supported_types(device_id)
 
-    async def validate_request(self, **request: Any) -> dict[str, Any]:
+    async def validate_request(self, /, **request: Any) -> dict[str, Any]:
         """A dry run: every fault at once, the request as it would run, what it would cost."""
         return await self.operations.validate(request)
 

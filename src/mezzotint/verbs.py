@@ -38,7 +38,15 @@ def _get(path: str, **options: Any) -> Call[Any]:
     return Call(method="GET", path=path, read=_json, options=options)
 
 
-def _post(path: str, *, repeats: bool = True, **options: Any) -> Call[Any]:
+def _post(path: str, body: Any = None, *, repeats: bool = True, **options: Any) -> Call[Any]:
+    """`body` as JSON. Raises CallerError `invalid_json` for what JSON cannot say, as any server would refuse it."""
+    if body is not None:
+        options["headers"] = {"Content-Type": "application/json"} | options.get("headers", {})
+        try:
+            options["content"] = json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
+        except (TypeError, ValueError, RecursionError) as error:
+            message = f"the request cannot be written as JSON, of Unicode text and finite numbers: {error}"
+            raise CallerError(message, code="invalid_json") from error
     return Call(method="POST", path=path, read=_json, options=options, repeats=repeats)
 
 
@@ -52,11 +60,11 @@ def _once() -> dict[str, str]:
 
 
 def submit(request: Mapping[str, Any], key: str | None = None) -> "Call[answers.Session]":
-    return _post(SESSIONS, json=dict(request), headers=_once() if key is None else {"Idempotency-Key": key})
+    return _post(SESSIONS, dict(request), headers=_once() if key is None else {"Idempotency-Key": key})
 
 
 def validate(request: Mapping[str, Any]) -> "Call[answers.Validation]":
-    return _post("/api/inference/validate", json=dict(request))
+    return _post("/api/inference/validate", dict(request))
 
 
 def session(session_id: str) -> "Call[answers.Session]":
@@ -85,7 +93,7 @@ def trace(session_id: str) -> "Call[answers.Trace]":
 
 
 def create_batch(requests: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> "Call[answers.Batch]":
-    return _post(BATCHES, json={"requests": list(requests), **options}, headers=_once())
+    return _post(BATCHES, {"requests": list(requests), **options}, headers=_once())
 
 
 def batch(batch_id: str) -> "Call[answers.Batch]":
@@ -128,7 +136,7 @@ def model(model_id: str) -> "Call[answers.Model]":
 
 def placed(model_id: str, verb: str, device: str | None) -> "Call[answers.Model]":
     """load, unload."""
-    return _post(f"/api/models/{model_id}/{verb}", json={} if device is None else {"device": device})
+    return _post(f"/api/models/{model_id}/{verb}", {} if device is None else {"device": device})
 
 
 def rescan() -> "Call[answers.Models]":

@@ -20,7 +20,7 @@ from tests.process.conftest import BIN, RunningServer, picture
 Done = subprocess.CompletedProcess[str]
 
 
-def run(*args: str | Path, cwd: Path, timeout_s: float = 120) -> Done:
+def run(*args: str | bytes | Path, cwd: Path, timeout_s: float = 120) -> Done:
     return subprocess.run([BIN, *args], cwd=cwd, capture_output=True, text=True, timeout=timeout_s, check=False)
 
 
@@ -106,6 +106,8 @@ def test_json_is_json(tmp_path: Path, server: RunningServer) -> None:
     assert told["session"]["state"] == "succeeded"
     assert (tmp_path / told["files"][0]).exists()
     assert json.loads(run("devices", "--json", "--server", server.url, cwd=tmp_path).stdout)[0]["id"] == "cpu:0"
+    for at in ((), ("--server", server.url)):
+        assert json.loads(run("models", "show", "quick", "--json", *at, cwd=tmp_path).stdout)["id"] == "quick"
     listed = json.loads(run("models", "list", "--json", cwd=tmp_path).stdout)
     assert [one["id"] for one in listed] == ["blob", "icons", "icons-canny", "monochrome", "quick"]
 
@@ -124,11 +126,13 @@ def test_json_is_json(tmp_path: Path, server: RunningServer) -> None:
         (["generate", "x", "-o", "x.gif"], 2, ".png"),
         (["generate", "x", "-o", "no/such/x.png"], 2, "does not exist"),
         (["generate", "x", "--metadata", "{"], 2, "--metadata"),
+        (["generate", "x", "--metadata", '{"x": NaN}', "--server", "http://127.0.0.1:9"], 2, "written as JSON"),
+        (["generate", b"\xff", "--server", "http://127.0.0.1:9"], 2, "written as JSON"),
         (["generate", "x", "--server", "http://127.0.0.1:9"], 3, "mezzotint serve"),
         (["nope"], 2, "nope"),
     ],
 )
-def test_bad_use_is_one_line_and_writes_nothing(tmp_path: Path, args: list[str], code: int, words: str) -> None:
+def test_bad_use_is_one_line_and_writes_nothing(tmp_path: Path, args: list[str | bytes], code: int, words: str) -> None:
     done = run(*args, cwd=tmp_path)
     assert done.returncode == code
     assert words in done.stderr
@@ -214,6 +218,7 @@ def _children(pid: int) -> list[int]:
 def test_a_request_is_checked_without_being_run(tmp_path: Path, server: RunningServer) -> None:
     (tmp_path / "good.json").write_text(json.dumps({"prompt": "a boat", "GuidanceScale": 3, "quality": 1}))
     (tmp_path / "bad.json").write_text(json.dumps({"prompt": "a boat", "steps": 0, "width": 63}))
+    (tmp_path / "odd.json").write_text(json.dumps({"prompt": "a boat", "self": 1}))
     (tmp_path / "right.json").write_text(json.dumps({"prompt": "a boat", "steps": 2}))
     for at in ((), ("--server", server.url)):
         bad = run("validate", "bad.json", *at, cwd=tmp_path)
@@ -221,6 +226,7 @@ def test_a_request_is_checked_without_being_run(tmp_path: Path, server: RunningS
         assert bad.stdout.startswith("not valid: 2 faults\n")
         assert "num_inference_steps must be a whole number from 1 to 1000" in bad.stdout
         assert "width 63" in bad.stdout
+        assert "self is not a field of a request" in run("validate", "odd.json", *at, cwd=tmp_path).stdout
         right = run("validate", "right.json", "--json", *at, cwd=tmp_path)
         assert right.returncode == 0, right.stderr
         told = json.loads(right.stdout)

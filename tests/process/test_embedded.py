@@ -26,6 +26,8 @@ async def test_a_program_submits_follows_and_saves(tmp_path: Path, random_sd: Pa
 
         with pytest.raises(InvalidRequest):
             await m.submit(prompt="x", steps=0)
+        with pytest.raises(InvalidRequest, match="self is not a field"):
+            await m.submit(prompt="x", self=1)
         long = await m.submit(model="tiny", prompt="x", steps=1000)
         await m.cancel_session(long.id)
         with pytest.raises(MezzotintError, match="cancelled"):

@@ -1,5 +1,6 @@
 """What is promised before a session runs comes from what was measured, and follows it."""
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,26 @@ async def test_a_session_is_promised_what_validation_told_and_all_of_a_batch_are
     accepted.clear()
     await engine.operations.create_batch({"requests": [SMALL, {**SMALL, "type": "text2img"}]})
     assert [kind for (kind,) in accepted] == ["text2img", "text2img"]
+
+
+async def test_a_model_that_is_loaded_in_another_dtype_is_still_to_be_loaded(
+    tmp_path: Path, random_sd: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    settings = load_settings(data=tmp_path / "data", models=(random_sd,), executor="torch", dtype="bfloat16")
+    async with Mezzotint(settings=settings) as engine:
+        for body in (SMALL, {**SMALL, "deterministic": True}) * 3:
+            await draw(engine, **body)
+        worker = engine.supervisor.seats["cpu:0"].worker
+        while worker is None or worker.heartbeat is None or len(worker.heartbeat.loaded) < 2:
+            await asyncio.sleep(0.05)
+        both = await promised(engine, **SMALL, deterministic=True)
+        await engine.operations.unload_model("tiny")
+        await engine.operations.load_model("tiny")
+        half = await promised(engine, **SMALL, deterministic=True)
+        assert half.duration_s is not None
+        assert both.duration_s is not None
+        assert half.duration_s > both.duration_s
 
 
 # What is the same whatever runs: the machine's, what a caller set, and what would tell of trouble that there was not.

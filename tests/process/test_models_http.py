@@ -81,6 +81,8 @@ def test_a_model_is_loaded_and_let_go_by_name(running: RunningServer) -> None:
     wrong = call(running, "POST", "/api/models/tiny/load", {"device": "cuda:7"})
     assert (wrong.status_code, wrong.json()["code"], wrong.json()["field"]) == (422, "device_not_found", "device")
     assert call(running, "POST", "/api/models/tiny/load", {"devise": "cpu:0"}).json()["code"] == "unknown_field"
+    twice = call(running, "POST", "/api/models/tiny/load", {"device": "cpu:0", "Device": "cpu:0"})
+    assert (twice.status_code, twice.json()["code"]) == (422, "duplicate_field")
 
 
 def test_a_model_in_use_is_not_let_go_and_its_session_goes_on_when_its_folder_goes(

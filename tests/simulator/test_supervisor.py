@@ -225,7 +225,7 @@ def test_a_load_beside_the_steps_of_others_may_hang_too(tmp_path: Path) -> None:
     def why(loading_s: float) -> str | None:
         beat = wire.Heartbeat(
             phase="denoising", since_s=0.1, memory_bytes=1, weights_bytes=1, prompt_hits=0, prompt_misses=0,
-            resident=(), work=STEP, loading=wire.Work(what="load", model=MODEL.sha256), loading_s=loading_s,
+            resident=(), loaded=(), work=STEP, loading=wire.Work(what="load", model=MODEL.sha256), loading_s=loading_s,
         )  # fmt: skip
         return supervisor._overdue(DEVICE, beat)
 

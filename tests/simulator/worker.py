@@ -97,7 +97,7 @@ class PlayedWorker(LocalWorker):
         for task in self._playing:
             task.cancel()
         if amid_a_frame:
-            frame = wire.frame(wire.Loaded(asked="", resident=("x",)))
+            frame = wire.frame(wire.Loaded(asked="", resident=("x",), loaded=()))
             self._ours.feed_data(frame[: len(frame) // 2])
         self._ours.feed_eof()
         self._child.end(-9)
@@ -157,6 +157,7 @@ class PlayedWorker(LocalWorker):
                     prompt_hits=0,
                     prompt_misses=0,
                     resident=tuple(self._resident),
+                    loaded=(),
                     work=None if self._is_spare else self._work,
                 )
                 self._tell(beat)
@@ -200,10 +201,10 @@ class PlayedWorker(LocalWorker):
                     sitting.pausing |= isinstance(message, wire.Pause)
             case wire.Load():
                 await self._load(message.model)
-                self._tell(wire.Loaded(asked=message.asked, resident=tuple(self._resident)))
+                self._tell(wire.Loaded(asked=message.asked, resident=tuple(self._resident), loaded=()))
             case wire.Unload():
                 self._resident = [one for one in self._resident if one != message.model_id]
-                self._tell(wire.Loaded(asked=message.asked, resident=tuple(self._resident)))
+                self._tell(wire.Loaded(asked=message.asked, resident=tuple(self._resident), loaded=()))
             case wire.Practise():
                 await self._busy("denoising", 0.5)
             case wire.Stop():

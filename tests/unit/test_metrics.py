@@ -57,7 +57,7 @@ def session(**changes: object) -> Session:
 
 def seat() -> Seat:
     beat = Heartbeat(
-        phase=None, since_s=0, memory_bytes=9, weights_bytes=4, prompt_hits=7, prompt_misses=3, resident=()
+        phase=None, since_s=0, memory_bytes=9, weights_bytes=4, prompt_hits=7, prompt_misses=3, resident=(), loaded=()
     )
     worker: Any = SimpleNamespace(hello=None, heartbeat=beat)
     return Seat(device="cpu:0", restarts=2, worker=worker)

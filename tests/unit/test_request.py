@@ -178,6 +178,11 @@ def test_whole_numbers_that_no_worker_can_be_told_are_refused_in_metadata_with_t
         ({"loras": [{"name": "broad"}]}, "made for another architecture than 'tiny'; those that fit: ink, fog"),
         ({"loras": [{"scale": 1}]}, "loras[0].name is missing"),
         ({"loras": [5]}, "loras[0] must be an object; got 5"),
+        (
+            {"webhook": {"url": "https://a.example/", "events": []}},
+            "webhook.events must be a list of 1 to 5, or left out; got []",
+        ),
+        ({"prompt": "\udcff"}, "prompt must be a text of whole Unicode characters"),
         ({"preview": {"at_steps": [0]}}, "preview.at_steps[0] must be a whole number from 1 to 1000; got 0"),
         ({"preview": {"at_steps": ["x"]}}, "preview.at_steps[0] must be a whole number from 1 to 1000"),
         ({"preview": {"at_steps": [1] * 65}}, "preview.at_steps must be a list of at most 64"),

@@ -10,8 +10,7 @@ from mezzotint import answers
 from mezzotint.api.document import takes, tells
 from mezzotint.api.inference import Ops
 from mezzotint.api.reading import read_json
-from mezzotint.errors import Fault, InvalidRequest
-from mezzotint.fieldnames import fold
+from mezzotint.inputs import DeviceInput, read
 from mezzotint.preferences import DTYPES, FIELDS
 
 _THUMBNAIL = {"Cache-Control": "private, max-age=60", "X-Content-Type-Options": "nosniff"}
@@ -30,7 +29,7 @@ _TYPES: dict[str, dict[str, Any]] = {
     "vae": {"type": ["string", "null"]},
 }
 _SETTINGS = takes(_fields({name: _TYPES.get(name, {"type": ["integer", "null"]}) for name in FIELDS}))
-_DEVICE = takes(_fields({"device": {"type": "string"}}), required=False)
+_DEVICE = takes(DeviceInput, required=False)
 
 
 @router.get("/api/models", tags=["models"], **tells(answers.Models))
@@ -105,14 +104,4 @@ async def readyz(ops: Ops) -> Response:
 
 def _device(body: bytes) -> str | None:
     """The one field of loading and unloading. An empty body names none. Raises InvalidRequest."""
-    sent = read_json(body) if body else {}
-    if not isinstance(sent, dict):
-        raise InvalidRequest([Fault(field=None, code="invalid_request", message="the body must be a JSON object")])
-    for key, value in sent.items():
-        if fold(key) != "device":
-            message = f"{key[:64]!r} is not a field of this call; it takes device"
-            raise InvalidRequest([Fault(field=key[:64], code="unknown_field", message=message)])
-        if value is not None and not isinstance(value, str):
-            message = "device must be the id of a device, as text"
-            raise InvalidRequest([Fault(field="device", code="invalid_value", message=message)])
-    return next(iter(sent.values()), None)
+    return read(read_json(body) if body else {}, DeviceInput).device

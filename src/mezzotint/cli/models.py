@@ -35,9 +35,12 @@ def models_list(server: Server = None, models: Models = None, as_json: Json = Fa
 
 
 def models_show(
-    model: Annotated[str, typer.Argument(help="catalog id")], server: Server = None, models: Models = None
+    model: Annotated[str, typer.Argument(help="catalog id")],
+    server: Server = None,
+    models: Models = None,
+    as_json: Json = False,
 ) -> None:
-    """Everything that is known of one model, as JSON."""
+    """Everything that is known of one model, as JSON; with --json on one line."""
     from mezzotint.operations import offline_model
 
     if server is not None:
@@ -45,7 +48,7 @@ def models_show(
             found: Mapping[str, Any] = client.model(model)
     else:
         found = offline_model(ask.settings(models=tuple(models) if models else None), model)
-    typer.echo(json.dumps(found, indent=2))
+    typer.echo(json.dumps(found, indent=None if as_json else 2))
 
 
 def models_add(

@@ -86,6 +86,11 @@ class Engine:
         return self._residents.models
 
     @property
+    def loaded(self) -> tuple[wire.Work, ...]:
+        """The loads that these were."""
+        return self._residents.loads
+
+    @property
     def weights_bytes(self) -> int:
         """Of all that is loaded."""
         return self._residents.bytes

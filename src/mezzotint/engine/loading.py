@@ -36,7 +36,7 @@ class Loading:
 
     @property
     def work(self) -> wire.Work:
-        return wire.Work(what="load", model=self.ref.sha256, executor=self.ref.executor, dtype=self.ref.dtype)
+        return wire.load_of(self.ref)
 
 
 class Loads:
@@ -121,7 +121,8 @@ class Loads:
             why = ErrorInfo(code="out_of_memory", message=f"not enough memory to load {load.model.id!r}")
         elif error is not None:
             why = ErrorInfo(code="model_invalid", message=f"model {load.model.id!r} cannot be loaded; the log says why")
-        return wire.Loaded(asked=load.asked, resident=self._residents.models, error=why), b""
+        there = self._residents
+        return wire.Loaded(asked=load.asked, resident=there.models, loaded=there.loads, error=why), b""
 
 
 def _in_a_thread(read: Callable[[], LoadedPart]) -> Future[LoadedPart]:

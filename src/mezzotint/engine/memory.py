@@ -18,7 +18,7 @@ import torch
 from mezzotint.families.base import ControlNet, Family
 from mezzotint.families.lora import Lora
 from mezzotint.families.weights import loaded_bytes
-from mezzotint.workers.wire import ModelRef, Submit
+from mezzotint.workers.wire import ModelRef, Submit, Work, load_of
 
 Key = tuple[ModelRef, ...]  # a model alone, or (model, adapter)
 LoadedPart = Family | ControlNet | Lora
@@ -35,8 +35,13 @@ class Residents:
 
     @property
     def models(self) -> tuple[str, ...]:
-        """Ids of the models that are loaded."""
-        return tuple(dict.fromkeys(key[0].id for key in self._parts if len(key) == 1))
+        """Ids of the models that are loaded. Any thread may ask."""
+        return tuple(dict.fromkeys(key[0].id for key in list(self._parts) if len(key) == 1))
+
+    @property
+    def loads(self) -> tuple[Work, ...]:
+        """Of each executor and dtype that a model is loaded in. Any thread may ask."""
+        return tuple(load_of(key[0]) for key in list(self._parts) if len(key) == 1)
 
     @property
     def bytes(self) -> int:

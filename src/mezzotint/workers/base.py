@@ -246,7 +246,8 @@ class Supervisor:
                 worker.heartbeat = message
             case wire.Loaded():
                 if worker.heartbeat is not None:
-                    worker.heartbeat = msgspec.structs.replace(worker.heartbeat, resident=message.resident)
+                    now = {"resident": message.resident, "loaded": message.loaded}
+                    worker.heartbeat = msgspec.structs.replace(worker.heartbeat, **now)
                 if (asked := self._asked.pop(message.asked, None)) is not None and not asked[1].done():
                     asked[1].set_result(message)
             case wire.Speed():

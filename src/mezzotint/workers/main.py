@@ -123,7 +123,7 @@ class Worker:
                 engine.keep(message.names)
             case wire.Unload():
                 error = engine.unload(message.model_id)
-                self.send(wire.Loaded(asked=message.asked, resident=engine.resident, error=error))
+                self.send(wire.Loaded(asked=message.asked, resident=engine.resident, loaded=engine.loaded, error=error))
             case wire.Known():
                 engine.know(message)
             case wire.Stop():
@@ -191,6 +191,7 @@ class Worker:
                     prompt_hits=0 if engine is None else engine.prompts.hits,
                     prompt_misses=0 if engine is None else engine.prompts.misses,
                     resident=resident,
+                    loaded=() if engine is None else engine.loaded,
                     refused=refused,
                     work=doing[0] if doing else None,
                     loading=loading[0] if loading else None,

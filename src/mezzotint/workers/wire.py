@@ -15,7 +15,7 @@ from mezzotint.frames import WireError as WireError
 from mezzotint.request import Request
 from mezzotint.session import Usage
 
-VERSION = 10
+VERSION = 11
 MAX_MESSAGE_BYTES = 8 << 20
 
 
@@ -56,6 +56,11 @@ class ModelRef(msgspec.Struct, frozen=True, kw_only=True):
     graphs: str = ""  # folder, for an executor that needs converted ones
     vae: str = ""  # path of another autoencoder than its own; `sha256` counts it in
     parameters: int = 0  # of a checkpoint: how many numbers its weights are
+
+
+def load_of(ref: ModelRef) -> Work:
+    """The piece of work that loading it is."""
+    return Work(what="load", model=ref.sha256, executor=ref.executor, dtype=ref.dtype)
 
 
 class Submit(_Message, frozen=True, kw_only=True, tag="submit"):
@@ -168,6 +173,7 @@ class Heartbeat(_Message, frozen=True, kw_only=True, tag="heartbeat"):
     prompt_hits: int  # encodings that were there already, and those that were not, since it began
     prompt_misses: int
     resident: tuple[str, ...]
+    loaded: tuple[Work, ...]  # the loads that these were, one of each executor and dtype that a model is there in
     refused: dict[str, str] = {}  # resident models that torch float32 serves though another was wanted: why
     work: Work | None = None  # what the loop is in, if it is measured; not of a spare, which makes way for others
     loading: Work | None = None  # what a thread beside the loop loads, and for how long it has
@@ -286,6 +292,7 @@ class Loaded(_Message, frozen=True, kw_only=True, tag="loaded"):
 
     asked: str
     resident: tuple[str, ...]
+    loaded: tuple[Work, ...]
     error: ErrorInfo | None = None
 
 

@@ -1423,6 +1423,14 @@ export interface components {
              */
             request_id?: string | null;
         };
+        /**
+         * DeviceInput
+         * @description On which device; left out: a model is loaded where most is free, and let go of everywhere.
+         */
+        DeviceInput: {
+            /** Device */
+            device?: string | null;
+        };
     };
     responses: never;
     parameters: never;
@@ -1490,5 +1498,6 @@ export type RequestInput = components['schemas']['RequestInput'];
 export type ReasonInput = components['schemas']['ReasonInput'];
 export type BatchInput = components['schemas']['BatchInput'];
 export type EnvelopeInput = components['schemas']['EnvelopeInput'];
+export type DeviceInput = components['schemas']['DeviceInput'];
 export type $defs = Record<string, never>;
 export type operations = Record<string, never>;
