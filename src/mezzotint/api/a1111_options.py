@@ -37,10 +37,9 @@ def read(sent: dict[str, Any], models: Mapping[str, Model], digests: Digests, pa
         else:
             body["model"] = kept["sd_model_checkpoint"] = found.id
     if fields.get("CLIP_stop_at_last_layers") is not None:
-        layers = fields.whole("CLIP_stop_at_last_layers", 1, 1, 12)
-        kept["CLIP_stop_at_last_layers"] = layers
-        if layers > 1:
-            body["clip_skip"] = layers - 1  # counted from the end there, as skipped here
+        layers = kept["CLIP_stop_at_last_layers"] = fields.whole("CLIP_stop_at_last_layers", 1, 1, 12)
+        # counted from the end there, as skipped here; set for 1 too, which takes back what an option says
+        body["clip_skip"] = layers - 1 or None
     output: dict[str, Any] = {}
     if fields.get("samples_format") is not None:
         form = _FORMATS.get(fields.text("samples_format", "png").lower())
