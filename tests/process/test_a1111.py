@@ -5,6 +5,7 @@ import io
 import json
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -12,7 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mezzotint import recipes
+from mezzotint import Mezzotint, recipes
+from mezzotint.api.app import build
 from tests.models import build_controlnet, build_lora, build_sd
 from tests.pictures import encoded, picture
 from tests.process.conftest import RunningServer, wait_for
@@ -249,6 +251,30 @@ def test_progress_shows_the_callers_session_and_interrupt_brings_what_is_done(se
     assert answer["images"] == []
     assert post(served, "/internal/progress", {"id_task": "task(txt2img-AB12CD3)"})["completed"] is True
     assert post(served, "/internal/progress", {"id_task": "nope"})["active"] is False
+
+
+@pytest.mark.anyio
+async def test_a_caller_who_leaves_holds_nothing_while_the_session_goes_on(tmp_path: Path, random_sd: Path) -> None:
+    async with Mezzotint(models=[random_sd], data=tmp_path / "data") as engine:
+        app = build(engine.operations)
+        sent = json.dumps(TINY | {"prompt": "left alone", "steps": 1000, "batch_size": 8}).encode()
+        said = iter([{"type": "http.request", "body": sent}, {"type": "http.disconnect"}])
+        headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+        scope = {"type": "http", "method": "POST", "path": "/sdapi/v1/txt2img", "query_string": b"", "headers": headers}
+
+        async def receive() -> Any:
+            return next(said)
+
+        async def send(_: Any) -> None:
+            pass
+
+        await app(scope, receive, send)
+        (active,) = await engine.get_active_sessions()
+        assert active.state in ("queued", "running")
+        async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app, client=("", 0))) as client:
+            pending = await client.get("http://localhost/internal/pending-tasks")
+        assert pending.json()["tasks"] == [active.id]
+        await engine.cancel_session(active.id)
 
 
 def test_options_are_kept_and_bring_the_checkpoint(served: RunningServer) -> None:

@@ -17,7 +17,7 @@ from mezzotint.api import (
     foreign_bodies,
 )
 from mezzotint.api.a1111_tasks import Task, Tasks, caller, owner
-from mezzotint.api.inference import Ops
+from mezzotint.api.inference import Ops, leaving
 from mezzotint.api.reading import IdempotencyKey, read_json
 from mezzotint.errors import CallerError, Conflict, InvalidRequest, NotFound
 from mezzotint.operations import Foreign, Operations
@@ -144,7 +144,11 @@ async def _draw(
     known.add(session.id, caller(request), asked.task_id)
     if asked.stores_settings and given.kept:
         await ops.keep_options(owner(), given.kept)
-    session = await ops.wait(session)
+    with leaving(request) as left:
+        session = await ops.wait(session, leaving=left)
+    if not session.ended:
+        known.leave(session.id)
+        return JSONResponse(None)  # to nobody
     known.end(session.id)
     if not session.images and session.state is not State.CANCELLED:
         raise foreign.failure(session)
