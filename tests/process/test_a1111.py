@@ -35,6 +35,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
         yield running
 
 
+PICTURE = base64.b64encode(encoded(picture(size=SIZE))).decode()
+
+
 def get(server: RunningServer, path: str, status: int = 200) -> Any:
     answer = httpx2.get(server.url + path, timeout=60)
     assert answer.status_code == status, answer.text
@@ -407,6 +410,32 @@ def test_unknown_fields_and_nulls_do_not_fail(served: RunningServer) -> None:
     answer = httpx2.post(f"{served.url}/sdapi/v1/txt2img", json=sent, timeout=60)
     assert (answer.status_code, answer.headers["x-mezzotint-ignored"]) == (200, "frobnicate")
     assert answer.headers["x-session-id"].startswith("ses_")
+
+
+@pytest.mark.parametrize(
+    ("path", "sent", "named"),
+    [
+        ("/sdapi/v1/options", {"randn_source": "CPU", "sd_checkpoint_hash": "x"}, "x"),
+        ("/sdapi/v1/options", {"randn_source": "GPU"}, "randn_source,x"),
+        ("/sdapi/v1/png-info", {"image": PICTURE}, "x"),
+        ("/sdapi/v1/extra-single-image", {"image": PICTURE, "upscale_first": True}, "x"),
+        ("/sdapi/v1/extra-batch-images", {"imageList": [{"data": PICTURE, "name": "a", "y": 1}]}, "x,imageList[0].y"),
+        ("/controlnet/detect", {"controlnet_input_images": [PICTURE], "low_vram": True, "controlnet_masks": []}, "x"),
+    ],
+)
+def test_unknown_fields_of_every_call_are_named(
+    served: RunningServer, path: str, sent: dict[str, Any], named: str
+) -> None:
+    answer = httpx2.post(served.url + path, json=sent | {"x": 1, "z": None}, timeout=60)
+    assert (answer.status_code, answer.headers["x-mezzotint-ignored"]) == (200, named)
+
+
+def test_another_checkpoint_in_the_options_is_loaded_at_once(served: RunningServer) -> None:
+    post(served, "/sdapi/v1/options", {"sd_model_checkpoint": "icons"})
+    post(served, "/sdapi/v1/unload-checkpoint")
+    post(served, "/sdapi/v1/options", {"sd_model_checkpoint": "tiny"})
+    post(served, "/sdapi/v1/options", {"sd_model_checkpoint": "icons"})
+    assert wait_for(lambda: "icons" in served.client.workers()[0]["resident_models"], 60)
 
 
 def test_the_checkpoint_of_the_options_is_let_go_and_loaded_again(served: RunningServer) -> None:

@@ -12,6 +12,7 @@ from mezzotint.catalog import Model
 from mezzotint.errors import Fault
 
 _FORMATS = {"png": "png", "jpg": "jpeg", "jpeg": "jpeg", "webp": "webp"}
+_FIXED = {"live_previews_enable": True, "show_progress_every_n_steps": PREVIEW_EVERY_STEPS, "randn_source": "CPU"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,6 +56,7 @@ def read(sent: dict[str, Any], models: Mapping[str, Model], digests: Digests, pa
     fields.neutral(("sd_vae",), lambda value: value in ("Automatic", "None", ""), 'send "Automatic"')
     fields.neutral(("forge_additional_modules",), lambda value: value == [], "send []")
     fields.neutral(("eta_noise_seed_delta",), lambda value: value == 0, "send 0")
+    fields.free("sd_checkpoint_hash", *(name for name, value in _FIXED.items() if sent.get(name) == value))
     return Settings(body=body, kept=kept, faults=tuple(fields.faults), ignored=fields.unknown())
 
 
@@ -71,7 +73,5 @@ def shown(kept: Mapping[str, Any], default: Model, models: Mapping[str, Model], 
         "sd_vae": "Automatic",
         "forge_additional_modules": [],
         "eta_noise_seed_delta": 0,
-        "live_previews_enable": True,
-        "show_progress_every_n_steps": PREVIEW_EVERY_STEPS,
-        "randn_source": "CPU",
+        **_FIXED,
     }
