@@ -397,6 +397,7 @@ def test_png_info_reads_what_was_written(served: RunningServer) -> None:
         ({"script_name": "x/y/z plot"}, 422, "script_name"),
         ({"alwayson_scripts": {"roop": {"args": [True]}}}, 422, "alwayson_scripts.roop"),
         ({"override_settings": {"sd_model_checkpoint": "nope"}}, 404, "override_settings.sd_model_checkpoint"),
+        ({"override_settings": {"sd_vae": "other"}}, 422, "override_settings.sd_vae"),  # sd-vae lists none
     ],
 )
 def test_what_would_change_the_picture_is_refused_by_name(

@@ -320,7 +320,7 @@ def test_every_kind_of_model_is_told_with_what_it_goes_with(tmp_path: Path) -> N
     build_sd(root / "painter", inpaints=True)
     build_sdxl(root / "large")
     build_controlnet(root / "tiny-canny", root / "tiny")
-    build_lora(root / "ink.safetensors", root / "tiny", layout="kohya")
+    build_lora(root / "ink.safetensors", root / "tiny", layout="kohya", trained_as="charcoal")
     build_lora(root / "fog.safetensors", root / "large")
     (root / "ink.json").write_text('{"trigger_words": ["ink drawing"]}')
     (root / "other").mkdir()
@@ -339,6 +339,7 @@ def test_every_kind_of_model_is_told_with_what_it_goes_with(tmp_path: Path) -> N
     assert found["painter"].types == ("inpainting",)
     assert found["tiny-canny"].control_type == "canny"
     assert found["ink"].trigger_words == ("ink drawing",)
+    assert (found["ink"].trained_as, found["fog"].trained_as) == ("charcoal", "")
     goes = {name: fitting(found[name], found.values()) for name in ("tiny-canny", "ink", "fog", "tiny")}
     assert goes == {"tiny-canny": ["painter", "tiny"], "ink": ["painter", "tiny"], "fog": ["large"], "tiny": []}
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mezzotint import a1111_names
-from mezzotint.api import a1111_fields, a1111_options, a1111_prompt, openai_fields, openai_forms
+from mezzotint.api import a1111_fields, a1111_models, a1111_options, a1111_prompt, openai_fields, openai_forms
 from mezzotint.catalog import Model
 from mezzotint.errors import InvalidRequest
 from mezzotint.facts import LoraDefaults
@@ -175,3 +175,15 @@ def test_tags_are_taken_out_and_added_up() -> None:
     assert [warning["code"] for warning in read.warnings] == ["prompt_editing"]
     read = a1111_prompt.read("<lora:Ink:1>", "negative_prompt", MODELS, applies=True)
     assert (read.text, read.loras, [one["code"] for one in read.warnings]) == ("", {}, ["lora_in_negative_prompt"])
+
+
+def test_a_lora_goes_by_the_name_it_was_trained_under_where_no_file_and_no_other_has_it() -> None:
+    trained = {"Ink": "charcoal", "a": "ink", "b": "Brush", "c": "brush", "d": "brush"}
+    models = {name: replace(LORA, id=name, trained_as=alias) for name, alias in trained.items()}
+    tags = ("charcoal", "CHARCOAL", "ink", "Brush", "brush")
+    read = [a1111_prompt.read(f"<lora:{tag}:1>", "prompt", models, applies=True) for tag in tags]
+    assert [list(one.loras) for one in read] == [["Ink"], ["Ink"], ["Ink"], ["b"], []]
+    (fault,) = read[-1].faults
+    assert a1111_models.named_loras("", MODELS) == []
+    assert (fault.code, "c, d" in fault.message) == ("invalid_value", True)
+    assert [one["alias"] for one in a1111_models.loras(models)] == ["charcoal", "a", "Brush", "c", "d"]
