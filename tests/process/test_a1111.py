@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -104,6 +105,10 @@ def test_a_lora_tag_works_and_stays_in_info(served: RunningServer) -> None:
     assert np.abs(pixels(twice["images"][0]) - pixels(tagged["images"][0])).mean() <= 0.5
     info = json.loads(tagged["info"])
     assert info["prompt"] == "x<lora:sketch:0.5>"
+    hashes = info["extra_generation_params"]["Lora hashes"]
+    assert re.fullmatch("Sketch: [0-9a-f]{12}", hashes)
+    told = recipes.png_info(base64.b64decode(tagged["images"][0]))["info"]
+    assert all(f"Lora hashes: {json.dumps(hashes)}, " in text for text in (told, info["infotexts"][0]))
     assert served.client.session(info["session_id"])["request"]["loras"] == [{"name": "Sketch", "scale": 0.5}]
     off = post(
         served, "/sdapi/v1/txt2img", TINY | {"prompt": "x<lora:sketch>", "seed": 1, "disable_extra_networks": True}

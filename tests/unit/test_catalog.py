@@ -1,5 +1,6 @@
 """Folders as they come, and as an attacker makes them: each is listed, and none is used that should not be."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -107,6 +108,21 @@ def test_the_digest_follows_the_bytes(root: Path) -> None:
     changed[-1] ^= 1
     weights.write_bytes(changed)
     assert catalog.digest(catalog.models["tiny"]) != before
+
+
+def test_a_lora_is_known_by_its_tensors_however_it_is_described(root: Path) -> None:
+    catalog, found = Catalog([root], root.parent / "cache"), []
+    for name in ("charcoal", "ink"):
+        file = build_lora(root / "ink.safetensors", root / "tiny", trained_as=name)
+        catalog.scan()
+        assert catalog.known_digest("ink") is None
+        assert catalog.tensors_digest("ink") == ""
+        assert catalog.digest(catalog.models["ink"]) == catalog.known_digest("ink")
+        data = file.read_bytes()
+        found.append(catalog.tensors_digest("ink"))
+        assert found[-1] == hashlib.sha256(data[8 + int.from_bytes(data[:8], "little") :]).hexdigest()
+    assert found[0] == found[1]
+    assert catalog.tensors_digest("tiny") == catalog.tensors_digest("none") == ""
 
 
 def edit_json(path: Path, **changes: object) -> None:

@@ -15,7 +15,7 @@ from mezzotint.frames import WireError as WireError
 from mezzotint.request import Request
 from mezzotint.session import Usage
 
-VERSION = 10
+VERSION = 11
 MAX_MESSAGE_BYTES = 8 << 20
 
 
@@ -56,6 +56,7 @@ class ModelRef(msgspec.Struct, frozen=True, kw_only=True):
     graphs: str = ""  # folder, for an executor that needs converted ones
     vae: str = ""  # path of another autoencoder than its own; `sha256` counts it in
     parameters: int = 0  # of a checkpoint: how many numbers its weights are
+    tensors_sha256: str = ""  # of a LoRA: of its file without the header
 
 
 class Submit(_Message, frozen=True, kw_only=True, tag="submit"):
