@@ -83,7 +83,9 @@ def build_controlnet(path: Path, model: Path, *, seed: int = 0, pools: bool = Fa
     return path
 
 
-def build_lora(path: Path, model: Path, *, seed: int = 0, layout: str = "peft", rank: int = 4) -> Path:
+def build_lora(
+    path: Path, model: Path, *, seed: int = 0, layout: str = "peft", rank: int = 4, trained_as: str | None = None
+) -> Path:
     """Random factors for every attention projection and some convolutions, in the layout of diffusers or of kohya."""
     generator = torch.Generator().manual_seed(seed)
     parts: dict[str, Any] = {"unet": UNet2DConditionModel.from_pretrained(model / "unet")}
@@ -107,7 +109,8 @@ def build_lora(path: Path, model: Path, *, seed: int = 0, layout: str = "peft", 
             else:
                 tensors |= {f"{part}.{name}.lora_A.weight": down, f"{part}.{name}.lora_B.weight": up}
     path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+    told = None if trained_as is None else {"ss_output_name": trained_as}
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, told)
     return path
 
 

@@ -1,6 +1,5 @@
 """What AUTOMATIC1111 calls samplers and schedulers, and ours for them: one table, read both ways. Must not do I/O."""
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -126,7 +125,10 @@ def upscaler(name: str) -> str:
 
 def asked_steps(run: int, strength: float) -> int:
     """How many are to be asked for so that so many run: AUTOMATIC1111 counts those that run in a second pass."""
-    return min(1000, max(1, math.ceil(run / strength))) if strength > 0 else run
+    if strength <= 0:
+        return run
+    asked = int(min(1000.0, max(1.0, run / strength)))  # the answer or one below, as the quotient is rounded
+    return asked if int(asked * strength) >= run else min(1000, asked + 1)  # int: as `Request.steps` counts
 
 
 def of(scheduler: str, options: Mapping[str, Any]) -> tuple[str, str]:

@@ -27,6 +27,7 @@ BUNDLED_MODEL = "icons"
 MAX_THUMBNAIL_BYTES = 4 * 1024 * 1024
 HASHED_AT_ONCE_BYTES = 4 * 1024 * 1024
 
+_TENSORS = "\0tensors"
 _DIGEST = re.compile(rb"[0-9a-f]{64}")
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]{0,127}")
 
@@ -103,6 +104,19 @@ class Catalog:
         self._closed.set()
         self._hashing.shutdown(wait=True, cancel_futures=True)
 
+    def tensors_digest(self, model_id: str) -> str:
+        """SHA-256 over what stands behind a LoRA file's header, by which programs know it however it is described.
+
+        Empty as long as `digest` was not asked for, when it is gone, and for other models.
+        """
+        model = self.models.get(model_id)
+        if model is None or model.kind != "lora":
+            return ""
+        try:
+            return self._noted(Path(model.path), _TENSORS) or ""
+        except OSError:
+            return ""
+
     def known_digest(self, model_id: str) -> str | None:
         """The digest when all that it takes was hashed before; None when it would have to be hashed now, or is gone."""
         model = self.models.get(model_id)
@@ -110,7 +124,8 @@ class Catalog:
             return None
         try:
             files = [*model_files(Path(model.path)), *(model_files(Path(model.vae_path)) if model.vae else [])]
-            return self._digest_of(model) if all(map(self._noted, files)) else None
+            is_noted = all(map(self._noted, files)) and (model.kind != "lora" or self._noted(files[0], _TENSORS))
+            return self._digest_of(model) if is_noted else None
         except OSError:
             return None
 
@@ -122,6 +137,8 @@ class Catalog:
 
     def _digest_of(self, model: Model) -> str:
         own = self._digest_all(Path(model.path))
+        if model.kind == "lora":
+            self._file_digest(Path(model.path), _TENSORS)
         if not model.vae:
             return own
         return hashlib.sha256(f"{own}\0{self._digest_all(Path(model.vae_path))}".encode()).hexdigest()
@@ -145,34 +162,36 @@ class Catalog:
                 self._file_digest(file)
         return found
 
-    def _noted(self, path: Path) -> str | None:
-        note = self._note(path)
+    def _noted(self, path: Path, part: str = "") -> str | None:
+        note = self._note(path, part)
         known = note.read_bytes() if note.exists() else b""
         return known.decode() if _DIGEST.fullmatch(known) else None
 
-    def _file_digest(self, path: Path) -> str:
-        if (known := self._noted(path)) is not None:
+    def _file_digest(self, path: Path, part: str = "") -> str:
+        if (known := self._noted(path, part)) is not None:
             return known
-        note, found = self._note(path), self._hash(path)
+        note, found = self._note(path, part), self._hash(path, part)
         self._cache.mkdir(parents=True, exist_ok=True)
         draft = note.with_suffix(f".{os.getpid()}.tmp")
         draft.write_text(found)
         draft.replace(note)
         return found
 
-    def _hash(self, path: Path) -> str:
+    def _hash(self, path: Path, part: str = "") -> str:
         digest = hashlib.sha256()
         with path.open("rb", buffering=0) as file:
+            if part == _TENSORS:
+                file.seek(8 + int.from_bytes(file.read(8), "little"))
             while piece := file.read(HASHED_AT_ONCE_BYTES):
                 if self._closed.is_set():
                     raise InterruptedError(f"{path} was not hashed to its end")
                 digest.update(piece)
         return digest.hexdigest()
 
-    def _note(self, path: Path) -> Path:
-        """Where a file's digest is remembered, by its path, size and time."""
+    def _note(self, path: Path, part: str) -> Path:
+        """Where the digest of a file, or of a part of it, is remembered, by its path, size and time."""
         stat = path.stat()
-        key = hashlib.sha256(f"{path.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}".encode()).hexdigest()
+        key = hashlib.sha256(f"{path.resolve()}\0{stat.st_size}\0{stat.st_mtime_ns}{part}".encode()).hexdigest()
         return self._cache / key
 
 

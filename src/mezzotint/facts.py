@@ -27,6 +27,7 @@ from mezzotint.headers import (
 
 TYPES = ("text2img", "img2img", "inpainting", "controlnet", "lora")
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+MAX_NAME_CHARACTERS = 256
 
 _SCHEDULER_NAMES = {class_name: name for name, class_name in SCHEDULERS.items()}
 _CONTROL_TYPES = (
@@ -72,6 +73,7 @@ class Model:
     control_type: str = ""  # what a ControlNet follows, such as "canny"; empty: not told
     trigger_words: tuple[str, ...] = ()
     lora_defaults: LoraDefaults = LoraDefaults()
+    trained_as: str = ""  # the name that a LoRA's training gave it; empty: not told
     vae: str = ""  # id of the autoencoder to use in place of its own
     vae_path: str = ""
     dtype: str = "auto"  # as set for this model; auto: as set for the server
@@ -173,6 +175,7 @@ def _file_lora(path: Path, header: Header) -> dict[str, Any]:
         "bytes": path.stat().st_size,
         "text_width": _text_width(header.shapes),
         "trigger_words": tuple(str(word) for word in told.get("trigger_words", ())),
+        "trained_as": str(header.metadata.get("ss_output_name", ""))[:MAX_NAME_CHARACTERS],
         "lora_defaults": LoraDefaults(
             num_inference_steps=None if steps is None else max(1, int(steps)),
             guidance_scale=None if guidance is None else float(guidance),

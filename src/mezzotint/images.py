@@ -5,6 +5,7 @@ What is written holds only what determines the picture, so that equal pixels giv
 
 import io
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -41,14 +42,19 @@ _NOT_THE_PICTURE = frozenset(
 
 
 def encode(
-    pixels: "np.ndarray[Any, np.dtype[np.uint8]]", request: Request, seed: int, made_with: dict[str, Any]
+    pixels: "np.ndarray[Any, np.dtype[np.uint8]]",
+    request: Request,
+    seed: int,
+    made_with: dict[str, Any],
+    lora_hashes: Sequence[tuple[str, str]] = (),
 ) -> bytes:
     """(H, W, 3) uint8 to a file of `request.output.format`.
 
-    `made_with` holds model, loras and controlnets with their digests, versions, device_kind, dtype and executor.
+    `made_with` holds model, loras and controlnets with their digests, versions, device_kind, dtype and executor;
+    `lora_hashes` ids of LoRAs with the SHA-256 of their tensors, empty where it is not known.
     """
     output, image, file = request.output, Image.fromarray(pixels, "RGB"), io.BytesIO()
-    text = infotext.write(request, seed, made_with) if output.embed_metadata else ""
+    text = infotext.write(request, seed, made_with, lora_hashes) if output.embed_metadata else ""
     record = json.dumps(metadata(request, seed, made_with), separators=(",", ":")) if output.embed_metadata else ""
     if len(record) > MAX_METADATA_BYTES:
         record = ""

@@ -1,14 +1,15 @@
 """A request as the text that AUTOMATIC1111 and its readers put into `parameters`. Must not import a decoder."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from mezzotint import a1111_names
 from mezzotint.request import ControlNetUse, Request
 
 
-def write(request: Request, seed: int, made_with: dict[str, Any]) -> str:
-    """`made_with` holds at least the model's digest and the version of Mezzotint."""
+def write(request: Request, seed: int, made_with: dict[str, Any], lora_hashes: Sequence[tuple[str, str]] = ()) -> str:
+    """`made_with` holds at least the model's digest and Mezzotint's version; `lora_hashes` as `hashed` takes them."""
     tags = "".join(f" <lora:{lora.name}:{lora.scale:g}>" for lora in request.loras)
     lines = [request.prompt + tags]
     if request.negative_prompt:
@@ -29,6 +30,7 @@ def write(request: Request, seed: int, made_with: dict[str, Any]) -> str:
         **varied(request),
         **adapted(request),
         **enlarged(request),
+        **hashed(lora_hashes),
         "RNG": "CPU",
         "Version": f"mezzotint {made_with['versions']['mezzotint']}",
     }
@@ -66,6 +68,12 @@ def enlarged(request: Request) -> dict[str, str]:
         "Hires steps": str(request.passes[1].steps),
         "Hires upscaler": next(name for name, ours in a1111_names.UPSCALERS.items() if ours == hires.upscaler),
     }
+
+
+def hashed(lora_hashes: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """LoRAs by id, each with the SHA-256 of its tensors, or empty where that is not known."""
+    told = ", ".join(f"{name}: {sha256[:12]}" for name, sha256 in lora_hashes if sha256)
+    return {"Lora hashes": told} if told else {}
 
 
 def _control(use: ControlNetUse) -> str:

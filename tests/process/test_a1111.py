@@ -3,8 +3,10 @@
 import base64
 import io
 import json
+import re
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -12,7 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mezzotint import recipes
+from mezzotint import Mezzotint, recipes
+from mezzotint.api.app import build
 from tests.models import build_controlnet, build_lora, build_sd
 from tests.pictures import encoded, picture
 from tests.process.conftest import RunningServer, wait_for
@@ -31,6 +34,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     with RunningServer(root / "data", "--models", str(root / "models")) as running:
         running.worker_pid()
         yield running
+
+
+PICTURE = base64.b64encode(encoded(picture(size=SIZE))).decode()
 
 
 def get(server: RunningServer, path: str, status: int = 200) -> Any:
@@ -99,6 +105,10 @@ def test_a_lora_tag_works_and_stays_in_info(served: RunningServer) -> None:
     assert np.abs(pixels(twice["images"][0]) - pixels(tagged["images"][0])).mean() <= 0.5
     info = json.loads(tagged["info"])
     assert info["prompt"] == "x<lora:sketch:0.5>"
+    hashes = info["extra_generation_params"]["Lora hashes"]
+    assert re.fullmatch("Sketch: [0-9a-f]{12}", hashes)
+    told = recipes.png_info(base64.b64decode(tagged["images"][0]))["info"]
+    assert all(f"Lora hashes: {json.dumps(hashes)}, " in text for text in (told, info["infotexts"][0]))
     assert served.client.session(info["session_id"])["request"]["loras"] == [{"name": "Sketch", "scale": 0.5}]
     off = post(
         served, "/sdapi/v1/txt2img", TINY | {"prompt": "x<lora:sketch>", "seed": 1, "disable_extra_networks": True}
@@ -251,6 +261,30 @@ def test_progress_shows_the_callers_session_and_interrupt_brings_what_is_done(se
     assert post(served, "/internal/progress", {"id_task": "nope"})["active"] is False
 
 
+@pytest.mark.anyio
+async def test_a_caller_who_leaves_holds_nothing_while_the_session_goes_on(tmp_path: Path, random_sd: Path) -> None:
+    async with Mezzotint(models=[random_sd], data=tmp_path / "data") as engine:
+        app = build(engine.operations)
+        sent = json.dumps(TINY | {"prompt": "left alone", "steps": 1000, "batch_size": 8}).encode()
+        said = iter([{"type": "http.request", "body": sent}, {"type": "http.disconnect"}])
+        headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+        scope = {"type": "http", "method": "POST", "path": "/sdapi/v1/txt2img", "query_string": b"", "headers": headers}
+
+        async def receive() -> Any:
+            return next(said)
+
+        async def send(_: Any) -> None:
+            pass
+
+        await app(scope, receive, send)
+        (active,) = await engine.get_active_sessions()
+        assert active.state in ("queued", "running")
+        async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app, client=("", 0))) as client:
+            pending = await client.get("http://localhost/internal/pending-tasks")
+        assert pending.json()["tasks"] == [active.id]
+        await engine.cancel_session(active.id)
+
+
 def test_options_are_kept_and_bring_the_checkpoint(served: RunningServer) -> None:
     before = get(served, "/sdapi/v1/options")
     (title,) = [one["title"] for one in get(served, "/sdapi/v1/sd-models") if one["model_name"] == "tiny"]
@@ -368,6 +402,7 @@ def test_png_info_reads_what_was_written(served: RunningServer) -> None:
         ({"script_name": "x/y/z plot"}, 422, "script_name"),
         ({"alwayson_scripts": {"roop": {"args": [True]}}}, 422, "alwayson_scripts.roop"),
         ({"override_settings": {"sd_model_checkpoint": "nope"}}, 404, "override_settings.sd_model_checkpoint"),
+        ({"override_settings": {"sd_vae": "other"}}, 422, "override_settings.sd_vae"),  # sd-vae lists none
     ],
 )
 def test_what_would_change_the_picture_is_refused_by_name(
@@ -381,6 +416,32 @@ def test_unknown_fields_and_nulls_do_not_fail(served: RunningServer) -> None:
     answer = httpx2.post(f"{served.url}/sdapi/v1/txt2img", json=sent, timeout=60)
     assert (answer.status_code, answer.headers["x-mezzotint-ignored"]) == (200, "frobnicate")
     assert answer.headers["x-session-id"].startswith("ses_")
+
+
+@pytest.mark.parametrize(
+    ("path", "sent", "named"),
+    [
+        ("/sdapi/v1/options", {"randn_source": "CPU", "sd_checkpoint_hash": "x"}, "x"),
+        ("/sdapi/v1/options", {"randn_source": "GPU"}, "randn_source,x"),
+        ("/sdapi/v1/png-info", {"image": PICTURE}, "x"),
+        ("/sdapi/v1/extra-single-image", {"image": PICTURE, "upscale_first": True}, "x"),
+        ("/sdapi/v1/extra-batch-images", {"imageList": [{"data": PICTURE, "name": "a", "y": 1}]}, "x,imageList[0].y"),
+        ("/controlnet/detect", {"controlnet_input_images": [PICTURE], "low_vram": True, "controlnet_masks": []}, "x"),
+    ],
+)
+def test_unknown_fields_of_every_call_are_named(
+    served: RunningServer, path: str, sent: dict[str, Any], named: str
+) -> None:
+    answer = httpx2.post(served.url + path, json=sent | {"x": 1, "z": None}, timeout=60)
+    assert (answer.status_code, answer.headers["x-mezzotint-ignored"]) == (200, named)
+
+
+def test_another_checkpoint_in_the_options_is_loaded_at_once(served: RunningServer) -> None:
+    post(served, "/sdapi/v1/options", {"sd_model_checkpoint": "icons"})
+    post(served, "/sdapi/v1/unload-checkpoint")
+    post(served, "/sdapi/v1/options", {"sd_model_checkpoint": "tiny"})
+    post(served, "/sdapi/v1/options", {"sd_model_checkpoint": "icons"})
+    assert wait_for(lambda: "icons" in served.client.workers()[0]["resident_models"], 60)
 
 
 def test_the_checkpoint_of_the_options_is_let_go_and_loaded_again(served: RunningServer) -> None:

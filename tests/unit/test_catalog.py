@@ -1,5 +1,6 @@
 """Folders as they come, and as an attacker makes them: each is listed, and none is used that should not be."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -107,6 +108,21 @@ def test_the_digest_follows_the_bytes(root: Path) -> None:
     changed[-1] ^= 1
     weights.write_bytes(changed)
     assert catalog.digest(catalog.models["tiny"]) != before
+
+
+def test_a_lora_is_known_by_its_tensors_however_it_is_described(root: Path) -> None:
+    catalog, found = Catalog([root], root.parent / "cache"), []
+    for name in ("charcoal", "ink"):
+        file = build_lora(root / "ink.safetensors", root / "tiny", trained_as=name)
+        catalog.scan()
+        assert catalog.known_digest("ink") is None
+        assert catalog.tensors_digest("ink") == ""
+        assert catalog.digest(catalog.models["ink"]) == catalog.known_digest("ink")
+        data = file.read_bytes()
+        found.append(catalog.tensors_digest("ink"))
+        assert found[-1] == hashlib.sha256(data[8 + int.from_bytes(data[:8], "little") :]).hexdigest()
+    assert found[0] == found[1]
+    assert catalog.tensors_digest("tiny") == catalog.tensors_digest("none") == ""
 
 
 def edit_json(path: Path, **changes: object) -> None:
@@ -325,7 +341,7 @@ def test_every_kind_of_model_is_told_with_what_it_goes_with(tmp_path: Path) -> N
     build_sd(root / "painter", inpaints=True)
     build_sdxl(root / "large")
     build_controlnet(root / "tiny-canny", root / "tiny")
-    build_lora(root / "ink.safetensors", root / "tiny", layout="kohya")
+    build_lora(root / "ink.safetensors", root / "tiny", layout="kohya", trained_as="charcoal")
     build_lora(root / "fog.safetensors", root / "large")
     (root / "ink.json").write_text('{"trigger_words": ["ink drawing"]}')
     (root / "other").mkdir()
@@ -344,6 +360,7 @@ def test_every_kind_of_model_is_told_with_what_it_goes_with(tmp_path: Path) -> N
     assert found["painter"].types == ("inpainting",)
     assert found["tiny-canny"].control_type == "canny"
     assert found["ink"].trigger_words == ("ink drawing",)
+    assert (found["ink"].trained_as, found["fog"].trained_as) == ("charcoal", "")
     goes = {name: fitting(found[name], found.values()) for name in ("tiny-canny", "ink", "fog", "tiny")}
     assert goes == {"tiny-canny": ["painter", "tiny"], "ink": ["painter", "tiny"], "fog": ["large"], "tiny": []}
 

@@ -11,13 +11,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mezzotint import a1111_names
-from mezzotint.api import a1111_fields, a1111_options, a1111_prompt, openai_errors, openai_fields, openai_forms
+from mezzotint.api import (
+    a1111_fields,
+    a1111_models,
+    a1111_options,
+    a1111_prompt,
+    openai_errors,
+    openai_fields,
+    openai_forms,
+)
 from mezzotint.catalog import Model
 from mezzotint.errors import STATUS, Fault, InvalidRequest, MezzotintError
 from mezzotint.facts import LoraDefaults
 from mezzotint.families.table import SCHEDULER_OPTIONS, SCHEDULERS
 from mezzotint.request import own_steps
 from mezzotint.schema import parse
+from tests.requests import request
 
 API = Path(a1111_fields.__file__).parent
 MODEL = Model(id="tiny", kind="checkpoint", path="/m/tiny", state="ready", types=("text2img",), num_inference_steps=20)
@@ -183,6 +192,34 @@ def test_every_sampler_here_has_a_name_there_and_comes_back() -> None:
         a1111_names.find("DPM fast", None)
 
 
+@pytest.mark.parametrize(("run", "strength", "asked"), [(29, 0.29, 101), (21, 0.35, 60), (20, 1.0, 20)])
+def test_as_many_steps_of_a_second_pass_run_as_were_asked_for(run: int, strength: float, asked: int) -> None:
+    assert a1111_names.asked_steps(run, strength) == asked
+    assert request(strength=strength, num_inference_steps=asked).steps == run
+    assert a1111_names.asked_steps(run, 1e-320) == 1000
+
+
+def test_a_clip_skip_of_none_is_more_than_the_one_in_the_options() -> None:
+    kept, given = (a1111_options.read({"CLIP_stop_at_last_layers": layers}, MODELS, {}) for layers in (2, 1))
+    assert (kept.body | given.body)["clip_skip"] is None
+
+
+@pytest.mark.parametrize("args", [{"0": {"module": "canny"}}, "canny", 1])
+def test_controlnet_units_that_are_no_list_are_refused_by_name(args: Any) -> None:
+    asked = a1111_fields.read({"alwayson_scripts": {"ControlNet": {"args": args}}}, MODELS, has_image=False)
+    assert [fault.field for fault in asked.faults] == ["alwayson_scripts.ControlNet.args"]
+
+
+def test_unknown_fields_of_a_controlnet_unit_are_named() -> None:
+    units = [{"enabled": False, "x": 1}, {"foo": 1, "bar": None, "model": "m", "image": {"image": "", "y": 1}}]
+    sent = {"alwayson_scripts": {"controlnet": {"args": units, "z": 1}}}
+    assert a1111_fields.read(sent, MODELS, has_image=False).ignored == (
+        "alwayson_scripts.controlnet.z",
+        "alwayson_scripts.controlnet.args[1].foo",
+        "alwayson_scripts.controlnet.args[1].image.y",
+    )
+
+
 def test_tags_are_taken_out_and_added_up() -> None:
     read = a1111_prompt.read("a <lora:ink:0.5>b<lyco:Ink:te=0.25:unet=0.25>", "prompt", MODELS, applies=True)
     assert (read.text, read.loras, read.faults) == ("a b", {"Ink": 0.75}, ())
@@ -191,3 +228,15 @@ def test_tags_are_taken_out_and_added_up() -> None:
     assert [warning["code"] for warning in read.warnings] == ["prompt_editing"]
     read = a1111_prompt.read("<lora:Ink:1>", "negative_prompt", MODELS, applies=True)
     assert (read.text, read.loras, [one["code"] for one in read.warnings]) == ("", {}, ["lora_in_negative_prompt"])
+
+
+def test_a_lora_goes_by_the_name_it_was_trained_under_where_no_file_and_no_other_has_it() -> None:
+    trained = {"Ink": "charcoal", "a": "ink", "b": "Brush", "c": "brush", "d": "brush"}
+    models = {name: replace(LORA, id=name, trained_as=alias) for name, alias in trained.items()}
+    tags = ("charcoal", "CHARCOAL", "ink", "Brush", "brush")
+    read = [a1111_prompt.read(f"<lora:{tag}:1>", "prompt", models, applies=True) for tag in tags]
+    assert [list(one.loras) for one in read] == [["Ink"], ["Ink"], ["Ink"], ["b"], []]
+    (fault,) = read[-1].faults
+    assert a1111_models.named_loras("", MODELS) == []
+    assert (fault.code, "c, d" in fault.message) == ("invalid_value", True)
+    assert [one["alias"] for one in a1111_models.loras(models)] == ["charcoal", "a", "Brush", "c", "d"]

@@ -62,6 +62,15 @@ def test_adapters_and_pictures_in_are_told_without_the_pictures() -> None:
     assert "asset" not in picture.info["mezzotint"]
 
 
+def test_loras_are_told_with_their_hashes_in_the_text_alone() -> None:
+    hashes = [("ink", "0123456789abcdef" * 4), ("fog", ""), ("oil", "fedcba9876543210" * 4)]
+    file = images.encode(PIXELS, request(), 7, MADE_WITH, hashes)
+    info = Image.open(io.BytesIO(file)).info
+    assert ', Lora hashes: "ink: 0123456789ab, oil: fedcba987654", RNG: CPU' in info["parameters"]
+    assert info["mezzotint"] == encoded(request()).info["mezzotint"]
+    assert "Lora hashes" not in encoded(request()).info["parameters"]
+
+
 def test_a_thumbnail_is_a_small_webp_of_a_picture_that_is_larger() -> None:
     large = np.random.default_rng(1).integers(0, 256, (300, 600, 3), dtype=np.uint8)
     small = Image.open(io.BytesIO(images.thumbnail(large)))

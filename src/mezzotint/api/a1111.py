@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, BackgroundTasks, Depends, Query, Request
 from fastapi.responses import JSONResponse
 
 from mezzotint.api import (
@@ -17,9 +17,9 @@ from mezzotint.api import (
     foreign_bodies,
 )
 from mezzotint.api.a1111_tasks import Task, Tasks, caller, owner
-from mezzotint.api.inference import Ops
+from mezzotint.api.inference import Ops, leaving
 from mezzotint.api.reading import IdempotencyKey, read_json
-from mezzotint.errors import CallerError, Conflict, InvalidRequest, NotFound
+from mezzotint.errors import CallerError, Conflict, InvalidRequest, MezzotintError, NotFound
 from mezzotint.operations import Foreign, Operations
 from mezzotint.session import Session, State
 
@@ -90,7 +90,7 @@ async def interrupt(
 @router.post("/sdapi/v1/skip")
 async def skip(request: Request) -> dict[str, Any]:
     """Taken, and nothing is skipped: every picture of a session is drawn at once."""
-    request.state.headers = {"X-Mezzotint-Ignored": "skip"}
+    request.state.headers = foreign.ignored(["skip"])
     return {}
 
 
@@ -118,13 +118,28 @@ async def options(ops: Ops) -> dict[str, Any]:
 
 
 @router.post("/sdapi/v1/options", openapi_extra=foreign_bodies.OPTIONS)
-async def set_options(ops: Ops, sent: Body) -> None:
-    """Any subset, or the whole object back. What is not used here is not kept."""
+async def set_options(request: Request, ops: Ops, sent: Body, behind: BackgroundTasks) -> None:
+    """Any subset, or the whole object back. What is not used here is not kept.
+
+    Another checkpoint begins to load when this has answered.
+    """
     settings = a1111_options.read(sent, ops.facts(), await ops.digests())
     if settings.faults:
         raise InvalidRequest(settings.faults)
+    request.state.headers = foreign.ignored(settings.ignored)
+    before = (await ops.options(owner())).get("sd_model_checkpoint", ops.default_model)
     if settings.kept:
         await ops.keep_options(owner(), settings.kept)
+    chosen = settings.kept.get("sd_model_checkpoint", before)
+    if chosen != before:
+        behind.add_task(_load, ops, chosen)
+
+
+async def _load(ops: Operations, model_id: str) -> None:
+    """What cannot be loaded is told to who asks for a picture of it."""
+    with contextlib.suppress(MezzotintError):
+        if not ops.model(model_id)["resident_on"]:
+            await ops.load_model(model_id)
 
 
 async def _draw(
@@ -144,7 +159,11 @@ async def _draw(
     known.add(session.id, caller(request), asked.task_id)
     if asked.stores_settings and given.kept:
         await ops.keep_options(owner(), given.kept)
-    session = await ops.wait(session)
+    with leaving(request) as left:
+        session = await ops.wait(session, leaving=left)
+    if not session.ended:
+        known.leave(session.id)
+        return JSONResponse(None)  # to nobody
     known.end(session.id)
     if not session.images and session.state is not State.CANCELLED:
         raise foreign.failure(session)
@@ -157,7 +176,7 @@ async def _draw(
     answer = {
         "images": images,
         "parameters": a1111_answer.echo(sent, with_pictures=asked.echoes_images),
-        "info": a1111_answer.info(session, asked, model, digest),
+        "info": a1111_answer.info(session, asked, model, digest, await ops.lora_hashes(session)),
     }
     return JSONResponse(answer, headers={"Cache-Control": "no-store"})
 

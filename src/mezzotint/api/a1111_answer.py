@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,13 @@ def echo(sent: Mapping[str, Any], *, with_pictures: bool) -> dict[str, Any]:
     return {name: value for name, value in sent.items() if with_pictures or name not in _PICTURES}
 
 
-def info(session: Session, asked: Asked, model: Model | None, digest: str | None) -> str:
+def info(
+    session: Session,
+    asked: Asked,
+    model: Model | None,
+    digest: str | None,
+    lora_hashes: Sequence[tuple[str, str]],
+) -> str:
     """JSON text with every key that strict clients demand; one entry of each list for each picture that is there."""
     request, count = session.request, len(session.images)
     seeds = [image.seed for image in session.images]
@@ -51,9 +57,13 @@ def info(session: Session, asked: Asked, model: Model | None, digest: str | None
         "seed_resize_from_w": -1,
         "seed_resize_from_h": -1,
         "denoising_strength": request.hires.strength if request.hires else request.strength,
-        "extra_generation_params": infotext.adapted(request) | infotext.enlarged(request),
+        "extra_generation_params": infotext.adapted(request)
+        | infotext.enlarged(request)
+        | infotext.hashed(lora_hashes),
         "index_of_first_image": 0,
-        "infotexts": [infotext.write(said.alone(image.index), image.seed, made_with) for image in session.images],
+        "infotexts": [
+            infotext.write(said.alone(image.index), image.seed, made_with, lora_hashes) for image in session.images
+        ],
         "styles": [],
         "job_timestamp": timestamp(session),
         "clip_skip": (request.clip_skip or 0) + 1,

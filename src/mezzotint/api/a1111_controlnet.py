@@ -31,6 +31,7 @@ class Unit:
     path: str  # before the names of its fields
     options: dict[str, float]
     resolution: int | None  # px of the short side for the preprocessor; None: pixel perfect
+    ignored: tuple[str, ...]  # fields that nobody knows
 
     def options_for(self, source: tuple[int, int], target: tuple[int, int]) -> dict[str, Any]:
         """Of the preprocessor, for a picture of one size that goes to another (width, height)."""
@@ -57,9 +58,9 @@ def read_unit(sent: Any, path: str, models: Mapping[str, Model], faults: list[Fa
     fields.free("enabled", *_FREE)
     image: Any = fields.get("image", "input_image")
     mask: Any = fields.get("mask", "mask_image")
+    both = Fields(image if isinstance(image, dict) else {}, f"{path}image.")
     if isinstance(image, dict):
-        mask = image.get("mask") or mask
-        image = image.get("image")
+        mask, image = both.get("mask") or mask, both.get("image")
     if mask:
         fields.wrong("mask", "is not done here; leave it out", "unsupported_field")
     if not isinstance(image, str | None):
@@ -83,7 +84,12 @@ def read_unit(sent: Any, path: str, models: Mapping[str, Model], faults: list[Fa
     fields.neutral(("hr_option",), lambda value: value in ("Both", 0, "HiResFixOption.BOTH"), 'send "Both"')
     faults += fields.faults
     return Unit(
-        body=body, image=image or None, path=path, options=thresholds, resolution=None if is_perfect else resolution
+        body=body,
+        image=image or None,
+        path=path,
+        options=thresholds,
+        resolution=None if is_perfect else resolution,
+        ignored=(*fields.unknown(), *both.unknown()),
     )
 
 

@@ -85,7 +85,7 @@ def read(sent: dict[str, Any], models: Mapping[str, Model], *, has_image: bool) 
     _neutral(fields)
     image, mask = _picture(fields, body) if has_image else (None, None)
     _hires(fields, body, has_image=has_image)
-    units = _scripts(fields, models)
+    units, ignored = _scripts(fields, models)
     settings = fields.table("override_settings")
     task_id = fields.get("force_task_id")
     if task_id is not None and not (isinstance(task_id, str) and 1 <= len(task_id) <= MAX_TASK_ID):
@@ -110,7 +110,7 @@ def read(sent: dict[str, Any], models: Mapping[str, Model], *, has_image: bool) 
         warnings=tuple(warnings),
         ignored=(),
     )
-    return replace(asked, faults=tuple(fields.faults), ignored=fields.unknown())
+    return replace(asked, faults=tuple(fields.faults), ignored=(*fields.unknown(), *ignored))
 
 
 def _sampler(fields: Fields, body: dict[str, Any], warnings: list[dict[str, Any]]) -> SamplerName | None:
@@ -222,25 +222,33 @@ def _picture(fields: Fields, body: dict[str, Any]) -> tuple[str | None, str | No
     return image, mask
 
 
-def _scripts(fields: Fields, models: Mapping[str, Model]) -> tuple[Unit, ...]:
+def _scripts(fields: Fields, models: Mapping[str, Model]) -> tuple[tuple[Unit, ...], tuple[str, ...]]:
+    """ControlNet units that are on, and the fields of that script that nobody knows."""
     fields.neutral(("script_name",), lambda value: value == "", "scripts are not run here; leave it out")
     fields.free("script_args")
     units: list[Unit] = []
+    ignored: list[str] = []
     for name, script in fields.table("alwayson_scripts").items():
         args = script.get("args") if isinstance(script, dict) else script
         path = f"alwayson_scripts.{name[:64]}"
         if name.lower() == "controlnet":
-            for index, sent in enumerate(args if isinstance(args, list) else []):
+            if args and not isinstance(args, list):
+                fields.wrong(f"{path}.args", "must be a list of units")
+                continue
+            if isinstance(script, dict):
+                ignored += (f"{path}.{other}" for other in script if other != "args")
+            for index, sent in enumerate(args or []):
                 unit = read_unit(sent, f"{path}.args[{index}].", models, fields.faults)
                 if unit is not None:
                     units.append(unit)
+                    ignored += unit.ignored
         elif not _is_off(args):
             fields.wrong(path, "is a script that is not run here; leave it out", "unsupported_field")
     if len(units) > MAX_UNITS:
         fields.wrong(
             "alwayson_scripts.controlnet", f"takes at most {MAX_UNITS} units that are enabled; got {len(units)}"
         )
-    return tuple(units)
+    return tuple(units), tuple(ignored)
 
 
 def _is_off(args: Any) -> bool:

@@ -4,10 +4,10 @@ import asyncio
 from typing import Any
 
 import psutil
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 
 from mezzotint import a1111_names, recipes
-from mezzotint.api import a1111_controlnet, a1111_models, a1111_pictures, foreign_bodies
+from mezzotint.api import a1111_controlnet, a1111_models, a1111_pictures, foreign, foreign_bodies
 from mezzotint.api.a1111 import Body
 from mezzotint.api.a1111_reading import Fields
 from mezzotint.api.a1111_tasks import owner
@@ -124,35 +124,42 @@ async def _checkpoint(ops: Operations) -> str:
 
 
 @lists.post("/png-info", openapi_extra=foreign_bodies.PNG_INFO)
-async def png_info(ops: Ops, sent: Body) -> dict[str, Any]:
+async def png_info(request: Request, ops: Ops, sent: Body) -> dict[str, Any]:
     """What a picture's file says of how it was made; empty when it says nothing."""
     fields = Fields(sent)
     text = fields.text("image", "")
     if fields.faults:
         raise InvalidRequest(fields.faults)
+    request.state.headers = foreign.ignored(fields.unknown())
     data = ops.read_picture(text, "image")
     return await asyncio.to_thread(recipes.png_info, data)
 
 
 @lists.post("/extra-single-image", openapi_extra=foreign_bodies.UPSCALE)
-async def extra_single_image(ops: Ops, sent: Body) -> dict[str, Any]:
+async def extra_single_image(request: Request, ops: Ops, sent: Body) -> dict[str, Any]:
     """A picture at another size."""
-    return {"image": await a1111_pictures.upscale(ops, sent.get("image"), Fields(sent), "image"), "html_info": ""}
+    fields = Fields(sent)
+    made = await a1111_pictures.upscale(ops, fields.get("image"), fields, "image")
+    request.state.headers = foreign.ignored(fields.unknown())
+    return {"image": made, "html_info": ""}
 
 
 @lists.post("/extra-batch-images", openapi_extra=foreign_bodies.UPSCALE)
-async def extra_batch_images(ops: Ops, sent: Body) -> dict[str, Any]:
+async def extra_batch_images(request: Request, ops: Ops, sent: Body) -> dict[str, Any]:
     """The same for several."""
-    pictures = sent.get("imageList")
+    fields = Fields(sent)
+    pictures = fields.get("imageList")
     if not isinstance(pictures, list) or not 1 <= len(pictures) <= MAX_BATCH:
         message = f"imageList must be a list of 1 to {MAX_BATCH} pictures"
         raise InvalidRequest([Fault(field="imageList", code="invalid_value", message=message)])
-    made = [
-        await a1111_pictures.upscale(
-            ops, one.get("data") if isinstance(one, dict) else None, Fields(sent), f"imageList[{index}].data"
-        )
-        for index, one in enumerate(pictures)
-    ]
+    made: list[str] = []
+    unknown: list[str] = []
+    for index, one in enumerate(pictures):
+        own = Fields(one if isinstance(one, dict) else {}, f"imageList[{index}].")
+        made.append(await a1111_pictures.upscale(ops, own.get("data"), fields, f"imageList[{index}].data"))
+        own.free("name")
+        unknown += own.unknown()
+    request.state.headers = foreign.ignored([*fields.unknown(), *unknown])
     return {"images": made, "html_info": ""}
 
 
@@ -182,9 +189,12 @@ async def control_types(ops: Ops) -> dict[str, Any]:
 
 
 @router.post("/controlnet/detect", openapi_extra=foreign_bodies.DETECT)
-async def detect(ops: Ops, sent: Body) -> dict[str, Any]:
+async def detect(request: Request, ops: Ops, sent: Body) -> dict[str, Any]:
     """The control map of each picture."""
-    return await a1111_pictures.detect(ops, sent)
+    fields = Fields(sent)
+    made = await a1111_pictures.detect(ops, fields)
+    request.state.headers = foreign.ignored(fields.unknown())
+    return made
 
 
 async def _controlnets(ops: Operations) -> list[str]:

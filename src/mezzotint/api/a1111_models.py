@@ -53,9 +53,25 @@ def checkpoints(models: Mapping[str, Model], digests: Digests) -> list[dict[str,
     ]
 
 
+def named_loras(name: str, models: Mapping[str, Model]) -> list[str]:
+    """Ids of the LoRAs that a name means: one of that id, else all trained under it; letter case as second try."""
+    there = usable(models, "lora")
+    folded = name.lower()
+    by_id = [one.id for one in there if one.id == name] or [one.id for one in there if one.id.lower() == folded]
+    trained = {one.id: one.trained_as for one in there if one.trained_as}
+    exactly = [model_id for model_id, other in trained.items() if other == name]
+    return by_id[:1] or exactly or [model_id for model_id, other in trained.items() if other.lower() == folded]
+
+
 def loras(models: Mapping[str, Model]) -> list[dict[str, Any]]:
+    """`alias` is a name that a tag may use."""
     return [
-        {"name": model.id, "alias": model.id, "path": file_name(model), "metadata": {}}
+        {
+            "name": model.id,
+            "alias": model.trained_as if named_loras(model.trained_as, models) == [model.id] else model.id,
+            "path": file_name(model),
+            "metadata": {},
+        }
         for model in usable(models, "lora")
     ]
 

@@ -12,6 +12,7 @@ from mezzotint.catalog import Model
 from mezzotint.errors import Fault
 
 _FORMATS = {"png": "png", "jpg": "jpeg", "jpeg": "jpeg", "webp": "webp"}
+_FIXED = {"live_previews_enable": True, "show_progress_every_n_steps": PREVIEW_EVERY_STEPS, "randn_source": "CPU"}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,10 +38,9 @@ def read(sent: dict[str, Any], models: Mapping[str, Model], digests: Digests, pa
         else:
             body["model"] = kept["sd_model_checkpoint"] = found.id
     if fields.get("CLIP_stop_at_last_layers") is not None:
-        layers = fields.whole("CLIP_stop_at_last_layers", 1, 1, 12)
-        kept["CLIP_stop_at_last_layers"] = layers
-        if layers > 1:
-            body["clip_skip"] = layers - 1  # counted from the end there, as skipped here
+        layers = kept["CLIP_stop_at_last_layers"] = fields.whole("CLIP_stop_at_last_layers", 1, 1, 12)
+        # counted from the end there, as skipped here; set for 1 too, which takes back what an option says
+        body["clip_skip"] = layers - 1 or None
     output: dict[str, Any] = {}
     if fields.get("samples_format") is not None:
         form = _FORMATS.get(fields.text("samples_format", "png").lower())
@@ -56,6 +56,7 @@ def read(sent: dict[str, Any], models: Mapping[str, Model], digests: Digests, pa
     fields.neutral(("sd_vae",), lambda value: value in ("Automatic", "None", ""), 'send "Automatic"')
     fields.neutral(("forge_additional_modules",), lambda value: value == [], "send []")
     fields.neutral(("eta_noise_seed_delta",), lambda value: value == 0, "send 0")
+    fields.free("sd_checkpoint_hash", *(name for name, value in _FIXED.items() if sent.get(name) == value))
     return Settings(body=body, kept=kept, faults=tuple(fields.faults), ignored=fields.unknown())
 
 
@@ -72,7 +73,5 @@ def shown(kept: Mapping[str, Any], default: Model, models: Mapping[str, Model], 
         "sd_vae": "Automatic",
         "forge_additional_modules": [],
         "eta_noise_seed_delta": 0,
-        "live_previews_enable": True,
-        "show_progress_every_n_steps": PREVIEW_EVERY_STEPS,
-        "randn_source": "CPU",
+        **_FIXED,
     }

@@ -47,9 +47,8 @@ async def keep(ops: Operations, asked: Asked) -> dict[str, Any]:
     return body
 
 
-async def detect(ops: Operations, sent: dict[str, Any]) -> dict[str, Any]:
-    """A control map of each picture, a mask's too, which clients send as one more."""
-    fields = Fields(sent)
+async def detect(ops: Operations, fields: Fields) -> dict[str, Any]:
+    """A control map of each picture, a mask's too, which clients send as one more. Raises InvalidRequest."""
     module = fields.text("controlnet_module", "none")
     preprocessor = "none" if module.lower() in ("", "none") else module
     pictures = fields.get("controlnet_input_images", "controlnet_images")
@@ -57,6 +56,7 @@ async def detect(ops: Operations, sent: dict[str, Any]) -> dict[str, Any]:
         fields.wrong("controlnet_input_images", "must be a list of pictures as base64")
     thresholds = fields.get("controlnet_threshold_a"), fields.get("controlnet_threshold_b")
     resolution = fields.whole("controlnet_processor_res", _PLAIN_RESOLUTION, -1, 2048)
+    fields.free("low_vram", *() if fields.get("controlnet_masks") else ("controlnet_masks",))
     if fields.faults:
         raise InvalidRequest(fields.faults)
     options: dict[str, Any] = a1111_controlnet.options(preprocessor, *thresholds)
@@ -81,7 +81,7 @@ async def upscale(ops: Operations, text: Any, fields: Fields, field: str) -> str
     fields.neutral(
         ("gfpgan_visibility", "codeformer_visibility"), lambda value: value == 0, "faces are not restored here; send 0"
     )
-    fields.free("codeformer_weight", "upscale_first", "show_extras_results", "image", "imageList")
+    fields.free("codeformer_weight", "upscale_first", "show_extras_results")
     if not isinstance(text, str):
         fields.wrong(field, "must be a picture as base64")
     if fields.faults:

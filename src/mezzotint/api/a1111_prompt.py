@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from mezzotint.api import a1111_models
 from mezzotint.catalog import Model
 from mezzotint.errors import Fault
 
@@ -48,8 +49,12 @@ def _take(
     if kind == "hypernet":
         faults.append(Fault(field=field, code="unsupported_field", message="hypernetworks are not supported here"))
         return
-    found = _named(name, models)
-    if found is None:
+    found = a1111_models.named_loras(name, models)
+    if len(found) > 1:
+        message = f"LoRA {name[:64]!r} is the training name of {', '.join(found)[:200]}; say which of them"
+        faults.append(Fault(field=field, code="invalid_value", message=message))
+        return
+    if not found:
         there = ", ".join(one.id for one in models.values() if one.kind == "lora") or "none"
         message = f"LoRA {name[:64]!r} is not here; there are: {there[:200]}"
         faults.append(Fault(field=field, code="lora_not_found", message=message))
@@ -59,7 +64,7 @@ def _take(
     except ValueError as error:
         faults.append(Fault(field=field, code="invalid_value", message=f"{tag[0][:128]}: {error}"))
         return
-    loras[found] = loras.get(found, 0.0) + scale
+    loras[found[0]] = loras.get(found[0], 0.0) + scale
 
 
 def _scale(rest: str) -> float:
@@ -76,11 +81,3 @@ def _scale(rest: str) -> float:
     if len(values) > 1:
         raise ValueError("text encoder and UNet have one weight here; send them equal")
     return values.pop() if values else 1.0
-
-
-def _named(name: str, models: Mapping[str, Model]) -> str | None:
-    """A LoRA by its file's name, letter case as second try."""
-    there = [one.id for one in models.values() if one.kind == "lora" and one.state == "ready"]
-    if name in there:
-        return name
-    return next((one for one in there if one.lower() == name.lower()), None)

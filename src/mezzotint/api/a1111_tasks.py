@@ -11,6 +11,7 @@ from fastapi import Request
 from mezzotint.callers import asking
 
 MAX_ENDED = 2000
+MAX_LEFT = 2000
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,7 @@ class Tasks:
     def __init__(self) -> None:
         self._active: OrderedDict[str, Task] = OrderedDict()
         self._ended: OrderedDict[str, Task] = OrderedDict()
+        self._left: OrderedDict[str, None] = OrderedDict()  # of the active ones, those nobody waits for
 
     def add(self, session_id: str, caller: str, name: str | None) -> None:
         if session_id not in self._active:
@@ -33,11 +35,18 @@ class Tasks:
 
     def end(self, session_id: str) -> None:
         """It has ended. Harmless when repeated."""
+        self._left.pop(session_id, None)
         task = self._active.pop(session_id, None)
         if task is not None:
             self._ended[session_id] = task
             if len(self._ended) > MAX_ENDED:
                 self._ended.popitem(last=False)
+
+    def leave(self, session_id: str) -> None:
+        """Its caller waits no longer. It stays active until somebody who looks says that it has ended."""
+        self._left[session_id] = None
+        if len(self._left) > MAX_LEFT:
+            self.end(next(iter(self._left)))
 
     def active(self, caller: str) -> list[Task]:
         return [task for task in self._active.values() if task.caller == caller]

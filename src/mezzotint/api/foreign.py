@@ -1,6 +1,6 @@
 """What the foreign dialects share: a request in our words is accepted as a session. Must not know their fields."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -18,14 +18,18 @@ async def accept(
 ) -> Session:
     """A session of a translated body. What the answer's headers are to say of it is noted on the request."""
     session = await ops.create(dict(body), idempotency_key, foreign)
-    headers = {"X-Session-Id": session.id}
-    ignored = [str(one["field"]) for one in session.warnings if one["code"] == "ignored_field"]
-    if ignored:
-        headers["X-Mezzotint-Ignored"] = ",".join(quote(name, "[]._") for name in ignored)[:MAX_IGNORED_CHARACTERS]
+    names = (str(one["field"]) for one in session.warnings if one["code"] == "ignored_field")
+    headers = {"X-Session-Id": session.id} | ignored(names)
     if session.ended:  # a new one has not: the key brought back an earlier one
         headers["Idempotency-Replayed"] = "true"
     request.state.headers = headers
     return session
+
+
+def ignored(names: Iterable[str]) -> dict[str, str]:
+    """The header that names fields which changed nothing; none without any."""
+    told = ",".join(quote(name, "[]._") for name in names)[:MAX_IGNORED_CHARACTERS]
+    return {"X-Mezzotint-Ignored": told} if told else {}
 
 
 def failure(session: Session) -> RunFailure:

@@ -14,6 +14,7 @@ from mezzotint.operations.parts import Verbs
 from mezzotint.profiles import Choice
 from mezzotint.request import own_steps
 from mezzotint.schema import nearest, parse
+from mezzotint.session import Session
 from mezzotint.workers import wire
 from mezzotint.workers.local import LocalWorker
 
@@ -70,6 +71,11 @@ class ModelVerbs(Verbs):
         usable = [one.id for one in self._parts.catalog.models.values() if one.state == "ready"]
         known = self._parts.catalog.known_digest
         return await asyncio.to_thread(lambda: {name: known(name) for name in usable})
+
+    async def lora_hashes(self, session: Session) -> list[tuple[str, str]]:
+        """Ids of the session's LoRAs with the SHA-256 of their tensors, as they are now; empty where not known."""
+        names, known = [lora.name for lora in session.request.loras], self._parts.catalog.tensors_digest
+        return await asyncio.to_thread(lambda: [(name, known(name)) for name in names])
 
     def file_time(self, model: Model) -> int:
         """Unix seconds of its last change on disk; 0 when it is gone."""

@@ -250,7 +250,8 @@ class Worker:
             }
             if model.executor == "openvino":
                 made["versions"] = versions | {"openvino": profiles.versions()["openvino"]}
-            file = images.encode(pixels.numpy(), request, request.seed, made)
+            hashes = [(ref.id, ref.tensors_sha256) for ref in submit.loras]
+            file = images.encode(pixels.numpy(), request, request.seed, made, hashes)
             return file, images.thumbnail(pixels.numpy())
 
         meter = HostMeter() if device.type == "cpu" else CudaMeter(device)

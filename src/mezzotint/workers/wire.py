@@ -56,6 +56,7 @@ class ModelRef(msgspec.Struct, frozen=True, kw_only=True):
     graphs: str = ""  # folder, for an executor that needs converted ones
     vae: str = ""  # path of another autoencoder than its own; `sha256` counts it in
     parameters: int = 0  # of a checkpoint: how many numbers its weights are
+    tensors_sha256: str = ""  # of a LoRA: of its file without the header
 
 
 def load_of(ref: ModelRef) -> Work:
