@@ -7,12 +7,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import msgspec
 import pytest
 import torch
 from torch import Tensor
 
-from mezzotint.engine.engine import Engine, Event
+from mezzotint.engine.engine import Engine
+from mezzotint.engine.telling import Event
 from mezzotint.families.base import Conditioning, ControlNet, Executor, Family, Prompt, Rows
 from mezzotint.families.lora import Lora
 from mezzotint.request import Hires, LoraUse, PreviewUse, Request
@@ -39,6 +41,8 @@ class Toy:
         self.room = 1000  # rows that memory holds
         self.encode_error: Exception | None = None
         self.decode_error: BaseException | None = None
+        self.wrong: dict[str, Exception] = {}  # texts whose rows fail every call that they are in
+        self.endless: str | None = None  # text whose rows come out as no numbers
 
     def pack(self) -> None:
         pass
@@ -51,15 +55,20 @@ class Toy:
             raise self.encode_error
         self.encoded += [prompt.text for prompt in prompts]
         return [
-            Conditioning(hidden=torch.ones(prompt.windows, 2), windows=prompt.windows, cut=False) for prompt in prompts
+            Conditioning(hidden=torch.full((prompt.windows, 2), _told(prompt.text)), windows=prompt.windows, cut=False)
+            for prompt in prompts
         ]
 
     def predict(self, rows: Rows) -> Tensor:
         if len(rows.latents) > self.room:
             raise MemoryError
+        for text, error in self.wrong.items():
+            if (rows.hidden == _told(text)).any():
+                raise error
         self.calls.append(len(rows.latents))
         assert len(rows.latents) == len(rows.timesteps) == len(rows.hidden)
-        return rows.latents * 0.1
+        endless = None if self.endless is None else (rows.hidden == _told(self.endless)).any(dim=(1, 2))
+        return rows.latents * 0.1 if endless is None else torch.where(endless[:, None, None, None], torch.inf, 0.1)
 
     def encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
         raise NotImplementedError
@@ -78,6 +87,11 @@ class Toy:
         if self.decode_error is not None:
             raise self.decode_error
         return torch.zeros(len(latents), latents.shape[2] * 2, latents.shape[3] * 2, 3, dtype=torch.uint8)
+
+
+def _told(text: str) -> float:
+    """A number for each text."""
+    return float(int.from_bytes(text.encode()) % 8191)
 
 
 BUDGET = 20  # bytes: two toys
@@ -751,3 +765,76 @@ def test_what_a_call_is_in_can_be_asked_of_while_it_is_in_it() -> None:
     works = {one[0].what for one in seen if one is not None}
     assert (len(seen) > 0, None in seen, works) == (True, False, {"step"})
     assert rig.engine.doing is None
+
+
+def test_a_call_that_fails_for_one_session_fails_it_alone(rig: Rig) -> None:
+    rig.toy.wrong = {"wrong": ValueError("no kernel takes this row")}
+    rig.submit("a", request(prompt="a boat"))
+    rig.submit("b", request(prompt="wrong"))
+    rig.submit("c", request(prompt="a cat", num_images=2))
+    rig.run()
+    assert [rig.outcome(one) for one in "abc"] == ["succeeded", "internal", "succeeded"]
+    assert len(rig.of("c", wire.ImageDone)) == 2
+
+
+def test_an_error_of_the_device_ends_the_worker_and_is_blamed_on_nobody(rig: Rig) -> None:
+    rig.toy.wrong = {"wrong": RuntimeError("CUDA error: an illegal memory access was encountered")}
+    rig.submit("a", request(prompt="a boat"))
+    rig.submit("b", request(prompt="wrong"))
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        rig.run()
+    assert rig.of("a", wire.Ended) == rig.of("b", wire.Ended) == []
+
+
+def test_a_sampler_that_fails_takes_no_neighbour_with_it(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise IndexError("index 51 is out of bounds")
+
+    monkeypatch.setattr(diffusers.EulerDiscreteScheduler, "step", fail)
+    rig.submit("a", request(scheduler="euler", num_images=2))
+    rig.submit("b", request(scheduler="ddim"))
+    rig.run()
+    assert (rig.outcome("a"), rig.outcome("b")) == ("internal", "succeeded")
+
+
+@pytest.mark.parametrize("images", [1, 2])
+def test_values_that_are_not_finite_are_no_black_picture(rig: Rig, images: int) -> None:
+    rig.toy.endless = "endless"
+    shown = PreviewUse(every_steps=1, at_steps=(2,), max_px=8)
+    rig.submit("a", request(prompt="endless", preview=shown, num_images=images))
+    rig.submit("b", request(prompt="a cat", preview=shown))
+    rig.run()
+    assert (rig.outcome("a"), rig.outcome("b")) == ("internal", "succeeded")
+    assert "not finite" in rig.of("a", wire.Ended)[0].error.message
+    assert rig.of("a", wire.ImageDone) == rig.of("a", wire.Preview) == []
+
+
+def test_a_second_pass_that_cannot_begin_and_a_picture_that_cannot_be_decoded_fail_alone(rig: Rig) -> None:
+    rig.submit("a", request(hires=Hires(width=16, height=16, upscaler="lanczos", strength=1.0, steps=3)))
+    rig.submit("b", request(num_inference_steps=9))
+    rig.run()  # the toy encodes no pixels
+    assert (rig.outcome("a"), rig.outcome("b")) == ("internal", "succeeded")
+    rig.toy.decode_error = ValueError("no such shape")
+    rig.submit("c")
+    rig.run()
+    assert rig.outcome("c") == "internal"
+
+
+def test_a_preview_that_fails_costs_the_previews_only(rig: Rig) -> None:
+    rig.toy.decode_error = ValueError("no such shape")
+    rig.submit("a", request(num_inference_steps=4, preview=PreviewUse(every_steps=1, at_steps=(), max_px=8)))
+    while not rig.of("a", wire.Warned):
+        rig.step()
+    rig.toy.decode_error = None
+    rig.run()
+    assert rig.outcome("a") == "succeeded"
+    assert [one.code for one in rig.of("a", wire.Warned)] == ["preview_failed"]
+    assert rig.of("a", wire.Preview) == []
+
+
+def test_what_is_paused_before_it_is_prepared_ran_no_step(rig: Rig) -> None:
+    rig.submit("a", request(num_images=2, num_inference_steps=5), done=(0,))
+    rig.engine.pause("a", 1)
+    rig.step()
+    (paused,) = rig.of("a", wire.Paused)
+    assert (paused.usage.steps_run, paused.usage.steps_resumed) == (0, 5)

@@ -40,3 +40,22 @@ def test_samplers_made_alike_share_no_state(scheduler: str) -> None:
     assert waiting.state()["scheduler"] == {}, "nothing of it has changed"
     assert torch.equal(drawn(Sampler(longer, config, 2)), alone)
     assert torch.equal(drawn(None), alone)
+
+
+def test_a_sampler_begins_at_its_first_sigma_where_two_timesteps_are_equal() -> None:
+    """diffusers took the second of them, and ran out of sigmas at the last step."""
+    asked = request(scheduler="dpm_multistep", num_inference_steps=50, scheduler_options={"beta_sigmas": True})
+    sampler = Sampler(asked, {"num_train_timesteps": 1000}, 1)
+    latents = torch.ones(1, 4, 4, 4)
+    while not sampler.done:
+        latents = sampler.advance(latents * 0.1, latents)
+        assert sampler.state()["scheduler"]["_step_index"] == sampler.calls
+
+
+@pytest.mark.parametrize("own", ["karras", "exponential", "beta"])
+def test_the_sigmas_that_a_request_asks_for_outrank_those_of_the_model(own: str) -> None:
+    config = {"num_train_timesteps": 1000, f"use_{own}_sigmas": True}
+    for name in ("karras", "exponential", "beta"):
+        asked = request(scheduler="euler", num_inference_steps=6, scheduler_options={f"{name}_sigmas": True})
+        plain = Sampler(asked, {"num_train_timesteps": 1000}, 1)
+        assert torch.equal(Sampler(asked, config, 1).timestep, plain.timestep)

@@ -1,8 +1,9 @@
 """Which errors mean that memory was short, in the words of the libraries, and what a person reads of one."""
 
 import pytest
+import torch
 
-from mezzotint.engine.stopwatch import is_memory, why
+from mezzotint.engine.stopwatch import is_device, is_memory, why
 
 FULL = [
     MemoryError(),
@@ -30,3 +31,19 @@ def test_what_a_library_says_is_told_in_one_line() -> None:
     assert why(RuntimeError("Exception from core.cpp:117:\n  Check 'ptr'\tfailed")) == (
         "RuntimeError: Exception from core.cpp:117: Check 'ptr' failed"
     )
+
+
+@pytest.mark.parametrize(
+    ("error", "is_broken"),
+    [
+        (RuntimeError("CUDA error: device-side assert triggered"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED"), True),
+        (torch.AcceleratorError("unspecified launch failure"), True),
+        (torch.OutOfMemoryError("CUDA out of memory"), False),
+        (RuntimeError("CUDA error: out of memory"), False),
+        (RuntimeError("The size of tensor a (3) must match the size of tensor b (4)"), False),
+        (ValueError("CUDA error"), False),
+    ],
+)
+def test_a_device_that_failed_is_told_from_what_one_session_did(error: Exception, is_broken: bool) -> None:
+    assert is_device(error) is is_broken

@@ -6,13 +6,14 @@ is bounded: one model call, and before it encoding and decoding that take about 
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 
 import msgspec
 import torch
 from torch import Tensor
 
-from mezzotint import failpoints, images
+from mezzotint import failpoints
 from mezzotint.engine import inputs, prepare, snapshot
 from mezzotint.engine.batching import Batch, pick_batch
 from mezzotint.engine.enlarge import begin_second
@@ -21,19 +22,16 @@ from mezzotint.engine.limits import MAX_ROWS, Limits
 from mezzotint.engine.loading import Loads
 from mezzotint.engine.memory import Residents, give_back, names_of
 from mezzotint.engine.meter import Meter
-from mezzotint.engine.preview import Previews
 from mezzotint.engine.prompts import Prompts
-from mezzotint.engine.stopwatch import Stopwatch, is_memory
-from mezzotint.engine.trajectory import BatchKey, Running, Trajectory
+from mezzotint.engine.stopwatch import Stopwatch, is_device, is_memory
+from mezzotint.engine.telling import Event, Telling
+from mezzotint.engine.trajectory import BatchKey, Running, Trajectory, rows_of
 from mezzotint.errors import ErrorInfo
 from mezzotint.families.base import Family, Rows
 from mezzotint.workers import wire
 
 log = logging.getLogger(__name__)
 
-Event = tuple[wire.FromWorker, bytes]
-
-CHECK_S = 0.25  # between two checkpoints of a session
 LOOK_S = 0.05  # that a step waits for a load, if there is nothing else to do, before the caller may look for messages
 
 
@@ -55,7 +53,7 @@ class Engine:
         loaded; more only while sessions use them.
         """
         self._encode_image, self._clock = encode_image, clock
-        self._watch, self._previews = Stopwatch(clock, meter), Previews(clock)
+        self._watch, self._tell = Stopwatch(clock, meter), Telling(clock)
         self.prompts = Prompts(self._watch)
         self.limits = Limits(max_rows)
         self._sessions: dict[str, Running] = {}
@@ -103,7 +101,9 @@ class Engine:
     def submit(self, submit: wire.Submit, states: Mapping[int, bytes] = MappingProxyType({})) -> None:
         """Take a session. It joins the batch at a later step boundary; images with a state go on from there."""
         steps_done = len(submit.done) * submit.request.steps
-        running = Running(submit=submit, stage="loading", states=states, steps_done=steps_done)
+        running = Running(
+            submit=submit, stage="loading", states=states, steps_done=steps_done, steps_resumed=steps_done
+        )
         self._sessions[submit.session_id] = running
 
     def keep(self, names: Sequence[str]) -> None:
@@ -149,8 +149,7 @@ class Engine:
         batch = pick_batch(self._denoising(), self._served, self.limits.rows)
         if batch is not None:
             failpoints.reached("step")
-            failed = self._denoise(batch)
-            events += self._report(batch) if failed is None else failed
+            events += self._denoise(batch)
         # first what was measured: who hears of an end may count on it
         return self._watch.take(soon=any(not isinstance(event, wire.Progress) for event, _ in events)) + events
 
@@ -177,9 +176,12 @@ class Engine:
         events: list[Event] = []
         for running in [one for one in self._sessions.values() if one.pausing]:
             failpoints.reached("pause.at_boundary")
-            events += self._states(running)
-            del self._sessions[running.id]
-            self._ends += 1
+            try:
+                events += self._tell.states(running)
+            except Exception as error:
+                events += self._fault(running, error, "keeping its state", again=False)
+                continue
+            self._leave(running)
             paused = wire.Paused(session_id=running.id, attempt=running.submit.attempt, usage=running.usage())
             events.append((paused, b""))
         if events:
@@ -196,7 +198,7 @@ class Engine:
                 continue
             if missing := self._residents.missing(running.submit):
                 if running.phase != "loading":
-                    events += self._announce(running, "loading")
+                    events += self._tell.phase(running, "loading")
                 if not self._loads.busy:
                     self._loads.begin(missing[0], self._submits, session_id=running.id)
                 continue
@@ -209,16 +211,13 @@ class Engine:
         """Encode what it asks for and start it."""
         try:
             self.phase = running.stage = "encoding"
-            announced = self._announce(running, "encoding")
+            announced = self._tell.phase(running, "encoding")
             warnings = self._prepare(running)
             running.stage = "denoising"
             is_drawn = all(one.done for one in running.trajectories)
-            return announced + warnings + self._announce(running, "decoding" if is_drawn else "denoising")
+            return announced + warnings + self._tell.phase(running, "decoding" if is_drawn else "denoising")
         except Exception as error:
-            if is_memory(error):
-                return self._give_way(running, f"not enough memory for {running.stage}")
-            log.exception("session %s failed while %s", running.id, running.stage)
-            return self._fail(running, *_cause(running, None, error))
+            return self._fault(running, error, running.stage)
         finally:
             self.phase = None
 
@@ -257,7 +256,7 @@ class Engine:
         warnings = self._put_back(running)
         if text.cut or (negative is not None and negative.cut):
             message = "the prompt is longer than the encoder's windows; the rest was left out"
-            warnings += self._warn(running, "prompt_cut", message, field="prompt")
+            warnings += self._tell.warning(running, "prompt_cut", message, field="prompt")
         return warnings
 
     def _put_back(self, running: Running) -> list[Event]:
@@ -271,14 +270,10 @@ class Engine:
             except snapshot.Unreadable as error:
                 log.warning("session %s, image %d begins anew: %s", running.id, trajectory.index, error)
                 message = f"what was kept of image {trajectory.index} cannot be read; it begins at its first step"
-                warnings += self._warn(running, "checkpoint_unreadable", message)
+                warnings += self._tell.warning(running, "checkpoint_unreadable", message)
         running.states = MappingProxyType({})
         running.steps_resumed = running.steps_so_far
         return warnings
-
-    def _warn(self, running: Running, code: str, message: str, field: str | None = None) -> list[Event]:
-        attempt = running.submit.attempt
-        return [(wire.Warned(session_id=running.id, attempt=attempt, code=code, message=message, field=field), b"")]
 
     # ---- the step
 
@@ -286,18 +281,16 @@ class Engine:
         running = [one for one in self._sessions.values() if not self._waits(one)]
         return [trajectory for one in running for trajectory in one.trajectories]
 
-    def _denoise(self, batch: Batch) -> list[Event] | None:
-        """One model call. None when it went well; else, of memory, what that means for its sessions."""
+    def _denoise(self, batch: Batch) -> list[Event]:
+        """One model call, and what it brings or costs its sessions."""
         members = batch.trajectories
         self.phase = "denoising"
         try:
-            rows = _rows(members)
+            rows = rows_of(members)
             with self._watch.time(_work("step", batch.key, rows)):
                 output = members[0].family.predict(rows)
-        except (MemoryError, RuntimeError) as error:
-            if not is_memory(error):
-                raise
-            return self._run_short(batch)
+        except Exception as error:
+            return self._run_short(batch) if is_memory(error) else self._part(batch, error)
         finally:
             self.phase = None
         spent = self._call_s = self._watch.seconds
@@ -305,21 +298,37 @@ class Engine:
         if not self._watch.disturbed:
             self.limits.measured(batch.key, len(output), spent)
         self._watch.add(cap=self.limits.rows(batch.key))
-        for trajectory, part in zip(members, output.split([one.rows for one in members]), strict=True):
-            trajectory.advance(part)
         self._calls += 1
         self._served[batch.key] = self._calls
-        chosen = set(members)
-        for running in self._sessions.values():
-            own = sum(one.rows for one in running.trajectories if one in chosen)
+        parts = dict(zip(members, output.split([one.rows for one in members]), strict=True))
+        events: list[Event] = []
+        for running in [*self._sessions.values()]:
+            own = sum(one.rows for one in running.trajectories if one in parts)
             if own:
                 running.ran_in(len(output), peak)
             running.device_s += spent * own / len(output)
-            for trajectory in running.trajectories:
-                if trajectory.key == batch.key and trajectory not in chosen:
-                    trajectory.waited += 1
-                    trajectory.waited_s += spent
-        return None
+            try:
+                for trajectory in running.trajectories:
+                    if trajectory in parts:
+                        trajectory.advance(parts[trajectory])
+                    elif trajectory.key == batch.key:
+                        trajectory.waited += 1
+                        trajectory.waited_s += spent
+            except Exception as error:
+                events += self._fault(running, error, "denoising", again=False)
+        return events + self._report(batch)
+
+    def _part(self, batch: Batch, error: Exception) -> list[Event]:
+        """A call failed, not of memory. From here on its sessions run apart, so that who is to blame fails alone."""
+        chosen = set(batch.trajectories)
+        members = [one for one in self._sessions.values() if chosen.intersection(one.trajectories)]
+        if len(members) == 1 or is_device(error):
+            return self._fault(members[0], error, "denoising")
+        log.warning("a call of %d sessions failed; each is tried alone", len(members), exc_info=error)
+        for trajectory in chosen:
+            owner = next(one.id for one in members if trajectory in one.trajectories)
+            trajectory.key = replace(trajectory.key, alone=trajectory.key.alone or owner)
+        return []
 
     def _run_short(self, batch: Batch) -> list[Event]:
         """Memory did not hold the call: the next one has half the rows; one image alone gives way to the others."""
@@ -332,6 +341,21 @@ class Engine:
             return []
         lost = next(one for one in self._sessions.values() if batch.trajectories[0] in one.trajectories)
         return self._give_way(lost, "not enough memory for one image of this size")
+
+    def _fault(self, running: Running, error: Exception, doing: str, *, again: bool = True) -> list[Event]:
+        """What one session alone was doing failed: it ends, or waits for memory if it can do it `again`; its neighbours
+        go on. An error of the device is raised again: that ends the worker, since nothing on it can be trusted.
+        """
+        if is_memory(error) and again:
+            return self._give_way(running, f"not enough memory for {doing}")
+        if is_memory(error):
+            return self._fail(running, "out_of_memory", f"not enough memory for {doing}")
+        if is_device(error):
+            raise error
+        log.error("session %s failed while %s", running.id, doing, exc_info=error)
+        if isinstance(error, FloatingPointError):
+            return self._fail(running, "internal", str(error))
+        return self._fail(running, "internal", f"{doing} failed; the server's log has the cause")
 
     def _give_way(self, running: Running, message: str) -> list[Event]:
         """Memory did not hold it: what nobody needs is let go of; else it waits for a neighbour; alone it fails."""
@@ -353,80 +377,10 @@ class Engine:
         for running in sorted(self._sessions.values(), key=lambda one: one.shown_at):  # there may be time to show one
             if not chosen.intersection(running.trajectories):
                 continue
-            lowest = next((one for one in running.trajectories if not one.done), running.trajectories[-1])
-            request = running.submit.request
-            progress = wire.Progress(
-                session_id=running.id,
-                attempt=running.submit.attempt,
-                image_index=lowest.index,
-                step=lowest.step,
-                steps=request.steps,
-                done=running.steps_so_far,
-                total=request.steps * request.num_images,
-                call=self._calls,
-            )
-            events.append((progress, b""))
-            events += self._show(running, lowest)
-            events += self._check(running)
-            if all(one.done for one in running.trajectories):
-                events += self._announce(running, "decoding")
-        return events
-
-    def _show(self, running: Running, trajectory: Trajectory) -> list[Event]:
-        """The image that progress is told of, as it looks by now, if this step is one to show it at.
-
-        For one of every few there may have been no time: then after a later step.
-        """
-        request, step = running.submit.request, trajectory.step
-        asked, shown = request.preview, (trajectory.index, step)
-        if asked is None or trajectory.done or running.shown == shown:
-            return []
-        if not asked.at(step) and not running.owed:
-            return []
-        running.shown = shown
-        pixels = self._previews.draw(trajectory, within_s=self._call_s, must=step in asked.at_steps)
-        running.owed = pixels is None and asked.every_steps > 0
-        if pixels is None:
-            return []
-        running.shown_at = self._clock()
-        if running.pictures is not None:
-            pixels = running.pictures.paste(pixels)
-        file, width, height = images.preview(pixels.numpy(), request.output, asked.max_px)
-        told = wire.Preview(
-            session_id=running.id,
-            attempt=running.submit.attempt,
-            image_index=trajectory.index,
-            step=step,
-            steps=request.steps,
-            width=width,
-            height=height,
-        )
-        return [(told, file)]
-
-    def _check(self, running: Running) -> list[Event]:
-        """The state of each image that has moved, now and then."""
-        now = self._clock()
-        if running.checked_at is not None and now - running.checked_at < CHECK_S:
-            return []
-        running.checked_at = now
-        return self._states(running)
-
-    def _states(self, running: Running) -> list[Event]:
-        """Of each image that has moved since it was told last."""
-        events: list[Event] = []
-        for trajectory in running.trajectories:
-            if trajectory.sampler.calls == trajectory.checked_calls:
-                continue
-            trajectory.checked_calls = trajectory.sampler.calls
-            failpoints.reached("checkpoint.before_send")
-            told = wire.Checkpoint(
-                session_id=running.id,
-                attempt=running.submit.attempt,
-                index=trajectory.index,
-                step=trajectory.step,
-                usage=running.usage(),
-            )
-            events.append((told, snapshot.take(trajectory)))
+            try:
+                events += self._tell.step(running, call=self._calls, within_s=self._call_s)
+            except Exception as error:
+                events += self._fault(running, error, "keeping its state", again=False)
         return events
 
     # ---- pictures out
@@ -455,10 +409,8 @@ class Engine:
         self.phase = "decoding"
         try:
             begin_second(trajectory)
-        except (MemoryError, RuntimeError) as error:
-            if not is_memory(error):
-                raise
-            return self._give_way(running, "not enough memory for the second pass")
+        except Exception as error:
+            return self._fault(running, error, "the second pass")
         finally:
             self.phase = None
         return []
@@ -468,14 +420,13 @@ class Engine:
         submit = running.submit
         self.phase = "decoding"
         try:
+            _see_finite(trajectory)
             with self._watch.time(_work("decode", trajectory.key)):
                 pixels = trajectory.family.decode(trajectory.latents)[0]
                 if running.pictures is not None:
                     pixels = running.pictures.paste(pixels)
-        except (MemoryError, RuntimeError) as error:
-            if not is_memory(error):
-                raise
-            return self._give_way(running, "not enough memory for decoding")
+        except Exception as error:
+            return self._fault(running, error, "decoding")
         finally:
             self.phase = None
         running.saw_peak(self._watch.peak)
@@ -485,9 +436,8 @@ class Engine:
             with self._watch.time(_work("file", trajectory.key)):
                 submit = msgspec.structs.replace(submit, model=ran)
                 file, thumbnail = self._encode_image(pixels, submit, trajectory.index)
-        except Exception:
-            log.exception("session %s: its picture cannot be encoded", running.id)
-            return self._fail(running, "internal", "the picture could not be encoded; the server's log has the cause")
+        except Exception as error:
+            return self._fault(running, error, "writing the picture")
         running.trajectories.remove(trajectory)
         running.steps_done += trajectory.steps
         image = wire.ImageDone(
@@ -503,7 +453,7 @@ class Engine:
         )
         events: list[Event] = [(image, file + thumbnail)]
         if not running.trajectories:
-            events += self._announce(running, "storing") + self._end(running, "succeeded")
+            events += self._tell.phase(running, "storing") + self._end(running, "succeeded")
         return events
 
     def _fail(self, running: Running, code: str, message: str) -> list[Event]:
@@ -511,17 +461,17 @@ class Engine:
         return self._end(running, "failed", error)
 
     def _end(self, running: Running, outcome: str, error: ErrorInfo | None = None) -> list[Event]:
-        del self._sessions[running.id]
-        self._ends += 1
+        self._leave(running)
         usage = running.usage()
         attempt = running.submit.attempt
         ended = wire.Ended(session_id=running.id, attempt=attempt, outcome=outcome, usage=usage, error=error)
         return [(ended, b"")]
 
-    def _announce(self, running: Running, phase: str) -> list[Event]:
-        running.phase = phase
-        at_s = self._clock()
-        return [(wire.Phase(session_id=running.id, attempt=running.submit.attempt, phase=phase, at_s=at_s), b"")]
+    def _leave(self, running: Running) -> None:
+        del self._sessions[running.id]
+        self._ends += 1
+        for key in {one.key for one in running.trajectories if one.key.alone}:
+            self._served.pop(key, None)  # nobody will have it again
 
 
 def _work(what: str, key: BatchKey, rows: Rows | None = None) -> wire.Work:
@@ -539,36 +489,19 @@ def _work(what: str, key: BatchKey, rows: Rows | None = None) -> wire.Work:
     )
 
 
-def _cause(running: Running, ref: wire.ModelRef | None, error: Exception) -> tuple[str, str]:
-    """Code and message for a caller of what went wrong before the first step."""
-    if ref is None:
-        return "internal", f"{running.stage} failed; the server's log has the cause"
+def _see_finite(trajectory: Trajectory) -> None:
+    if not trajectory.latents.isfinite().all():
+        raise FloatingPointError(
+            f"the values of image {trajectory.index} are not finite after its last step; take another scheduler, other "
+            "scheduler_options or fewer steps"
+        )
+
+
+def _cause(running: Running, ref: wire.ModelRef, error: Exception) -> tuple[str, str]:
+    """Code and message for a caller of what went wrong while loading."""
     why = (
         f": {error}"
         if isinstance(error, ValueError) and ref.kind != "checkpoint"
         else "; the server's log has the cause"
     )
     return "model_invalid", f"{ref.kind} {ref.id!r} could not be loaded for {running.submit.model.id!r}{why}"
-
-
-def _rows(members: tuple[Trajectory, ...]) -> Rows:
-    latents, timesteps, texts, extra = [], [], [], []
-    loras, controls = [], []
-    for one in members:
-        latents += [one.sampler.scaled(one.latents)] * one.rows
-        timesteps += [one.sampler.timestep.to(torch.float32)] * one.rows
-        texts += one.texts
-        extra += [one.extra] * one.rows
-        loras += [one.loras] * one.rows
-        controls += one.row_controls()
-    masks = [mask for mask in extra if mask is not None]
-    pooled = [text.pooled for text in texts if text.pooled is not None]
-    return Rows(
-        latents=torch.cat(latents),
-        timesteps=torch.stack(timesteps),
-        hidden=torch.stack([text.hidden for text in texts]),
-        pooled=torch.stack(pooled) if pooled else None,
-        extra=torch.cat(masks) if masks else None,
-        loras=tuple(loras) if any(loras) else (),
-        controls=tuple(controls) if any(controls) else (),
-    )

@@ -34,7 +34,11 @@ class Previews:
         or when memory does not hold it.
         """
         started = self._clock()
-        if trajectory.estimate is None or (started < self._next_at and not must):
+        if (
+            trajectory.estimate is None
+            or not trajectory.estimate.isfinite().all()
+            or (started < self._next_at and not must)
+        ):
             return None
         try:
             return self._draw(trajectory, trajectory.estimate, within_s)

@@ -25,7 +25,7 @@ class Sampler:
         self._scheduler.set_timesteps(request.num_inference_steps)
         skipped = (request.num_inference_steps - request.steps) * self._scheduler.order  # by `strength`
         self._timesteps = self._scheduler.timesteps[skipped:]
-        if skipped and hasattr(self._scheduler, "set_begin_index"):
+        if hasattr(self._scheduler, "set_begin_index"):  # else it looks for a timestep that may be there twice
             self._scheduler.set_begin_index(skipped)
         self._generator = torch.Generator("cpu").manual_seed(seed)
         accepted = inspect.signature(self._scheduler.step).parameters
@@ -150,6 +150,8 @@ def _made(class_name: str, config: str, options: str) -> Any:
 
 def _options(request: Request, config: dict[str, Any], seed: int) -> dict[str, Any]:
     options = {_DIFFUSERS_NAMES.get(name, name): value for name, value in request.scheduler_options.items()}
+    if any(options.get(name) for name in _DIFFUSERS_NAMES.values()):  # of which only one may be on
+        options = dict.fromkeys(_DIFFUSERS_NAMES.values(), False) | options
     if request.scheduler == "pndm":
         options["skip_prk_steps"] = True
     if request.scheduler == "dpm_sde":

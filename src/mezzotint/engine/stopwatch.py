@@ -82,6 +82,12 @@ def is_memory(error: Exception) -> bool:
     return told or isinstance(error, MemoryError | torch.OutOfMemoryError)
 
 
+def is_device(error: Exception) -> bool:
+    """Whether the device itself failed, not of memory: nothing on it can be trusted any more."""
+    told = isinstance(error, RuntimeError) and any(words in str(error) for words in _DEVICE)
+    return (told or isinstance(error, torch.AcceleratorError)) and not is_memory(error)
+
+
 def why(error: Exception) -> str:
     """What an error of a library says, in one line for a person."""
     if is_memory(error):
@@ -90,6 +96,7 @@ def why(error: Exception) -> str:
 
 
 _FULL_KERNELS = ("could not create a primitive", "could not execute a primitive")  # oneDNN's, without room for its code
+_DEVICE = ("CUDA error", "CUDA driver error", "cuDNN error", "CUBLAS_STATUS")
 _FULL = (
     "can't allocate memory",
     "Cannot allocate memory",

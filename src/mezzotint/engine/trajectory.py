@@ -1,13 +1,16 @@
-"""The tensors of one image while it denoises, and the session it belongs to. Must not run a model."""
+"""The tensors of one image while it denoises, what a call takes of several, and the session they belong to. Must not
+run a model.
+"""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from mezzotint.engine.inputs import Pictures
 from mezzotint.engine.samplers import Sampler
-from mezzotint.families.base import Conditioning, Control, ControlNet, Executor, Family
+from mezzotint.families.base import Conditioning, Control, ControlNet, Executor, Family, Rows
 from mezzotint.families.lora import LoraSet
 from mezzotint.request import Variation
 from mezzotint.session import Usage
@@ -152,6 +155,30 @@ class Trajectory:
 def _control(plan: ControlPlan) -> Control:
     fade = plan.mode != "balanced" and not plan.net.pools
     return Control(net=plan.net, image=plan.image, scale=plan.scale, fade=fade)
+
+
+def rows_of(members: Sequence[Trajectory]) -> Rows:
+    """What one model call takes for all of them, in their order."""
+    latents, timesteps, texts, extra = [], [], [], []
+    loras, controls = [], []
+    for one in members:
+        latents += [one.sampler.scaled(one.latents)] * one.rows
+        timesteps += [one.sampler.timestep.to(torch.float32)] * one.rows
+        texts += one.texts
+        extra += [one.extra] * one.rows
+        loras += [one.loras] * one.rows
+        controls += one.row_controls()
+    masks = [mask for mask in extra if mask is not None]
+    pooled = [text.pooled for text in texts if text.pooled is not None]
+    return Rows(
+        latents=torch.cat(latents),
+        timesteps=torch.stack(timesteps),
+        hidden=torch.stack([text.hidden for text in texts]),
+        pooled=torch.stack(pooled) if pooled else None,
+        extra=torch.cat(masks) if masks else None,
+        loras=tuple(loras) if any(loras) else (),
+        controls=tuple(controls) if any(controls) else (),
+    )
 
 
 @dataclass(kw_only=True, slots=True, eq=False)

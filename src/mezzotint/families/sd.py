@@ -98,6 +98,8 @@ class StableDiffusion:
         with torch.inference_mode():
             scaled = latents.to(self.device, self.vae.dtype) / self._scaling
             pixels = self.run_decoder(scaled).to("cpu", torch.float32)
+            if not pixels.isfinite().all():
+                raise FloatingPointError(f"the autoencoder's values are not finite in {self.executor.dtype}; {_WIDER}")
             pixels = (pixels * 0.5 + 0.5).clamp(0, 1)  # as diffusers' VaeImageProcessor does it
             return (pixels * 255).round().to(torch.uint8).permute(0, 2, 3, 1)
 
@@ -206,3 +208,4 @@ class _SizedAttention:
 
 
 _PLAIN_TOKENS = 256
+_WIDER = "set another dtype or vae for the model"
