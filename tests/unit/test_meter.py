@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mezzotint.engine import meter
-from mezzotint.engine.meter import HostMeter
+from mezzotint.engine.meter import CudaMeter, HostMeter
 
 
 def test_a_peak_is_that_of_the_call_and_is_forgotten_by_the_next() -> None:
@@ -42,3 +42,18 @@ def test_where_the_mark_cannot_be_reset_it_is_told_all_the_same(monkeypatch: pyt
     host = HostMeter()
     host.start()
     assert (host.peak() or 0) > 0
+
+
+def test_on_a_gpu_what_the_allocator_keeps_for_later_counts_as_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stands in for torch's allocator, of which there may be none here."""
+    kept = {"now": 300, "most": 300}
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: kept.update(now=200))
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda _: kept.update(most=kept["now"]))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: kept["now"])
+    monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda _: kept["most"])
+    gpu = CudaMeter(torch.device("cuda:0"))
+    assert gpu.start() is None
+    assert gpu.peak() == 300
+    assert gpu.start(exactly=True) == 200  # only then is it given back, since the next call is slower for it
+    kept["most"] = 900
+    assert gpu.peak() == 900

@@ -67,14 +67,17 @@ def _opened(name: str, flags: int) -> int | None:
 
 
 class CudaMeter:
-    """What torch's allocator had handed out on one device."""
+    """What torch's allocator has taken of one device, pieces that it keeps for later counted: nobody else can use them,
+    and its limit counts them too."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
 
     def start(self, *, exactly: bool = False) -> int | None:
+        if exactly:
+            torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(self._device)
-        return int(torch.cuda.memory_allocated(self._device)) if exactly else None
+        return int(torch.cuda.memory_reserved(self._device)) if exactly else None
 
     def peak(self) -> int | None:
-        return int(torch.cuda.max_memory_allocated(self._device))
+        return int(torch.cuda.max_memory_reserved(self._device))

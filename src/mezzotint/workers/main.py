@@ -22,6 +22,7 @@ from mezzotint.workers import wire
 from mezzotint.workers.limits import hold_pulse, limit_myself
 
 if TYPE_CHECKING:
+    import psutil
     import torch
     from torch import Tensor
 
@@ -180,7 +181,7 @@ class Worker:
             doing = None if engine is None or self._is_spare else engine.doing
             loading = None if engine is None or self._is_spare else engine.loading
             since = time.monotonic() - (doing[1] if doing else self._moved)
-            memory, weights = me.memory_info().rss, 0 if engine is None else engine.weights_bytes
+            memory, weights = self._held(me), 0 if engine is None else engine.weights_bytes
             refused = {model: why for model, why in self._refused.copy().items() if model in resident}
             self.send(
                 wire.Heartbeat(
@@ -199,6 +200,16 @@ class Worker:
                 )
             )
             time.sleep(HEARTBEAT_S)
+
+    def _held(self, me: "psutil.Process") -> int:
+        """Bytes of its device's memory that it holds."""
+        if self._device_id.startswith("cpu"):
+            return int(me.memory_info().rss)
+        if self._engine is None:
+            return 0
+        import torch
+
+        return int(torch.cuda.memory_reserved(self._device_id))
 
     def _start_engine(self) -> "Engine":
         _import()

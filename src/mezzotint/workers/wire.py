@@ -169,7 +169,7 @@ class Heartbeat(_Message, frozen=True, kw_only=True, tag="heartbeat"):
 
     phase: str | None  # what the loop is in, None: idle
     since_s: float  # how long it has been in `work`; without one, since its last step
-    memory_bytes: int
+    memory_bytes: int  # of its device's memory: what the process holds, on a GPU what torch has reserved
     weights_bytes: int  # of what is resident, adapters too
     prompt_hits: int  # encodings that were there already, and those that were not, since it began
     prompt_misses: int
