@@ -90,7 +90,8 @@ def test_a_form_spells_what_is_nested() -> None:
     texts = [
         ("loras[][name]", "a"), ("loras[][scale]", "0.5"), ("loras[][name]", "b"), ("loras[][scale]", "1"),
         ("xs[]", "1"), ("xs[]", "2"), ("metadata[k]", "v"), ("output[format]", "png"), ("seed", "7"), ("model", "7"),
-        ("stream", "true"), ("user", ""), ("width", ""),
+        ("stream", "true"), ("user", ""), ("width", ""), ("preview[at_steps][]", "1"), ("preview[at_steps][]", "2"),
+        ("controlnets[][options][low]", "0.5"),
     ]  # fmt: skip
     faults: list[Any] = []
     assert openai_forms.nested(texts, faults) == {
@@ -103,8 +104,17 @@ def test_a_form_spells_what_is_nested() -> None:
         "stream": True,
         "user": "",
         "width": None,
+        "preview": {"at_steps": [1, 2]},
+        "controlnets": [{"options": {"low": 0.5}}],
     }
     assert faults == []
+
+
+@pytest.mark.parametrize("names", [("xs[]", "xs[][a]"), ("xs[][a][]",), ("xs", "xs[]"), ("xs[][a]", "xs[][a][b]")])
+def test_a_form_that_spells_one_thing_in_two_ways_is_refused(names: tuple[str, ...]) -> None:
+    faults: list[Any] = []
+    openai_forms.nested([(name, "1") for name in names], faults)
+    assert [fault.field for fault in faults] == ["xs"]
 
 
 @pytest.mark.parametrize(

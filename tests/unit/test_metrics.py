@@ -15,11 +15,11 @@ from mezzotint.errors import ErrorInfo
 from mezzotint.metrics import Metrics
 from mezzotint.operations import Parts, analytics
 from mezzotint.operations.analytics import percentiles
-from mezzotint.session import Progress, Session, State, Usage
+from mezzotint.session import State, Usage
 from mezzotint.store.analytics import Ended
 from mezzotint.workers.base import Seat
 from mezzotint.workers.wire import Heartbeat, Measured, Work
-from tests.requests import request
+from tests.requests import session
 
 MONITORING = Path(mezzotint.__file__).parent.parent.parent / "monitoring"
 STEP = Work(what="step", model="a", height=8, width=8, windows=1, rows=4)
@@ -30,29 +30,6 @@ class Standing:
 
     def sessions_now(self) -> Counter[tuple[str, str]]:
         return Counter({("queued", "lora"): 3})
-
-
-def session(**changes: object) -> Session:
-    plain = Session(
-        id="ses_1",
-        state=State.SUCCEEDED,
-        request=request(),
-        device="cpu:0",
-        attempt=1,
-        losses=0,
-        created_at=100.0,
-        started_at=102.0,
-        ended_at=112.0,
-        spans={"queued": 2.0, "loading": 1.0, "denoising": 9.0},
-        usage=Usage(steps_run=6),
-        images=(),
-        error=None,
-        warnings=(),
-        cancel_requested=False,
-        pause_requested=False,
-        progress=Progress(),
-    )
-    return plain.having(**changes)
 
 
 def seat() -> Seat:

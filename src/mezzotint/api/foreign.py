@@ -1,6 +1,7 @@
 """What the foreign dialects share: a request in our words is accepted as a session. Must not know their fields."""
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 from urllib.parse import quote
 
@@ -33,6 +34,9 @@ def ignored(names: Iterable[str]) -> dict[str, str]:
 
 
 def failure(session: Session) -> RunFailure:
-    """Of a session that ended without a picture."""
-    message = f"session {session.id} was cancelled"
-    return RunFailure(session.error or ErrorInfo(code="cancelled", message=message))
+    """Of a session that ended without all its pictures. Names it, for what it has can be fetched by our own routes."""
+    why = session.error or ErrorInfo(code="cancelled", message="was cancelled")
+    message = f"session {session.id} {'' if session.error is None else f'{session.state}: '}{why.message}"
+    if session.images:
+        message += f"; {len(session.images)} of its {session.request.num_images} pictures are done"
+    return RunFailure(replace(why, message=message))

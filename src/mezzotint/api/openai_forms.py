@@ -4,6 +4,7 @@ Everything in a form is text. Both OpenAI clients spell what is nested as `metad
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,7 +83,8 @@ def _picture_faults(pictures: dict[str, list[bytes]]) -> list[Fault]:
 
 def nested(texts: list[tuple[str, str]], faults: list[Fault]) -> dict[str, Any]:
     fields: dict[str, Any] = {}
-    lists: dict[str, dict[str, list[Any]]] = {}  # name -> key -> the values of that key, in order
+    lists: dict[tuple[str, ...], list[Any]] = {}  # of `xs[]` and `a[xs][]`, by what stands before the brackets
+    tables: dict[str, dict[tuple[str, ...], list[Any]]] = {}  # of `xs[][key]`: name -> key -> its values, in order
     for name, text in texts:
         found = _NAME.fullmatch(name)
         if found is None:
@@ -92,23 +94,30 @@ def nested(texts: list[tuple[str, str]], faults: list[Fault]) -> dict[str, Any]:
         if "[object Object]" in text:
             faults.append(_bad(top, f"{top} arrived as [object Object]; send it as JSON text"))
             continue
-        value = _value(keys[-1] if keys and keys[-1] else top, text)
-        if keys[:1] == [""]:
-            lists.setdefault(top, {}).setdefault(".".join(keys[1:]), []).append(value)
-        elif not _put(fields, [top, *keys], value):
+        value = _value(next((key for key in reversed(keys) if key), top), text)
+        if keys[-1:] == [""] and "" not in keys[:-1]:
+            lists.setdefault((top, *keys[:-1]), []).append(value)
+        elif keys[:1] == [""] and "" not in keys[1:]:
+            tables.setdefault(top, {}).setdefault(tuple(keys[1:]), []).append(value)
+        elif "" in keys:
+            faults.append(_bad(top, f"{name[:64]} is a list within a list; send {top} as JSON text"))
+        elif not _put(fields, (top, *keys), value):
             faults.append(_bad(top, f"{name[:64]} is sent twice; send one"))
-    for top, columns in lists.items():
-        if len({len(values) for values in columns.values()}) > 1 or ("" in columns and len(columns) > 1):
+    whole: list[tuple[tuple[str, ...], list[Any]]] = list(lists.items())
+    for top, columns in tables.items():
+        counts = {len(values) for values in columns.values()}
+        rows: list[dict[str, Any]] = [{} for _ in range(min(counts))]
+        cells = [(row, key, value) for key, values in columns.items() for row, value in zip(rows, values, strict=False)]
+        if len(counts) > 1 or not all(_put(*cell) for cell in cells):
             faults.append(_bad(top, f"{top}[]: every key must come equally often; or send {top} as JSON text"))
-        elif "" in columns:
-            fields[top] = columns[""]
-        else:
-            rows = zip(*columns.values(), strict=True)
-            fields[top] = [dict(zip(columns, row, strict=True)) for row in rows]
+        whole.append(((top,), rows))
+    for path, values in whole:
+        if not _put(fields, path, values):
+            faults.append(_bad(path[0], f"{path[0]} is sent twice; send one"))
     return fields
 
 
-def _put(fields: dict[str, Any], path: list[str], value: Any) -> bool:
+def _put(fields: dict[str, Any], path: Sequence[str], value: Any) -> bool:
     """False when something stands there already."""
     for key in path[:-1]:
         inner = fields.setdefault(key, {})

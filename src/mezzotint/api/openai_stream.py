@@ -9,9 +9,10 @@ from fastapi.responses import StreamingResponse
 from starlette.background import BackgroundTask
 
 from mezzotint import bodies
-from mezzotint.api import events, foreign
+from mezzotint.api import events, foreign, openai_errors
 from mezzotint.api.openai_fields import Asked
 from mezzotint.errors import STATUS, MezzotintError
+from mezzotint.events import Event
 from mezzotint.operations import Operations
 from mezzotint.session import ImageRecord, Preview, Session, State
 
@@ -31,27 +32,36 @@ def stream(ops: Operations, session: Session, asked: Asked, kind: str) -> Stream
 
 async def _frames(ops: Operations, session: Session, asked: Asked, kind: str) -> AsyncIterator[bytes]:
     partials = 0
-    async for event in await ops.events(session.id):
-        if event.kind == "preview" and event.data.image_index == 0:
-            name = f"{kind}.partial_image"
-            told = _partial(session, event.data, asked) | {"partial_image_index": partials}
-            partials += 1
-            yield events.frame(name, {"type": name, **told})
-        if event.kind == "image":
-            name = f"{kind}.completed"
-            told = await _picture(ops, session, event.data, asked)
-            yield events.frame(name, {"type": name, **told, "usage": _NO_TOKENS})
-    ended = await ops.get(session.id)
-    if ended.state is not State.SUCCEEDED:
-        yield events.frame("error", _error(foreign.failure(ended)))
+    try:
+        async for event in _events(ops, session.id):
+            if event.kind == "preview" and event.data.image_index == 0:
+                name = f"{kind}.partial_image"
+                told = _partial(session, event.data, asked) | {"partial_image_index": partials}
+                partials += 1
+                yield events.frame(name, {"type": name, **told})
+            if event.kind == "image":
+                name = f"{kind}.completed"
+                told = await _picture(ops, session, event.data, asked)
+                yield events.frame(name, {"type": name, **told, "usage": _NO_TOKENS})
+            if event.kind == "end" and event.data.state is not State.SUCCEEDED:
+                raise foreign.failure(event.data)
+    except MezzotintError as error:  # the status has left
+        yield events.frame("error", _error(error))
         return
     yield b"data: [DONE]\n\n"
 
 
-async def _picture(ops: Operations, session: Session, data: Any, asked: Asked) -> dict[str, Any]:
-    """`data` is the image of the event, as it happened or as it was stored."""
-    index = data.index if isinstance(data, ImageRecord) else data["index"]
-    record, path = await ops.image(session.id, index)
+async def _events(ops: Operations, session_id: str) -> AsyncIterator[Event]:
+    """Up to the end. Who reads too slowly is dropped, and comes back here for what is stored: no picture is missed."""
+    last, kind = 0, ""
+    while kind != "end":
+        async for event in await ops.events(session_id, last):
+            last, kind = event.id, event.kind
+            yield event
+
+
+async def _picture(ops: Operations, session: Session, image: ImageRecord, asked: Asked) -> dict[str, Any]:
+    record, path = await ops.image(session.id, image.index)
     return {
         "b64_json": base64.b64encode(await asyncio.to_thread(path.read_bytes)).decode(),
         "created_at": int(session.created_at),
@@ -78,4 +88,5 @@ def _partial(session: Session, preview: Preview, asked: Asked) -> dict[str, Any]
 
 
 def _error(error: MezzotintError) -> dict[str, Any]:
-    return {"error": bodies.problem(error, STATUS[error.code], "")["error"]}
+    told, status = openai_errors.translate(error)
+    return {"error": bodies.problem(told, status or STATUS[told.code], "")["error"]}
