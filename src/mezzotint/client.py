@@ -3,6 +3,7 @@
 `Client` blocks, `AsyncClient` is awaited; both say the same verbs (verbs.py) and differ in nothing else.
 """
 
+import re
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
 from types import TracebackType
@@ -11,8 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import httpx2
 
 from mezzotint import verbs
-from mezzotint.errors import MezzotintError, TryLater
-from mezzotint.verbs import SESSIONS, Call, EventLines, error_of, pause_s
+from mezzotint.errors import CallerError, MezzotintError, TryLater
+from mezzotint.verbs import Call, EventLines, error_of, pause_s
 
 if TYPE_CHECKING:
     from mezzotint import answers
@@ -40,6 +41,9 @@ class _Base:
         """`retries`: how often a call is sent again when the server says when (429, 503), or when the connection is
         lost and a repeat cannot do it twice. 0: every refusal is raised at once.
         """
+        if api_key and not re.fullmatch("[!-~]+", api_key):  # never shown: an error may end up in a log
+            message = "the API key holds a space, a line end or another character that no key has"
+            raise CallerError(message, code="invalid_api_key")
         self._url, self._retries = url, retries
         self._options: dict[str, Any] = {
             "base_url": url,
@@ -133,7 +137,7 @@ class Client(_Base):
         lines, tried, begun = EventLines(after), 0, False
         while True:
             headers = {"Last-Event-ID": str(lines.last_id)}
-            path = f"{SESSIONS}/{session_id}/events"
+            path = verbs.events_path(session_id)
             try:
                 with self._http.stream("GET", path, headers=headers, timeout=None) as answer:
                     if answer.status_code != 200:
@@ -283,7 +287,7 @@ class AsyncClient(_Base):
         lines, tried, begun = EventLines(after), 0, False
         while True:
             headers = {"Last-Event-ID": str(lines.last_id)}
-            path = f"{SESSIONS}/{session_id}/events"
+            path = verbs.events_path(session_id)
             try:
                 async with self._http.stream("GET", path, headers=headers, timeout=None) as answer:
                     if answer.status_code != 200:

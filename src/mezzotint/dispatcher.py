@@ -203,7 +203,8 @@ class Dispatcher:
         session = await self._store.request_pause(session_id)
         if session is None:
             raise NotFound(f"session {session_id[:64]!r} is not here", code="session_not_found")
-        if session.state is not State.PAUSED and not session.pause_requested:
+        is_pausing = session.pause_requested and not session.ended and not session.cancel_requested
+        if session.state is not State.PAUSED and not is_pausing:
             what = "is being cancelled" if session.state is State.RUNNING else f"is {session.state}"
             raise Conflict(f"session {session_id!r} {what}; only a running one can be paused", code="illegal_state")
         if (live := self._lives.get(session_id)) is not None:

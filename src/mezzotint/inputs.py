@@ -135,5 +135,5 @@ def _fault(item: Any, path: str) -> Fault:
     field = path + str(item["loc"][0])
     if item["type"] == "missing":
         return Fault(field=field, code="missing_field", message=f"{field} is missing")
-    message = f"{field} {item['msg'].replace('Input should', 'must')}"
+    message = f"{field} {item['msg'].replace('Input should', 'must').replace('List should', 'must')}"
     return Fault(field=field, code="invalid_value", message=message)

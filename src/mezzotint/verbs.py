@@ -8,6 +8,7 @@ import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from urllib.parse import quote
 
 from mezzotint.errors import CallerError, Fault, InvalidRequest, MezzotintError, TryLater
 
@@ -68,7 +69,7 @@ def validate(request: Mapping[str, Any]) -> "Call[answers.Validation]":
 
 
 def session(session_id: str) -> "Call[answers.Session]":
-    return _get(f"{SESSIONS}/{session_id}")
+    return _get(_at(SESSIONS, session_id))
 
 
 def sessions(filters: Mapping[str, Any]) -> "Call[answers.Sessions]":
@@ -77,19 +78,24 @@ def sessions(filters: Mapping[str, Any]) -> "Call[answers.Sessions]":
 
 def change(session_id: str, verb: str) -> "Call[answers.Session]":
     """cancel, pause, resume. Said twice, the second may be refused: the first has changed the state."""
-    return _post(f"{SESSIONS}/{session_id}/{verb}", repeats=False)
+    return _post(_at(SESSIONS, session_id, verb), repeats=False)
+
+
+def events_path(session_id: str) -> str:
+    return _at(SESSIONS, session_id, "events")
 
 
 def delete(session_id: str) -> Call[None]:
-    return Call(method="DELETE", path=f"{SESSIONS}/{session_id}", read=lambda _: None, repeats=False)
+    return Call(method="DELETE", path=_at(SESSIONS, session_id), read=lambda _: None, repeats=False)
 
 
 def image(session_id: str, index: int) -> Call[bytes]:
-    return Call(method="GET", path=f"{SESSIONS}/{session_id}/images/{index}", read=lambda answer: answer.content)
+    path = _at(SESSIONS, session_id, "images", str(index))
+    return Call(method="GET", path=path, read=lambda answer: answer.content)
 
 
 def trace(session_id: str) -> "Call[answers.Trace]":
-    return _get(f"{SESSIONS}/{session_id}/trace")
+    return _get(_at(SESSIONS, session_id, "trace"))
 
 
 def create_batch(requests: Sequence[Mapping[str, Any]], options: Mapping[str, Any]) -> "Call[answers.Batch]":
@@ -97,11 +103,11 @@ def create_batch(requests: Sequence[Mapping[str, Any]], options: Mapping[str, An
 
 
 def batch(batch_id: str) -> "Call[answers.Batch]":
-    return _get(f"{BATCHES}/{batch_id}")
+    return _get(_at(BATCHES, batch_id))
 
 
 def cancel_batch(batch_id: str) -> "Call[answers.Batch]":
-    return _post(f"{BATCHES}/{batch_id}/cancel")
+    return _post(_at(BATCHES, batch_id, "cancel"))
 
 
 def upload(picture: bytes) -> "Call[answers.Asset]":
@@ -111,11 +117,11 @@ def upload(picture: bytes) -> "Call[answers.Asset]":
 
 
 def capabilities(device_id: str | None) -> "Call[answers.Capabilities]":
-    return _get(f"/api/inference/capabilities{_below(device_id)}")
+    return _get(_below("/api/inference/capabilities", device_id))
 
 
 def supported_types(device_id: str | None) -> "Call[answers.SupportedTypes]":
-    return _get(f"/api/inference/supported-types{_below(device_id)}")
+    return _get(_below("/api/inference/supported-types", device_id))
 
 
 def devices() -> "Call[list[answers.Device]]":
@@ -131,12 +137,12 @@ def models() -> "Call[list[answers.Model]]":
 
 
 def model(model_id: str) -> "Call[answers.Model]":
-    return _get(f"/api/models/{model_id}")
+    return _get(_at("/api/models", model_id))
 
 
 def placed(model_id: str, verb: str, device: str | None) -> "Call[answers.Model]":
     """load, unload."""
-    return _post(f"/api/models/{model_id}/{verb}", {} if device is None else {"device": device})
+    return _post(_at("/api/models", model_id, verb), {} if device is None else {"device": device})
 
 
 def rescan() -> "Call[answers.Models]":
@@ -147,8 +153,13 @@ def _list(path: str, name: str) -> Call[Any]:
     return Call(method="GET", path=path, read=lambda answer: answer.json()[name])
 
 
-def _below(device_id: str | None) -> str:
-    return "" if device_id is None else f"/{device_id}"
+def _below(path: str, device_id: str | None) -> str:
+    return path if device_id is None else _at(path, device_id)
+
+
+def _at(path: str, *parts: str) -> str:
+    """An id may be anything that a program was given; it must not lead elsewhere."""
+    return "/".join((path, *(quote(part, safe="") for part in parts)))
 
 
 class EventLines:

@@ -16,6 +16,7 @@ from mezzotint import astray
 from mezzotint.catalog import Catalog
 from mezzotint.checkpoints import Checkpoints
 from mezzotint.dispatcher import IMAGES_AT_ONCE, TICK_S, Dispatcher
+from mezzotint.errors import Conflict
 from mezzotint.events import Events
 from mezzotint.measurements import Measurements
 from mezzotint.refs import Refs
@@ -183,6 +184,26 @@ async def test_a_running_session_shows_what_its_row_and_its_worker_say(tmp_path:
         live = dispatcher._lives["ses_1"]
         live.usage = Usage(device_s=1.5, steps_run=3)
         assert dispatcher.view(row).usage == live.usage
+
+
+async def test_a_pause_that_comes_too_late_is_refused_also_after_one_that_did_not(
+    tmp_path: Path, random_sd: Path
+) -> None:
+    worker = Worker("w", 10**6)
+    async with dispatching(tmp_path, random_sd, lambda: [worker]) as dispatcher:
+        for index, name in enumerate(("cancelled", "succeeded")):
+            await dispatcher.accept(name, Resolved(request=request(model="tiny"), warnings=()))
+            await submits(worker, index + 1)
+            assert (await dispatcher.pause(name)).pause_requested
+        await dispatcher.cancel("cancelled")
+        ended = wire.Ended(session_id="succeeded", attempt=1, outcome="succeeded", usage=Usage(), error=None)
+        played: Any = worker
+        await dispatcher._reports.heard(played, ended, b"")
+        while "succeeded" in dispatcher._lives:
+            await asyncio.sleep(0)
+        for name in ("cancelled", "succeeded"):
+            with pytest.raises(Conflict, match="only a running one can be paused"):
+                await dispatcher.pause(name)
 
 
 async def test_a_session_that_comes_as_its_worker_dies_goes_to_the_next(tmp_path: Path, random_sd: Path) -> None:

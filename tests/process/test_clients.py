@@ -99,6 +99,26 @@ def test_both_clients_have_the_same_verbs() -> None:
         assert list(blocking[name].parameters) == list(awaited[name].parameters), name
 
 
+def test_an_id_leads_nowhere_else(server: RunningServer) -> None:
+    with Client(server.url) as client:
+        for odd in ("../../models", "ses_none?x", "ses_none#x"):
+            for ask in (client.session, client.cancel, client.delete, lambda one: next(client.events(one))):
+                with pytest.raises(MezzotintError) as told:
+                    ask(odd)
+                assert (told.value.code, odd in told.value.message) in (
+                    ("session_not_found", True),
+                    ("unknown_url", True),
+                )
+
+
+def test_a_key_that_cannot_be_sent_is_refused_and_not_shown() -> None:
+    for key in ("mzt_secret\n", "mzt_secr\xe9t"):
+        with pytest.raises(MezzotintError) as told:
+            Client("http://127.0.0.1:9", key)
+        assert told.value.code == "invalid_api_key"
+        assert "mzt" not in told.value.message
+
+
 class Busy(BaseHTTPRequestHandler):
     """Refuses twice, or hangs up once, and notes the keys it was sent."""
 

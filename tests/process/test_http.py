@@ -255,7 +255,8 @@ def test_a_bad_request_is_told_every_fault_in_one_problem(server: RunningServer)
         ("PUT", SESSIONS, {}, 405, "method_not_allowed"),
         ("GET", f"{SESSIONS}?limit=0", {}, 422, "invalid_value"),
         ("GET", f"{SESSIONS}?state=runing", {}, 422, "invalid_value"),
-        ("GET", f"{SESSIONS}?cursor=%00", {}, 200, None),
+        ("GET", f"{SESSIONS}?cursor=%00", {}, 422, "invalid_value"),
+        ("GET", f"{SESSIONS}?cursor=", {}, 422, "invalid_value"),
         ("POST", SESSIONS, {"content": "{", "headers": {"Content-Type": "application/json"}}, 400, "invalid_json"),
         (
             "POST",
@@ -284,6 +285,19 @@ def test_what_cannot_be_answered_gets_its_own_code(
     assert answer.headers["x-request-id"].startswith("req_")
     if code is not None:
         assert answer.json()["code"] == code
+    if status == 405:
+        assert answer.headers["allow"] == "HEAD, GET, POST"
+
+
+def test_head_is_answered_as_get_without_the_body(server: RunningServer) -> None:
+    ended = http(server, "POST", SESSIONS, json={"steps": 1}, headers={"Prefer": "wait=60"}).json()
+    for path in ("/livez", SESSIONS, ended["images"][0]["url"], f"{SESSIONS}/ses_nope"):
+        with_body, head = (http(server, method, path, headers={"X-Field-Case": "camel"}) for method in ("GET", "HEAD"))
+        same = ("content-length", "content-type", "etag")
+        assert [head.headers.get(name) for name in same] == [with_body.headers.get(name) for name in same]
+        assert (head.status_code, head.content) == (with_body.status_code, b"")
+    stream = http(server, "HEAD", "/api/inference/events")
+    assert (stream.status_code, stream.headers["content-type"].partition(";")[0]) == (200, "text/event-stream")
 
 
 def test_devices_workers_and_models_show_what_is(server: RunningServer) -> None:

@@ -66,6 +66,8 @@ def test_a_batch_runs_what_it_was_given_with_the_defaults(server: RunningServer)
     ]
     assert {session["batch_id"] for session in sessions} == {made["id"]}
     assert {one["id"] for one in server.client.sessions(batch=made["id"])} == {session["id"] for session in sessions}
+    why = post(server, f"/api/inference/batches/{made['id']}/cancel", {"why": "x"})
+    assert (why.status_code, why.json()["code"]) == (422, "unknown_field")
     late = post(server, f"/api/inference/batches/{made['id']}/cancel", None)
     assert (late.status_code, late.json()["code"]) == (409, "batch_ended")
     unknown = httpx2.get(f"{server.url}/api/inference/batches/bat_none")

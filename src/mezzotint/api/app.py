@@ -7,6 +7,7 @@ from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mezzotint import __version__
@@ -49,7 +50,7 @@ def build(operations: Operations) -> ASGIApp:
     # outside FastAPI, whose own refusals have another shape
     access = Access(app, operations)
     gate = Gate(access, MAX_BODY_BYTES, operations.max_upload_bytes, operations.hosts, app.routes)
-    return FieldCase(SafeHeaders(RequestIds(PatientBodies(gate))))
+    return Heads(FieldCase(SafeHeaders(RequestIds(PatientBodies(gate)))))
 
 
 def routed(max_upload_bytes: int) -> Documented:
@@ -80,6 +81,25 @@ def routed(max_upload_bytes: int) -> Documented:
     app.add_exception_handler(Exception, _unexpected)
     app.add_exception_handler(RequestValidationError, _validation)
     return app
+
+
+class Heads:
+    """Answers HEAD as GET is answered, without the body: balancers and link checkers ask so, and RFC 9110 has it so."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_head(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                await send(message)
+                await send({"type": "http.response.body"})  # from here on `receive` says that the caller has left
+
+        await self._app({**scope, "method": "GET"}, receive, send_head)
 
 
 class RequestIds:
@@ -159,7 +179,21 @@ async def _http(request: Request, error: Exception) -> Response:
         413: f"the body is over {_max_body_bytes(request)} bytes",
     }
     message = messages.get(error.status_code, str(error.detail))
-    return _problem(request, MezzotintError(message, code=code), error.status_code)
+    answer = _problem(request, MezzotintError(message, code=code), error.status_code)
+    if error.status_code == 405:
+        answer.headers["Allow"] = ", ".join(_methods(request))
+    return answer
+
+
+def _methods(request: Request) -> list[str]:
+    """What this path takes, by any of its routes."""
+
+    def is_taken(method: str) -> bool:
+        asked = {**request.scope, "method": method}
+        return any(route.matches(asked)[0] is Match.FULL for route in request.app.routes)
+
+    taken = [method for method in ("GET", "POST", "PATCH", "DELETE") if is_taken(method)]
+    return ["HEAD", *taken] if "GET" in taken else taken
 
 
 def _max_body_bytes(request: Request) -> int:

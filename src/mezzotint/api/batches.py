@@ -10,7 +10,7 @@ from mezzotint.api.document import takes, tells
 from mezzotint.api.inference import Ops, leaving
 from mezzotint.api.reading import IdempotencyKey, read_json
 from mezzotint.errors import STATUS
-from mezzotint.inputs import BatchInput, EnvelopeInput
+from mezzotint.inputs import BatchInput, EnvelopeInput, ReasonInput, read
 
 router = APIRouter(prefix="/api/inference")
 
@@ -35,9 +35,16 @@ async def get(batch_id: str, ops: Ops) -> dict[str, Any]:
     return await ops.batch(batch_id)
 
 
-@router.post("/batches/{batch_id}/cancel", tags=["batches"], **tells(answers.Batch))
-async def cancel(batch_id: str, ops: Ops) -> dict[str, Any]:
-    """Cancel what has not ended."""
+@router.post(
+    "/batches/{batch_id}/cancel",
+    tags=["batches"],
+    openapi_extra=takes(ReasonInput, required=False),
+    **tells(answers.Batch),
+)
+async def cancel(batch_id: str, request: Request, ops: Ops) -> dict[str, Any]:
+    """Cancel what has not ended. The reason is not kept."""
+    body = await request.body()
+    read(read_json(body) if body else {}, ReasonInput)
     return await ops.cancel_batch(batch_id)
 
 

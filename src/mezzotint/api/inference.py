@@ -80,7 +80,7 @@ async def listed(
     batch: Annotated[str | None, Query(max_length=64)] = None,
     text: Annotated[str | None, Query(max_length=1000, description="words in the prompt")] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
-    cursor: Annotated[str | None, Query(max_length=256)] = None,
+    cursor: Annotated[str | None, Query(pattern="^ses_[0-9A-Z]{26}$", description="next_cursor of a page")] = None,
 ) -> dict[str, Any]:
     """Sessions, newest first."""
     sessions, next_cursor = await ops.list(
