@@ -26,6 +26,12 @@ def test_weights_of_half_the_precision_count_as_what_they_become(tmp_path: Path)
     assert StableDiffusion(path, torch.device("cpu"), torch.float32).bytes == whole
 
 
+def test_weights_that_cannot_be_read_count_nothing_until_their_loading_says_why(tmp_path: Path) -> None:
+    path = build_sd(tmp_path / "tiny")
+    next(path.glob("unet/*.safetensors")).write_bytes(b"overwritten since it was listed")
+    assert loaded_bytes(path, torch.float32) == 0
+
+
 def test_copies_count_too(tmp_path: Path) -> None:
     path = build_sd(tmp_path / "tiny")
     plain = StableDiffusion(path, torch.device("cpu"), torch.float32)

@@ -8,7 +8,7 @@ import torch
 
 from mezzotint.families.layouts import Layout
 from mezzotint.families.table import UNUSED_COMPONENTS
-from mezzotint.headers import read_header, weight_files
+from mezzotint.headers import Unusable, read_header, weight_files
 
 
 def load_module(module_class: Any, layout: Layout, part: str, device: torch.device, dtype: torch.dtype) -> Any:
@@ -20,10 +20,16 @@ def load_module(module_class: Any, layout: Layout, part: str, device: torch.devi
 
 
 def loaded_bytes(path: Path, dtype: torch.dtype) -> int:
-    """Memory that the weights of a folder or file take in `dtype`, by their headers; 0 for what is not there."""
+    """Memory that the weights of a folder or file take in `dtype`, by their headers; 0 for what is not there or cannot
+    be read: its loading says why.
+    """
     parts = [path, *sorted(part for part in path.glob("*/") if part.name not in UNUSED_COMPONENTS)]
     files = [path] if path.is_file() else [file for part in parts for file in weight_files(part)]
-    return sum(math.prod(shape) for file in files for shape in read_header(file).shapes.values()) * dtype.itemsize
+    try:
+        shapes = [shape for file in files for shape in read_header(file).shapes.values()]
+    except (Unusable, OSError, LookupError, TypeError, ValueError):
+        return 0
+    return sum(map(math.prod, shapes)) * dtype.itemsize
 
 
 def module_bytes(*modules: torch.nn.Module) -> int:
