@@ -775,6 +775,7 @@ def test_a_call_that_fails_for_one_session_fails_it_alone(rig: Rig) -> None:
     rig.run()
     assert [rig.outcome(one) for one in "abc"] == ["succeeded", "internal", "succeeded"]
     assert len(rig.of("c", wire.ImageDone)) == 2
+    assert max(rig.toy.calls) == 6, "the others share calls again"
 
 
 def test_an_error_of_the_device_ends_the_worker_and_is_blamed_on_nobody(rig: Rig) -> None:

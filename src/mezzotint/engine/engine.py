@@ -6,7 +6,6 @@ is bounded: one model call, and before it encoding and decoding that take about 
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from types import MappingProxyType
 
 import msgspec
@@ -311,6 +310,7 @@ class Engine:
                 for trajectory in running.trajectories:
                     if trajectory in parts:
                         trajectory.advance(parts[trajectory])
+                        trajectory.rejoin()
                     elif trajectory.key == batch.key:
                         trajectory.waited += 1
                         trajectory.waited_s += spent
@@ -319,15 +319,15 @@ class Engine:
         return events + self._report(batch)
 
     def _part(self, batch: Batch, error: Exception) -> list[Event]:
-        """A call failed, not of memory. From here on its sessions run apart, so that who is to blame fails alone."""
+        """A call failed, not of memory. Its images run apart, so that who is to blame fails alone."""
         chosen = set(batch.trajectories)
         members = [one for one in self._sessions.values() if chosen.intersection(one.trajectories)]
         if len(members) == 1 or is_device(error):
             return self._fault(members[0], error, "denoising")
         log.warning("a call of %d sessions failed; each is tried alone", len(members), exc_info=error)
-        for trajectory in chosen:
-            owner = next(one.id for one in members if trajectory in one.trajectories)
-            trajectory.key = replace(trajectory.key, alone=trajectory.key.alone or owner)
+        for running in members:
+            for trajectory in chosen.intersection(running.trajectories):
+                trajectory.part(f"{running.id}/{trajectory.index}")
         return []
 
     def _run_short(self, batch: Batch) -> list[Event]:
@@ -470,8 +470,8 @@ class Engine:
     def _leave(self, running: Running) -> None:
         del self._sessions[running.id]
         self._ends += 1
-        for key in {one.key for one in running.trajectories if one.key.alone}:
-            self._served.pop(key, None)  # nobody will have it again
+        for key in [one for one in self._served if one.alone.startswith(f"{running.id}/")]:
+            del self._served[key]  # nobody will have it again
 
 
 def _work(what: str, key: BatchKey, rows: Rows | None = None) -> wire.Work:

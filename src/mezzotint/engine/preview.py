@@ -31,7 +31,7 @@ class Previews:
 
     def draw(self, trajectory: Trajectory, *, within_s: float, must: bool) -> Tensor | None:
         """(H, W, 3) uint8 of the final size. None when previews have taken their share of time, unless it `must` be,
-        or when memory does not hold it.
+        when memory does not hold it, or when there is none yet.
         """
         started = self._clock()
         if (
@@ -42,6 +42,8 @@ class Previews:
             return None
         try:
             return self._draw(trajectory, trajectory.estimate, within_s)
+        except FloatingPointError:
+            return None  # early steps of some models know of no picture yet
         except (MemoryError, RuntimeError) as error:
             if not is_memory(error):
                 raise

@@ -3,7 +3,7 @@ run a model.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ class BatchKey:
     height: int  # of the latents
     width: int
     windows: int  # of the text
-    alone: str  # empty, or what makes a deterministic image share with nobody
+    alone: str  # empty, or what makes an image share with nobody: its session and index
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -91,6 +91,7 @@ class Trajectory:
     shown_decoded: bool = False  # a picture of it on its way was decoded, and so are those to come
     waited: int = 0  # batches of its key that ran without it
     waited_s: float = 0.0  # how long those took
+    parted: int = 0  # calls beside others that failed
     checked_calls: int = 0  # of its sampler, when its state was last taken
 
     @property
@@ -136,6 +137,15 @@ class Trajectory:
         if self.negative is None:
             return [both]
         return [tuple(_control(plan) for plan in plans if plan.mode != "control" and not plan.net.pools), both]
+
+    def part(self, alone: str) -> None:
+        """Share no call until one has gone well; after the second time for good, since it may not suit its company."""
+        self.parted += 1
+        self.key = replace(self.key, alone=alone)
+
+    def rejoin(self) -> None:
+        if self.parted == 1 and self.key.alone:
+            self.key = replace(self.key, alone="")
 
     def advance(self, output: Tensor) -> None:
         """Take the model's output for its rows, (rows, channels, height, width), the negative one first."""
