@@ -49,7 +49,7 @@ class SessionVerbs(Verbs):
         """Raises NotFound, also for another's session."""
         session = await self._parts.store.get(session_id)
         if session is None or not asking.get().sees(session.owner):
-            raise _no_session(session_id)
+            raise NotFound(f"session {session_id[:64]!r} is not here", code="session_not_found")
         return self._parts.dispatcher.view(session)
 
     async def own(self, session_id: str) -> Session:
@@ -138,7 +138,7 @@ class SessionVerbs(Verbs):
             message = f"session {session_id!r} is {session.state}; cancel it first"
             raise Conflict(message, code="session_active")
         if not await self._parts.store.delete(session_id):
-            raise _no_session(session_id)  # another call has just removed it
+            raise NotFound(f"session {session_id[:64]!r} has just been removed", code="session_not_found")
         await self._parts.blobs.delete(session_id)
         self._parts.events.forget(session_id)
 
@@ -219,10 +219,6 @@ class SessionVerbs(Verbs):
                 return self._parts.dispatcher.view(await self._parts.events.over(session.id))
         except TimeoutError:
             return await self.get(session.id)
-
-
-def _no_session(session_id: str) -> NotFound:
-    return NotFound(f"session {session_id[:64]!r} is not here", code="session_not_found")
 
 
 async def _replayed(
