@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import re
+import shutil
 import threading
 from typing import Any
 
@@ -287,6 +288,13 @@ def test_what_cannot_be_answered_gets_its_own_code(
         assert answer.json()["code"] == code
     if status == 405:
         assert answer.headers["allow"] == "HEAD, GET, POST"
+
+
+def test_a_picture_that_is_just_being_removed_is_not_there(server: RunningServer) -> None:
+    ended = http(server, "POST", SESSIONS, json={"steps": 1}, headers={"Prefer": "wait=60"}).json()
+    shutil.rmtree(server.data / "sessions" / ended["id"])  # as between the look-up of a row and its removal
+    gone = http(server, "GET", ended["images"][0]["url"])
+    assert (gone.status_code, gone.json()["code"]) == (404, "image_not_found")
 
 
 def test_head_is_answered_as_get_without_the_body(server: RunningServer) -> None:

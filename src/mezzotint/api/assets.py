@@ -50,7 +50,7 @@ async def add(request: Request, ops: Ops, role: Annotated[str, Query(max_length=
 async def get(asset_id: str, request: Request, ops: Ops) -> Response:
     """The picture as it was kept: an upright PNG without metadata."""
     asset, path = await ops.asset(asset_id)
-    return files.kept(request, path, sha256=asset.sha256, media_type="image/png", filename=path.name)
+    return await files.kept(request, path, sha256=asset.sha256, media_type="image/png", filename=path.name)
 
 
 async def _form(request: Request, role: str) -> tuple[bytes, str]:

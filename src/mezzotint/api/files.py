@@ -1,5 +1,6 @@
 """Answers that a caller may hold already: files and bodies with an ETag. Must not decide who may have them."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +8,14 @@ from fastapi import Request, Response
 from fastapi.responses import FileResponse, JSONResponse
 
 from mezzotint.capabilities import etag
+from mezzotint.errors import NotFound
 
 
-def kept(request: Request, path: Path, *, sha256: str, media_type: str, filename: str | None = None) -> Response:
-    """A file that never changes, by its digest; 304 when the caller has it. With `filename`, as an attachment."""
+async def kept(request: Request, path: Path, *, sha256: str, media_type: str, filename: str | None = None) -> Response:
+    """A file that never changes, by its digest; 304 when the caller has it. With `filename`, as an attachment.
+
+    Raises NotFound when it has been removed since it was looked up.
+    """
     headers = {
         "ETag": f'"{sha256}"',
         "Cache-Control": "private, max-age=31536000, immutable",
@@ -18,7 +23,11 @@ def kept(request: Request, path: Path, *, sha256: str, media_type: str, filename
     }
     if is_known(request, headers["ETag"]):
         return Response(status_code=304, headers=headers)
-    return FileResponse(path, media_type=media_type, filename=filename, headers=headers)
+    try:
+        found = await asyncio.to_thread(path.stat)
+    except FileNotFoundError:
+        raise NotFound("the picture is not on disk any more", code="image_not_found") from None
+    return FileResponse(path, media_type=media_type, filename=filename, headers=headers, stat_result=found)
 
 
 def current(request: Request, body: dict[str, Any]) -> Response:

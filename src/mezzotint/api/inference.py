@@ -152,8 +152,8 @@ async def image(
     else:
         record, path, small = await ops.thumbnail(session_id, index)
         if small is not None:
-            return files.kept(request, small, sha256=f"{record.sha256}-thumb", media_type="image/webp")
-    return files.kept(request, path, sha256=record.sha256, media_type=f"image/{record.format}")
+            return await files.kept(request, small, sha256=f"{record.sha256}-thumb", media_type="image/webp")
+    return await files.kept(request, path, sha256=record.sha256, media_type=f"image/{record.format}")
 
 
 feed = APIRouter(prefix="/api/inference", tags=["sessions"])

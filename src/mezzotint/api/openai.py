@@ -84,7 +84,7 @@ async def file(
     if not ops.is_signed(session_id, index, until, signature, time.time()):
         raise NotFound("this link is not one of ours, or its hour is over", code="image_not_found")
     record, path = await ops.image(session_id, index)
-    return files.kept(request, path, sha256=record.sha256, media_type=f"image/{record.format}")
+    return await files.kept(request, path, sha256=record.sha256, media_type=f"image/{record.format}")
 
 
 async def _answer(request: Request, ops: Operations, session: Session, asked: Asked, kind: str) -> Response:

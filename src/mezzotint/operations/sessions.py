@@ -135,9 +135,11 @@ class SessionVerbs(Verbs):
     async def delete(self, session_id: str) -> None:
         """Remove an ended session and its pictures. Raises NotFound, or Conflict while it is active."""
         session = await self.own(session_id)
-        if not session.ended or not await self._parts.store.delete(session_id):
+        if not session.ended:
             message = f"session {session_id!r} is {session.state}; cancel it first"
             raise Conflict(message, code="session_active")
+        if not await self._parts.store.delete(session_id):
+            raise NotFound(f"session {session_id[:64]!r} has just been removed", code="session_not_found")
         await self._parts.blobs.delete(session_id)
         self._parts.events.forget(session_id)
 
