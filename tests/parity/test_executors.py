@@ -2,6 +2,7 @@
 
 import gc
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -15,11 +16,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from mezzotint.engine import convert, executors, memory, probe, tune
 from mezzotint.families.sd import StableDiffusion
 from mezzotint.families.sdxl import StableDiffusionXL
-from mezzotint.profiles import Subject
+from mezzotint.profiles import Candidate, Subject
 from mezzotint.request import ControlNetUse, LoraUse
 from tests.models import build_controlnet, build_lora, build_sd, build_sdxl
 from tests.parity.rig import COMPANY, Asked, Rig, apart, difference
@@ -155,36 +157,54 @@ def test_a_deterministic_picture_is_that_of_the_plain_twin(rig: Rig, made: Path)
     assert np.array_equal(fast.draw([asked, *COMPANY])[0][0].pixels, rig.draw([asked])[0][0].pixels)
 
 
-def test_what_takes_many_times_as_long_as_torch_is_not_measured_further(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    build_sd(tmp_path / "tiny")
+def measured(model: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Candidate]:
+    """By dtype, of torch alone."""
     subject = Subject(
         id="tiny",
         family="sd",
-        path=str(tmp_path / "tiny"),
+        path=str(model),
         sha256="0" * 64,
         device="cpu:0",
         threads=1,
-        cache=str(tmp_path),
+        cache=str(model.parent),
         width=64,
         height=64,
         steps=4,
         guidance_scale=3.0,
         scheduler="ddim",
     )
-    monkeypatch.setattr(tune, "TOO_SLOW", 0.0)
     monkeypatch.setattr(tune, "CANDIDATES", {"cpu": (("torch", "float32"), ("torch", "bfloat16"))})
     grad, precision, threads = torch.is_grad_enabled(), torch.get_float32_matmul_precision(), torch.get_num_threads()
     try:
-        told = {one.dtype: one for one in tune.measure(subject, refused=None).ranking}
+        return {one.dtype: one for one in tune.measure(subject, refused=None).ranking}
     finally:  # it is made for a process of its own
         torch.set_grad_enabled(grad)
         torch.set_float32_matmul_precision(precision)
         torch.set_num_threads(threads)
+
+
+def test_what_takes_many_times_as_long_as_torch_is_not_measured_further(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tune, "TOO_SLOW", 0.0)
+    told = measured(build_sd(tmp_path / "tiny"), monkeypatch)
     assert told["float32"].ms_per_step
     assert told["bfloat16"].ms_per_step is None
     assert "times what torch takes in float32" in (told["bfloat16"].reason or "")
+
+
+def test_a_dtype_that_draws_no_numbers_is_refused_and_the_others_are_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build_sd(tmp_path / "tiny")
+    (file,) = (model / "vae").glob("*.safetensors")
+    weights = load_file(file)
+    weights["decoder.conv_out.bias"].fill_(torch.finfo(torch.float32).max)  # rounds up to infinity in bfloat16
+    save_file(weights, file)
+    monkeypatch.setattr(tune, "TOO_SLOW", math.inf)
+    told = measured(model, monkeypatch)
+    assert told["float32"].ms_per_step
+    assert "not finite" in (told["bfloat16"].reason or "")
 
 
 def refusal(family: StableDiffusion, graphs: Path, **options: Any) -> str:

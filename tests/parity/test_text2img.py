@@ -7,6 +7,7 @@ from typing import Any
 import diffusers
 import numpy as np
 import pytest
+import torch
 
 from mezzotint.families.table import SCHEDULER_OPTIONS, SCHEDULERS
 from tests.models import build_sd
@@ -97,6 +98,12 @@ def test_a_deterministic_picture_is_bit_equal_whatever_runs_beside_it(rig: Rig) 
     asked = request(deterministic=True)
     alone = rig.draw([asked])[0][0]
     assert np.array_equal(rig.draw([*COMPANY, asked], stagger=1)[-1][0].pixels, alone.pixels)
+
+
+def test_latents_of_no_numbers_are_no_picture(rig: Rig) -> None:
+    for value in (torch.nan, torch.inf):
+        with pytest.raises(FloatingPointError):
+            rig.family.decode(torch.full((1, 4, 8, 8), value))
 
 
 def test_v_prediction_models_equal_the_pipelines(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from mezzotint.engine.memory import Key, LoadedPart, Residents
-from mezzotint.engine.stopwatch import Stopwatch, is_memory
+from mezzotint.engine.stopwatch import Stopwatch, is_device, is_memory
 from mezzotint.errors import ErrorInfo
 from mezzotint.workers import wire
 
@@ -96,7 +96,10 @@ class Loads:
             wait([self._now.loaded], at_most_s)
 
     def take(self, needed: Iterable[wire.Submit]) -> tuple[Told, tuple[str, wire.ModelRef, Exception] | None]:
-        """What has come to its end, well or not: what is to be told, and which session has its load failed by what."""
+        """What has come to its end, well or not: what is to be told, and which session has its load failed by what.
+
+        Raises what the device itself failed with.
+        """
         now = self._now
         if now is None or not now.loaded.done():
             return [], None
@@ -104,6 +107,8 @@ class Loads:
         try:
             self._residents.put(now.key, now.loaded.result(), needed)
         except Exception as error:
+            if is_device(error):
+                raise
             if is_memory(error):
                 self._watch.tell(wire.Measured(work=now.work, held=False))
             else:
