@@ -147,6 +147,8 @@ class Catalog:
         total, files = hashlib.sha256(), model_files(path)
         if not files:
             raise FileNotFoundError(f"{path} has gone")
+        if files == [path]:
+            return self._file_digest(path)  # by which other programs and the hubs know it
         for file in files:
             relative = file.relative_to(path).as_posix() if path.is_dir() else file.name
             total.update(f"{relative}\0{self._file_digest(file)}\n".encode())

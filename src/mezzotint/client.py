@@ -41,6 +41,9 @@ class _Base:
         """`retries`: how often a call is sent again when the server says when (429, 503), or when the connection is
         lost and a repeat cannot do it twice. 0: every refusal is raised at once.
         """
+        if not url.lower().startswith(("http://", "https://")):
+            message = f"a server's address begins with http:// or https://; got {url[:96]!r}"
+            raise CallerError(message, code="invalid_value", field="server")
         if api_key and not re.fullmatch("[!-~]+", api_key):  # never shown: an error may end up in a log
             message = "the API key holds a space, a line end or another character that no key has"
             raise CallerError(message, code="invalid_api_key")

@@ -119,6 +119,12 @@ def test_a_key_that_cannot_be_sent_is_refused_and_not_shown() -> None:
         assert "mzt" not in told.value.message
 
 
+def test_an_address_without_its_scheme_is_refused_as_such() -> None:
+    with pytest.raises(MezzotintError, match="begins with http") as told:
+        Client("localhost:7801")
+    assert (told.value.code, told.value.field) == ("invalid_value", "server")
+
+
 class Busy(BaseHTTPRequestHandler):
     """Refuses twice, or hangs up once, and notes the keys it was sent."""
 
