@@ -59,7 +59,7 @@ def encode(
     if len(record) > MAX_METADATA_BYTES:
         record = ""
     if output.format == "png":
-        image.save(file, "PNG", pnginfo=_png_text(text, record), compress_level=6)
+        image.save(file, "PNG", pnginfo=_png_text(text, record), compress_level=4)
     else:
         exif = _exif(text, record)
         if output.format == "jpeg" and len(exif) > _MAX_JPEG_EXIF_BYTES:

@@ -1,12 +1,15 @@
-"""Weights of a CPU's convolutions and projections in the layout that its kernels want, once instead of at every call.
+"""Does once what a small model on a CPU would do at every call: lays weights out as its kernels want them, and looks
+into what an attention takes.
 
 Same kernels, same numbers to the last bits of float32; a step of two small rows takes a fifth less. Must not change a
 module's class, parameters or hooks: LoRAs and conversions still find what they look for.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
+from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
 MAX_BYTES = 512 << 20  # of weights: packed ones are a copy, and large models gain little
@@ -24,6 +27,9 @@ def pack(module: nn.Module) -> int:
             layer.forward = _convolution(layer)  # type: ignore[assignment, method-assign]
         elif layer.__class__ is nn.Linear:
             layer.forward = _projection(layer)  # type: ignore[assignment, method-assign]
+        elif isinstance(layer, Attention):
+            layer.forward = _attention(layer)
+            continue
         else:
             continue
         copied += layer.weight.nbytes
@@ -49,6 +55,16 @@ def _projection(layer: nn.Linear) -> Callable[[Tensor], Tensor]:
     def forward(inputs: Tensor) -> Tensor:
         output: Tensor = run(inputs, packed, bias, "none", [], "")
         return output
+
+    return forward
+
+
+def _attention(layer: Attention) -> Callable[..., Tensor]:
+    """Diffusers takes its processor's signature apart at every call, to leave out what that does not know."""
+
+    def forward(*args: Any, **kwargs: Any) -> Tensor:
+        attended: Tensor = layer.processor(layer, *args, **kwargs)
+        return attended
 
     return forward
 

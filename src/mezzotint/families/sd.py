@@ -129,12 +129,14 @@ class StableDiffusion:
 
 
 def unet_in_torch(unet: Any, added: Sequence[str]) -> RunUnet:
+    dtype = unet.dtype  # diffusers walks all modules for it
+
     def run(inputs: Sequence[Tensor], residuals: Sequence[Tensor]) -> Tensor:
         latents, timesteps, hidden, *others = inputs  # times and sizes are exact; diffusers casts what it makes of them
         output: Tensor = unet(
-            latents.to(unet.dtype),
+            latents.to(dtype),
             timesteps,
-            encoder_hidden_states=hidden.to(unet.dtype),
+            encoder_hidden_states=hidden.to(dtype),
             added_cond_kwargs=dict(zip(added, others, strict=True)),
             down_block_additional_residuals=tuple(residuals[:-1]) or None,
             mid_block_additional_residual=residuals[-1] if residuals else None,
