@@ -113,6 +113,19 @@ def test_a_lora_with_parts_that_nothing_here_takes_is_refused_not_drawn_without_
         rig.family.load_lora(tmp_path / "more.safetensors")
 
 
+def test_an_old_file_may_name_a_text_encoders_projections_as_the_unets(rig: Rig, tmp_path: Path) -> None:
+    old = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
+    layer = "encoder.layers.1.self_attn"
+    tensors = {}
+    for name, ours in old.items():
+        out, into = rig.family.text_encoder.get_parameter(f"{layer}.{ours}.weight").shape
+        tensors[f"text_encoder.text_model.{layer}.{name}_lora.down.weight"] = torch.ones(2, into)
+        tensors[f"text_encoder.text_model.{layer}.{name}_lora.up.weight"] = torch.ones(out, 2)
+    save_file(tensors, tmp_path / "old.safetensors")
+    parts = rig.family.load_lora(tmp_path / "old.safetensors").parts
+    assert set(parts["text_encoder"]) == {f"{layer}.{ours}" for ours in old.values()}
+
+
 def test_what_has_no_effect_may_stand_in_a_lora(rig: Rig, folder: Path, tmp_path: Path) -> None:
     whole = load_file(folder / "kohya.safetensors")
     more = {"lora_te_text_model_embeddings.position_ids": torch.ones(1, 2), "lora_unet_conv_out.alpha": torch.tensor(1)}

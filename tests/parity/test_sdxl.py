@@ -97,6 +97,24 @@ def test_the_layout_of_kohya_is_read(rig: Rig, folder: Path) -> None:
     assert_equal(numbered, theirs)
 
 
+def test_a_kohya_lora_may_adapt_what_lies_outside_of_all_blocks(rig: Rig, tmp_path: Path) -> None:
+    names = {
+        "conv_in": "input_blocks_0_0",
+        "conv_out": "out_2",
+        "time_embedding.linear_1": "time_embed_0",
+        "time_embedding.linear_2": "time_embed_2",
+        "add_embedding.linear_1": "label_emb_0_0",
+        "add_embedding.linear_2": "label_emb_0_2",
+    }
+    tensors = {}
+    for ours, theirs in names.items():
+        weight = rig.family.unet.get_submodule(ours).weight
+        tensors[f"lora_unet_{theirs}.lora_down.weight"] = torch.ones(2, *weight.shape[1:])
+        tensors[f"lora_unet_{theirs}.lora_up.weight"] = torch.ones(weight.shape[0], 2, *[1] * (weight.dim() - 2))
+    save_file(tensors, tmp_path / "outside.safetensors")
+    assert set(rig.family.load_lora(tmp_path / "outside.safetensors").parts["unet"]) == set(names)
+
+
 def test_a_lora_of_the_pooled_texts_projection_counts_as_in_the_pipeline(
     rig: Rig, folder: Path, tmp_path: Path
 ) -> None:

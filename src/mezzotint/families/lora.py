@@ -255,13 +255,25 @@ def _place(stem: str, layers: Mapping[str, Mapping[str, nn.Module]], depth: int)
         part, name = "unet", stem.removeprefix("base_model.model.")
     name = name.removeprefix("text_model.").replace(".processor.", ".").replace(".to_out_lora", ".to_out.0")
     name = name.removesuffix("_lora")
+    if part != "unet":  # old files call a text encoder's projections as they call the UNet's
+        name = _OLD_PROJECTION.sub(lambda found: _OLD_TEXT[found[1]], name)
     for candidate in (name, f"{name}.0"):  # old files say to_out for to_out.0
         if candidate in layers.get(part, {}):
             return part, candidate
     return None
 
 
+_OLD_TEXT = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out.0": "out_proj"}
+_OLD_PROJECTION = re.compile(r"(?<=self_attn\.)(to_q|to_k|to_v|to_out\.0)$")
 _STABILITY = re.compile(r"(input_blocks|middle_block|output_blocks)_(\d+)_(?:(\d+)_)?(.*)")
+_OUTSIDE = {  # of all blocks
+    "input_blocks_0_0": "conv_in",
+    "out_2": "conv_out",
+    "time_embed_0": "time_embedding_linear_1",
+    "time_embed_2": "time_embedding_linear_2",
+    "label_emb_0_0": "add_embedding_linear_1",
+    "label_emb_0_2": "add_embedding_linear_2",
+}
 _RESNET = {
     "in_layers_2": "conv1",
     "out_layers_3": "conv2",
@@ -276,8 +288,8 @@ def _from_stability(flat: str, depth: int) -> str:
     `depth`: resnets of a level; the levels of the way up have one more.
     """
     found = _STABILITY.fullmatch(flat)
-    if found is None:
-        return flat
+    if found is None or flat in _OUTSIDE:
+        return _OUTSIDE.get(flat, flat)
     side, index, inner, rest = found[1], int(found[2]), int(found[3] or 0), found[4]
     if side == "middle_block":
         block, inner, place = "mid_block", index, index // 2
