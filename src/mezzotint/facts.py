@@ -190,7 +190,7 @@ _READ_FILE = {"checkpoint": _file_checkpoint, "controlnet": _file_controlnet, "v
 def _text_width(shapes: Mapping[str, tuple[int, ...]]) -> int:
     """Width of what a LoRA's cross attention reads; 0 when it adapts none."""
     for name, shape in shapes.items():
-        down = name.endswith(("lora_down.weight", "lora_A.weight", "lora.down.weight"))
+        down = name.endswith(("lora_down.weight", "lora_A.weight", "lora.down.weight", "hada_w1_b"))
         if down and "attn2" in name and ("to_k" in name or "to_v" in name):
             return shape[1]
     return 0

@@ -1,18 +1,25 @@
 """LoRAs of each layout, several at once, in company with others; diffusers with peft is the oracle."""
 
 import json
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from peft.tuners.loha.layer import HadaWeight
 from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.nn import functional
 
 from mezzotint.families.lora import read_lora
 from mezzotint.request import LoraUse
 from tests.models import build_lora, build_sd
 from tests.parity.rig import COMPANY, Asked, Rig, assert_equal, difference
 from tests.requests import request
+
+QUERY = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+CONVOLUTION = "down_blocks.0.resnets.0.conv1"
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +79,44 @@ def test_eight_sets_of_loras_share_each_call_and_each_is_as_alone(rig: Rig, fold
         assert_equal(drawn[0], rig.draw([one])[0][0])
 
 
+@pytest.mark.parametrize("rank", [2, 9], ids=["few", "more than the layers have"])
+def test_a_loha_is_the_product_that_peft_makes_of_it(rig: Rig, tmp_path: Path, rank: int) -> None:
+    noise = torch.Generator().manual_seed(6)
+    tensors: dict[str, Tensor] = {}
+    for name in (QUERY, CONVOLUTION):
+        outs, *ins = rig.family.unet.get_parameter(f"{name}.weight").shape
+        stem = f"lora_unet_{name.replace('.', '_')}"
+        shapes = {"w1_a": (outs, rank), "w1_b": (rank, prod(ins)), "w2_a": (outs, rank), "w2_b": (rank, prod(ins))}
+        tensors |= {f"{stem}.hada_{end}": torch.randn(shape, generator=noise) for end, shape in shapes.items()}
+        tensors[f"{stem}.alpha"] = torch.tensor(1.5)
+    save_file(tensors, tmp_path / "loha.safetensors")
+    read = rig.family.load_lora(tmp_path / "loha.safetensors").parts["unet"]
+    for name in (QUERY, CONVOLUTION):
+        factors = [
+            tensors[f"lora_unet_{name.replace('.', '_')}.hada_{end}"] for end in ("w1_a", "w1_b", "w2_a", "w2_b")
+        ]
+        theirs = HadaWeight.apply(*factors, torch.tensor(1.5 / rank))
+        torch.testing.assert_close(read[name].up @ read[name].down.flatten(1), theirs, rtol=1e-4, atol=1e-4)
+    asked = Asked(request=request(loras=(LoraUse(name="loha", scale=0.05),)), loras=(tmp_path / "loha.safetensors",))
+    assert difference(rig.draw([asked])[0][0], rig.draw([request()])[0][0]) > 1
+
+
+def test_a_locon_with_a_middle_factor_is_its_three_convolutions(rig: Rig, tmp_path: Path) -> None:
+    noise = torch.Generator().manual_seed(7)
+    outs, ins, *kernel = rig.family.unet.get_parameter(f"{CONVOLUTION}.weight").shape
+    stem = f"lora_unet_{CONVOLUTION.replace('.', '_')}"
+    shapes = {"down": (3, ins, 1, 1), "mid": (3, 3, *kernel), "up": (outs, 3, 1, 1)}
+    tensors = {f"{stem}.lora_{end}.weight": torch.randn(shape, generator=noise) for end, shape in shapes.items()}
+    save_file(tensors, tmp_path / "locon.safetensors")
+    read = rig.family.load_lora(tmp_path / "locon.safetensors").parts["unet"][CONVOLUTION]
+    pixels = torch.randn(1, ins, 5, 5, generator=noise)
+    theirs = pixels
+    for end in shapes:
+        theirs = functional.conv2d(theirs, tensors[f"{stem}.lora_{end}.weight"])
+    ours = functional.conv2d(functional.conv2d(pixels, read.down), read.up[:, :, None, None])
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+
+
 def test_scale_zero_is_the_base_picture(rig: Rig, folder: Path) -> None:
     drawn = rig.draw([adapted(folder, ("style0", 0.0))])[0][0]
     assert torch.equal(drawn.latents, rig.draw([request()])[0][0].latents)
@@ -88,9 +133,6 @@ def test_a_lora_of_another_shape_is_refused_with_the_layer_named(rig: Rig, folde
               tmp_path / "nowhere.safetensors")  # fmt: skip
     with pytest.raises(ValueError, match="nowhere"):
         read_lora(tmp_path / "nowhere.safetensors", modules, torch.device("cpu"))
-
-
-QUERY = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """LoRA adapters that stay apart from the weights: each row of a call adds its own low-rank product. Hu et al. 2021.
 
-Reads the layouts of diffusers, peft and kohya. Must not merge anything into a model or know of sessions.
+Reads the layouts of diffusers, peft and kohya, LoHa and LoCon too. Must not merge anything into a model or know of
+sessions.
 """
 
 import json
@@ -19,6 +20,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mezzotint.families.lycoris import as_plain
+
 _DOWN = (
     ".lora_A.weight",
     ".lora.down.weight",
@@ -28,7 +31,7 @@ _DOWN = (
 )
 _UP = (".lora_B.weight", ".lora.up.weight", ".lora_up.weight", "_lora.up.weight", ".lora_linear_layer.up.weight")
 _KOHYA = {"lora_unet_": "unet", "lora_te_": "text_encoder", "lora_te1_": "text_encoder", "lora_te2_": "text_encoder_2"}
-_OTHER_KINDS = ("hada_w1_a", "lokr_w1", "lora_mid", "oft_diag", "dora_scale", "lora_magnitude_vector")
+_OTHER_KINDS = ("hada_t1", "lokr_w1", "oft_diag", "dora_scale", "lora_magnitude_vector")
 _WITHOUT_EFFECT = (".alpha", "position_ids")  # alphas are read with their factors
 _SHOWN = 3  # names of tensors in an error
 
@@ -234,7 +237,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], _Scaling]:
         other = next((kind for kind in _OTHER_KINDS for key in keys if kind in key), None)
         if other is not None:
             raise ValueError(f"it holds {other!r} factors, which are no plain LoRA")
-        tensors = {key: file.get_tensor(key) for key in keys}
+        tensors = as_plain({key: file.get_tensor(key) for key in keys})
         told = json.loads((file.metadata() or {}).get("lora_adapter_metadata", "{}"))
     alphas = {key.removesuffix(".alpha"): float(tensor) for key, tensor in tensors.items() if key.endswith(".alpha")}
     configs: dict[str, dict[str, Any]] = {}
@@ -311,8 +314,8 @@ def _shaped(down: Tensor, up: Tensor, layer: nn.Module, name: str) -> tuple[Tens
     weight = cast(Tensor, layer.weight)
     if isinstance(layer, nn.Linear):
         down, up = down.flatten(1), up.flatten(1)  # linear projections that were 1x1 convolutions, or the reverse
-    elif down.dim() == 2:
-        down = down[:, :, None, None]
+    elif down.dim() == 2 and down.shape[1] == weight[0].numel():
+        down = down.unflatten(1, weight.shape[1:])
     up = up.flatten(1)
     fits = down.shape[1:] == weight.shape[1:] and up.shape == (weight.shape[0], len(down))
     if not fits:
