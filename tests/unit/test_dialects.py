@@ -1,6 +1,7 @@
 """What the foreign dialects read: any JSON at all becomes a request or faults that name fields, never another error."""
 
 import contextlib
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from mezzotint import a1111_names
 from mezzotint.api import (
+    a1111_answer,
     a1111_fields,
     a1111_models,
     a1111_options,
@@ -21,12 +23,13 @@ from mezzotint.api import (
     openai_forms,
 )
 from mezzotint.catalog import Model
-from mezzotint.errors import STATUS, Fault, InvalidRequest, MezzotintError
+from mezzotint.errors import STATUS, ErrorInfo, Fault, InvalidRequest, MezzotintError
 from mezzotint.facts import LoraDefaults
 from mezzotint.families.table import SCHEDULER_OPTIONS, SCHEDULERS
 from mezzotint.request import own_steps
 from mezzotint.schema import parse
-from tests.requests import request
+from mezzotint.session import ImageRecord, State
+from tests.requests import request, session
 
 API = Path(a1111_fields.__file__).parent
 MODEL = Model(id="tiny", kind="checkpoint", path="/m/tiny", state="ready", types=("text2img",), num_inference_steps=20)
@@ -207,6 +210,16 @@ def test_as_many_steps_of_a_second_pass_run_as_were_asked_for(run: int, strength
     assert a1111_names.asked_steps(run, strength) == asked
     assert request(strength=strength, num_inference_steps=asked).steps == run
     assert a1111_names.asked_steps(run, 1e-320) == 1000
+
+
+def test_an_answer_of_automatic1111_with_fewer_pictures_says_why() -> None:
+    done = ImageRecord(index=0, seed=7, width=8, height=8, format="png", bytes=3, sha256="")
+    late = ErrorInfo(code="timeout", message="ran longer than 6 s")
+    failed = session(state=State.FAILED, error=late, images=(done,), request=request(num_images=2))
+    asked = a1111_fields.read({"prompt": "x"}, MODELS, has_image=False)
+    told = json.loads(a1111_answer.info(failed, asked, MODEL, None, []))["warnings"]
+    why = "session ses_1 failed: ran longer than 6 s; 1 of its 2 pictures are done"
+    assert told == [{"code": "timeout", "message": why, "field": None}]
 
 
 def test_a_clip_skip_of_none_is_more_than_the_one_in_the_options() -> None:

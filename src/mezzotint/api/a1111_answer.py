@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from mezzotint import __version__, infotext
+from mezzotint.api import foreign
 from mezzotint.api.a1111_fields import Asked
 from mezzotint.catalog import Model
 from mezzotint.session import Session, State
@@ -71,7 +72,7 @@ def info(
         "version": f"mezzotint {__version__}",
         "session_id": session.id,
         "interrupted": session.state is State.CANCELLED,
-        "warnings": list(session.warnings),
+        "warnings": foreign.warnings(session),
     }
     return json.dumps(told)
 

@@ -9,7 +9,7 @@ from fastapi import Request
 
 from mezzotint.errors import ErrorInfo, RunFailure
 from mezzotint.operations import Foreign, Operations
-from mezzotint.session import Session
+from mezzotint.session import Session, State
 
 MAX_IGNORED_CHARACTERS = 1024
 
@@ -40,3 +40,12 @@ def failure(session: Session) -> RunFailure:
     if session.images:
         message += f"; {len(session.images)} of its {session.request.num_images} pictures are done"
     return RunFailure(replace(why, message=message))
+
+
+def warnings(session: Session) -> list[dict[str, Any]]:
+    """Of an ended session, with why it has fewer pictures than were asked for."""
+    told = list(session.warnings)
+    if session.state is not State.SUCCEEDED:
+        why = failure(session)
+        told.append({"code": why.code, "message": why.message, "field": None})
+    return told

@@ -17,7 +17,7 @@ from mezzotint.api.reading import IdempotencyKey, read_json
 from mezzotint.catalog import Model
 from mezzotint.errors import CallerError, NotFound
 from mezzotint.operations import Foreign, Operations
-from mezzotint.session import ImageRecord, Session, State
+from mezzotint.session import ImageRecord, Session
 
 router = APIRouter(prefix="/v1", tags=["OpenAI Images"])
 
@@ -97,10 +97,7 @@ async def _answer(request: Request, ops: Operations, session: Session, asked: As
     if not session.images:
         raise foreign.failure(session)
     data = [await _datum(request, ops, session, image, asked.response_format) for image in session.images]
-    first, warnings = session.images[0], list(session.warnings)
-    if session.state is not State.SUCCEEDED:
-        why = foreign.failure(session)
-        warnings.append({"code": why.code, "message": why.message, "field": None})
+    first = session.images[0]
     body: dict[str, Any] = {
         "created": int(session.created_at),
         "data": data,
@@ -110,7 +107,7 @@ async def _answer(request: Request, ops: Operations, session: Session, asked: As
         "background": "opaque",
         "id": session.id,
         "seed": session.request.seed,
-        "warnings": warnings,
+        "warnings": foreign.warnings(session),
     }
     if asked.safety_identifier is not None:
         body["safety_identifier"] = asked.safety_identifier
