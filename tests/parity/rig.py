@@ -25,6 +25,7 @@ from mezzotint.request import Request
 from mezzotint.workers import wire
 from tests.requests import request
 
+CPU = torch.device("cpu")
 Pixels = np.ndarray[Any, np.dtype[np.uint8]]
 
 COMPANY = [
@@ -54,12 +55,12 @@ class Drawn:
 class Rig:
     """One model folder, in an engine of ours and in the pipelines of diffusers."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, device: torch.device = CPU, dtype: torch.dtype = torch.float32) -> None:
         torch.set_num_threads(1)  # the model is too small for more
         self.path = path
         self.is_xl = (path / "text_encoder_2").exists()
         kind = StableDiffusionXL if self.is_xl else StableDiffusion
-        self.family: StableDiffusion = kind(path, torch.device("cpu"), torch.float32)
+        self.family: StableDiffusion = kind(path, device, dtype)
         self.family.pack()  # as a worker does
         self.pipeline: Any = diffusers.DiffusionPipeline.from_pretrained(path, dtype=torch.float32)
         self.config = dict(self.pipeline.scheduler.config)
