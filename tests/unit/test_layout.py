@@ -40,7 +40,10 @@ ALLOWED: dict[str, set[str]] = {
     "schema": {"errors", "families.table", "fieldnames"},
     "advice": {"catalog", "request", "schema"},
     "capabilities": {"", "catalog", "families.table", "measurements", "preprocessors", "schema", "workers.wire"},
-    "request": {"advice", "catalog", "errors", "families.table", "preprocessors", "schema", "webhook_rules"},
+    "request": set(),
+    "resolving": {
+        "advice", "catalog", "errors", "families.table", "preprocessors", "request", "schema", "webhook_rules",
+    },
     "session": {"errors", "request"},
     "events": set(),
     "batches": {"errors", "session"},
@@ -103,7 +106,8 @@ ALLOWED: dict[str, set[str]] = {
         "", "adding", "advice", "assets", "batch_watch", "batches", "bodies", "callers", "capabilities", "catalog",
         "config", "devices", "dispatcher", "errors", "estimates", "events", "fieldnames", "image_wire", "inputs",
         "keyring", "measurements", "metrics", "operations", "preferences", "profiles", "quotas", "refs", "request",
-        "schema", "session", "store", "tuning", "webhook_rules", "workers", "workers.base", "workers.local",
+        "resolving", "schema", "session", "store", "tuning", "webhook_rules", "workers", "workers.base",
+        "workers.local",
     },
     "retention": {"errors", "events", "store"},
     "doctor": {"", "catalog", "config", "devices"},
@@ -174,7 +178,7 @@ def test_a_worker_starts_without_what_few_requests_use_and_finds_it_when_they_do
         "import sys; from mezzotint.workers.imports import import_quickly; import_quickly()\n"
         "import mezzotint.workers.main\n"
         "heavy = {'scipy.stats._stats_py', 'transformers', 'accelerate', 'peft', 'diffusers.pipelines',"
-        " 'torch._dynamo', 'torch._refs', 'torch.export'}\n"
+        " 'torch._dynamo', 'torch._refs', 'torch.export', 'pydantic'}\n"
         "print(sorted(heavy & set(sys.modules)))\n"
         "from diffusers import EulerDiscreteScheduler as Euler\n"
         "Euler(use_beta_sigmas=True).set_timesteps(5); print(sorted(heavy & set(sys.modules)))"
