@@ -262,7 +262,11 @@ def test_every_request_field_is_documented_and_is_a_flag_of_generate() -> None:
 
 
 def test_no_source_file_is_longer_than_600_lines() -> None:
-    lengths = {str(path): len(path.read_text().splitlines()) for path in SOURCE.rglob("*.py")}
+    files = [
+        path for folder in ("src", "tests", "training", "benchmarks") for path in (REPOSITORY / folder).rglob("*.py")
+    ]
+    lengths = {str(path): len(path.read_text().splitlines()) for path in files}
+    assert len(lengths) > 300
     assert {path: length for path, length in lengths.items() if length > 600} == {}
 
 
