@@ -105,9 +105,9 @@ ALLOWED: dict[str, set[str]] = {
     },
     "operations": {
         "", "adding", "advice", "assets", "batch_watch", "batches", "bodies", "callers", "capabilities", "catalog",
-        "config", "devices", "dispatcher", "errors", "estimates", "events", "fieldnames", "image_wire", "inputs",
-        "keyring", "measurements", "metrics", "operations", "preferences", "profiles", "quotas", "refs", "request",
-        "resolving", "schema", "session", "store", "tuning", "webhook_rules", "workers", "workers.base",
+        "config", "devices", "disk", "dispatcher", "errors", "estimates", "events", "fieldnames", "image_wire",
+        "inputs", "keyring", "measurements", "metrics", "operations", "preferences", "profiles", "quotas", "refs",
+        "request", "resolving", "schema", "session", "store", "tuning", "webhook_rules", "workers", "workers.base",
         "workers.local",
     },
     "retention": {"errors", "events", "store"},
