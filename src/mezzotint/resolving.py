@@ -164,39 +164,25 @@ def resolve(
     return Resolved(request=request, warnings=tuple(advice.warnings(sent, request, model)))
 
 
-def _variation(sent: RequestInput) -> Variation | None:
-    """None also for one of no strength: it is the picture itself."""
-    asked = sent.variation
-    return None if asked is None or not asked.strength else Variation(seed=asked.seed, strength=asked.strength)
+def own_steps(sent: RequestInput, model: Model, models: Mapping[str, Model]) -> int:
+    """What `num_inference_steps` is where a request does not say."""
+    return _given(_lora_defaults(sent, models).num_inference_steps, model.num_inference_steps)
 
 
-def _hires(sent: RequestInput, model: Model, size: tuple[int, int], steps: int, faults: list[Fault]) -> Hires | None:
-    """By `scale`, or by what is told of width and height: the other then follows the picture's shape."""
-    asked = sent.hires
-    if asked is None:
+def _find_model(sent: str | None, world: World, faults: list[Fault]) -> Model | None:
+    wanted = _given(sent, world.default_model)
+    checkpoints = {name: model for name, model in world.models.items() if model.kind == "checkpoint"}
+    model = checkpoints.get(wanted)
+    if model is None:
+        near = nearest(wanted, checkpoints)
+        known = f"the nearest is {near!r}" if near else f"models: {', '.join(sorted(checkpoints)) or 'none'}"
+        faults.append(Fault(field="model", code="model_not_found", message=f"model {wanted!r} is not here; {known}"))
         return None
-    if sent.image is not None:
-        message = "hires is the second pass of a picture drawn from noise; leave out image, or draw it larger itself"
-        faults.append(Fault(field="hires", code="invalid_value", message=message))
-    if asked.scale is not None and (asked.width is not None or asked.height is not None):
-        message = "hires.scale and hires.width or hires.height exclude one another; send one"
-        faults.append(Fault(field="hires.scale", code="invalid_value", message=message))
-    scale = max(_given(asked.width, 0) / size[0], _given(asked.height, 0) / size[1]) or _given(asked.scale, 2.0)
-    width, height = (_legal(round(side * scale), model) for side in size)
-    return Hires(
-        width=_given(asked.width, width),
-        height=_given(asked.height, height),
-        upscaler=asked.upscaler,
-        strength=asked.strength,
-        steps=_given(asked.steps, steps),
-    )
-
-
-def _preview(sent: PreviewInput | None) -> PreviewUse | None:
-    """None when no step shows one."""
-    if sent is None or not (sent.every_steps or sent.at_steps):
+    if model.state == "invalid":
+        message = f"model {wanted!r} cannot be used: {model.reason}"
+        faults.append(Fault(field="model", code="model_invalid", message=message))
         return None
-    return PreviewUse(every_steps=sent.every_steps, at_steps=tuple(sent.at_steps), max_px=sent.max_px)
+    return model
 
 
 def _kind(sent: RequestInput, faults: list[Fault]) -> str:
@@ -254,6 +240,74 @@ def _legal(size: int, model: Model) -> int:
     return max(model.min_size, (size + multiple // 2) // multiple * multiple)
 
 
+def _check_size(width: int, height: int, model: Model, max_pixels: int, faults: list[Fault], path: str = "") -> None:
+    multiple, least = model.size_multiple, model.min_size
+    near = f"{_legal(width, model)}x{_legal(height, model)}"
+    for name, size in (("width", width), ("height", height)):
+        if size % multiple or size < least:
+            message = f"{path}{name} {size} must be a multiple of {multiple}, {least} or more; try {near}"
+            faults.append(Fault(field=path + name, code="unsupported_size", message=message))
+    if width * height > max_pixels:
+        message = f"{width}x{height} is {width * height} pixels; this server draws at most {max_pixels}"
+        faults.append(Fault(field=f"{path}width", code="unsupported_size", message=message))
+
+
+def _lora_defaults(sent: RequestInput, models: Mapping[str, Model]) -> LoraDefaults:
+    """Of the first LoRA at work that says any."""
+    there = [models[one.name] for one in sent.loras if one.scale and one.name in models]
+    return next((one.lora_defaults for one in there if one.lora_defaults != LoraDefaults()), LoraDefaults())
+
+
+def _check_scheduler(
+    scheduler: str, options: dict[str, Any], steps: int, faults: list[Fault], field: str = "num_inference_steps"
+) -> None:
+    if steps > (most := SCHEDULER_STEPS.get(scheduler, MAX_STEPS)):
+        message = f"scheduler {scheduler!r} runs at most {most} steps; got {steps}"
+        faults.append(Fault(field=field, code="invalid_value", message=message))
+    can = SCHEDULER_OPTIONS[scheduler]
+    for name in options.keys() - can:
+        message = f"scheduler {scheduler!r} cannot do {name}; it can: {', '.join(sorted(can))}"
+        faults.append(Fault(field=f"scheduler_options.{name}", code="unsupported_field", message=message))
+    spacings = [name for name in ("karras_sigmas", "exponential_sigmas", "beta_sigmas") if options.get(name)]
+    if len(spacings) > 1:
+        message = f"{' and '.join(spacings)} exclude one another; send one"
+        faults.append(Fault(field="scheduler_options", code="invalid_value", message=message))
+
+
+def _hires(sent: RequestInput, model: Model, size: tuple[int, int], steps: int, faults: list[Fault]) -> Hires | None:
+    """By `scale`, or by what is told of width and height: the other then follows the picture's shape."""
+    asked = sent.hires
+    if asked is None:
+        return None
+    if sent.image is not None:
+        message = "hires is the second pass of a picture drawn from noise; leave out image, or draw it larger itself"
+        faults.append(Fault(field="hires", code="invalid_value", message=message))
+    if asked.scale is not None and (asked.width is not None or asked.height is not None):
+        message = "hires.scale and hires.width or hires.height exclude one another; send one"
+        faults.append(Fault(field="hires.scale", code="invalid_value", message=message))
+    scale = max(_given(asked.width, 0) / size[0], _given(asked.height, 0) / size[1]) or _given(asked.scale, 2.0)
+    width, height = (_legal(round(side * scale), model) for side in size)
+    return Hires(
+        width=_given(asked.width, width),
+        height=_given(asked.height, height),
+        upscaler=asked.upscaler,
+        strength=asked.strength,
+        steps=_given(asked.steps, steps),
+    )
+
+
+def _check_format(sent: RequestInput, size: tuple[int, int], image: Picture | None, faults: list[Fault]) -> None:
+    """`size`: of what is drawn last. With resize_mode original it is pasted into the image, which keeps its own."""
+    width, height = (image.width, image.height) if image and sent.resize_mode == "original" else size
+    name = sent.output.format
+    most = MAX_SIDE.get(name)
+    if most is not None and max(width, height) > most:
+        message = (
+            f"{name} holds at most {most} px a side, and the picture is {width}x{height}; use png or a smaller size"
+        )
+        faults.append(Fault(field="output.format", code="invalid_value", message=message))
+
+
 def _controlnet(
     sent: ControlNetInput,
     path: str,
@@ -302,17 +356,6 @@ def _controlnet(
     )
 
 
-def own_steps(sent: RequestInput, model: Model, models: Mapping[str, Model]) -> int:
-    """What `num_inference_steps` is where a request does not say."""
-    return _given(_lora_defaults(sent, models).num_inference_steps, model.num_inference_steps)
-
-
-def _lora_defaults(sent: RequestInput, models: Mapping[str, Model]) -> LoraDefaults:
-    """Of the first LoRA at work that says any."""
-    there = [models[one.name] for one in sent.loras if one.scale and one.name in models]
-    return next((one.lora_defaults for one in there if one.lora_defaults != LoraDefaults()), LoraDefaults())
-
-
 def _check_lora(name: str, field: str, model: Model, world: World, faults: list[Fault]) -> None:
     there = [one for one in world.models.values() if one.kind == "lora" and one.state == "ready"]
     # a file that says nothing of its width may fit; loading it decides
@@ -344,69 +387,26 @@ def _list(names: Iterable[str]) -> str:
     return ", ".join(names) or "none"
 
 
-def _webhook(sent: WebhookInput) -> WebhookUse:
-    return WebhookUse(url=sent.url, events=tuple(dict.fromkeys(sent.events)))
-
-
 def _asset(picture: Picture | None) -> str | None:
     return None if picture is None else f"asset:{picture.id}"
 
 
+def _variation(sent: RequestInput) -> Variation | None:
+    """None also for one of no strength: it is the picture itself."""
+    asked = sent.variation
+    return None if asked is None or not asked.strength else Variation(seed=asked.seed, strength=asked.strength)
+
+
+def _webhook(sent: WebhookInput) -> WebhookUse:
+    return WebhookUse(url=sent.url, events=tuple(dict.fromkeys(sent.events)))
+
+
+def _preview(sent: PreviewInput | None) -> PreviewUse | None:
+    """None when no step shows one."""
+    if sent is None or not (sent.every_steps or sent.at_steps):
+        return None
+    return PreviewUse(every_steps=sent.every_steps, at_steps=tuple(sent.at_steps), max_px=sent.max_px)
+
+
 def _given(sent: T | None, otherwise: T) -> T:
     return otherwise if sent is None else sent
-
-
-def _find_model(sent: str | None, world: World, faults: list[Fault]) -> Model | None:
-    wanted = _given(sent, world.default_model)
-    checkpoints = {name: model for name, model in world.models.items() if model.kind == "checkpoint"}
-    model = checkpoints.get(wanted)
-    if model is None:
-        near = nearest(wanted, checkpoints)
-        known = f"the nearest is {near!r}" if near else f"models: {', '.join(sorted(checkpoints)) or 'none'}"
-        faults.append(Fault(field="model", code="model_not_found", message=f"model {wanted!r} is not here; {known}"))
-        return None
-    if model.state == "invalid":
-        message = f"model {wanted!r} cannot be used: {model.reason}"
-        faults.append(Fault(field="model", code="model_invalid", message=message))
-        return None
-    return model
-
-
-def _check_size(width: int, height: int, model: Model, max_pixels: int, faults: list[Fault], path: str = "") -> None:
-    multiple, least = model.size_multiple, model.min_size
-    near = f"{_legal(width, model)}x{_legal(height, model)}"
-    for name, size in (("width", width), ("height", height)):
-        if size % multiple or size < least:
-            message = f"{path}{name} {size} must be a multiple of {multiple}, {least} or more; try {near}"
-            faults.append(Fault(field=path + name, code="unsupported_size", message=message))
-    if width * height > max_pixels:
-        message = f"{width}x{height} is {width * height} pixels; this server draws at most {max_pixels}"
-        faults.append(Fault(field=f"{path}width", code="unsupported_size", message=message))
-
-
-def _check_format(sent: RequestInput, size: tuple[int, int], image: Picture | None, faults: list[Fault]) -> None:
-    """`size`: of what is drawn last. With resize_mode original it is pasted into the image, which keeps its own."""
-    width, height = (image.width, image.height) if image and sent.resize_mode == "original" else size
-    name = sent.output.format
-    most = MAX_SIDE.get(name)
-    if most is not None and max(width, height) > most:
-        message = (
-            f"{name} holds at most {most} px a side, and the picture is {width}x{height}; use png or a smaller size"
-        )
-        faults.append(Fault(field="output.format", code="invalid_value", message=message))
-
-
-def _check_scheduler(
-    scheduler: str, options: dict[str, Any], steps: int, faults: list[Fault], field: str = "num_inference_steps"
-) -> None:
-    if steps > (most := SCHEDULER_STEPS.get(scheduler, MAX_STEPS)):
-        message = f"scheduler {scheduler!r} runs at most {most} steps; got {steps}"
-        faults.append(Fault(field=field, code="invalid_value", message=message))
-    can = SCHEDULER_OPTIONS[scheduler]
-    for name in options.keys() - can:
-        message = f"scheduler {scheduler!r} cannot do {name}; it can: {', '.join(sorted(can))}"
-        faults.append(Fault(field=f"scheduler_options.{name}", code="unsupported_field", message=message))
-    spacings = [name for name in ("karras_sigmas", "exponential_sigmas", "beta_sigmas") if options.get(name)]
-    if len(spacings) > 1:
-        message = f"{' and '.join(spacings)} exclude one another; send one"
-        faults.append(Fault(field="scheduler_options", code="invalid_value", message=message))
