@@ -18,7 +18,7 @@ from mezzotint.engine.engine import Engine
 from mezzotint.engine.meter import HostMeter
 from mezzotint.families import products
 from mezzotint.families.sd import StableDiffusion
-from mezzotint.request import World, resolve
+from mezzotint.resolving import World, resolve
 from mezzotint.schema import parse
 from mezzotint.workers import wire
 

@@ -54,7 +54,7 @@ MUTATIONS = [
     ),
     Mutation(
         name="skip the fsync of pictures",
-        file="store/blobs.py",
+        file="disk.py",
         before="os.fsync(file.fileno())",
         after="pass",
         noticed_by=NAMES,

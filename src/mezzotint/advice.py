@@ -1,17 +1,15 @@
 """What a caller should know of a request that is valid: what of it has no effect, and what would serve better.
 
-Pure rules over facts. Must not refuse anything: what is wrong is a fault, in request.py.
+Pure rules over facts. Must not refuse anything: what is wrong is a fault, in resolving.py.
 """
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mezzotint.catalog import Model
+from mezzotint.request import Request
 from mezzotint.schema import RequestInput
-
-if TYPE_CHECKING:
-    from mezzotint.request import Request
 
 Note = dict[str, Any]
 
@@ -21,7 +19,7 @@ MAX_JPEG_TEXT_BYTES = 50_000  # of both prompts in UTF-16, beside which the rest
 FAR = 4
 
 
-def warnings(sent: RequestInput, request: "Request", model: Model) -> Iterator[Note]:
+def warnings(sent: RequestInput, request: Request, model: Model) -> Iterator[Note]:
     """What will not be as a caller may expect."""
     if _is_far(request, model):
         message = (
@@ -56,7 +54,7 @@ def warnings(sent: RequestInput, request: "Request", model: Model) -> Iterator[N
 
 
 def recommendations(
-    request: "Request", model: Model, models: Mapping[str, Model], resident: frozenset[str]
+    request: Request, model: Model, models: Mapping[str, Model], resident: frozenset[str]
 ) -> Iterator[Note]:
     """What would serve a valid request better. `resident`: models that are loaded where it may run."""
     if _is_far(request, model):
@@ -79,7 +77,7 @@ def recommendations(
         yield _note("model_not_loaded", message, "model")
 
 
-def _is_far(request: "Request", model: Model) -> bool:
+def _is_far(request: Request, model: Model) -> bool:
     return not 1 / FAR <= request.width * request.height / (model.width * model.height) <= FAR
 
 

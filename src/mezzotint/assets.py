@@ -26,6 +26,7 @@ from ulid import ULID
 
 from mezzotint import image_wire as wire
 from mezzotint import preprocessors
+from mezzotint.disk import sync_folder
 from mezzotint.errors import CallerError, Fault, InvalidRequest, MezzotintError, TryLater, not_taken
 from mezzotint.image_handle import DEADLINE_S, ImageChild
 
@@ -278,7 +279,7 @@ class Assets:
         temporary = folder / f".{secrets.token_hex(8)}.tmp"
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            _sync_folder(folder.parent)
+            sync_folder(folder.parent)
             try:
                 os.link(source, temporary, follow_symlinks=False)
             except OSError as error:
@@ -286,7 +287,7 @@ class Assets:
                     raise
                 self._copy(asset_id, temporary)
             temporary.rename(folder / name)
-            _sync_folder(folder)
+            sync_folder(folder)
         except FileNotFoundError as error:
             raise _gone(asset_id) from error
         except OSError as error:
@@ -338,11 +339,3 @@ def _invalid(message: str, field: str | None) -> InvalidRequest:
 def _gone(asset_id: str) -> CallerError:
     message = f"asset {asset_id[:64]!r} is not here; assets that no session uses go after {UNUSED_S / 3600:g} hours"
     return CallerError(message, code="asset_not_found")
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -17,9 +17,9 @@ import msgspec
 import structlog
 
 from mezzotint import failpoints, frames, profiles
+from mezzotint.disk import sync_folder
 from mezzotint.errors import TryLater, not_taken
 from mezzotint.request import Request
-from mezzotint.store.blobs import sync_folder
 from mezzotint.workers.wire import ModelRef
 
 log = structlog.get_logger(__name__)

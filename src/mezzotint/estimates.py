@@ -127,16 +127,6 @@ class Estimates:
             )
             raise InvalidRequest([Fault(field="width", code="over_budget", message=message)])
 
-    def left_s(self, request: Request, device: str, sha256: str) -> float | None:
-        """Seconds that it takes alone on the device, without loading: for orders of work. None: not known."""
-        ref = self._refs.known.get(request.model)
-        if ref is None or ref.sha256 != sha256:
-            return None
-        costs = self._costs(device)
-        share = self._share_of(Busy(request=request), ref, device, costs)
-        found = None if share is None else forecast(share[0], [], [], MAX_ROWS, costs)
-        return None if found is None else found[1]
-
     # ---- time
 
     def _costs(self, device: str) -> Costs:
@@ -148,12 +138,11 @@ class Estimates:
         return self._read[device][1]
 
     async def _share(self, busy: Busy, device: str, costs: Costs) -> tuple[Share, bool] | None:
-        ref = await self._refs.at_once(busy.request.model)
-        return None if ref is None else self._share_of(busy, ref, device, costs)
-
-    def _share_of(self, busy: Busy, ref: ModelRef, device: str, costs: Costs) -> tuple[Share, bool] | None:
         """What is to be done, and whether all of it is measured here. None when some of it cannot be told."""
         request, begun = busy.request, busy.fraction > 0
+        ref = await self._refs.at_once(request.model)
+        if ref is None:
+            return None
         passes = request.passes
         step = self._step(passes[0], ref, device)
         images = request.num_images if busy.images_left is None else max(1, busy.images_left)

@@ -21,6 +21,7 @@ import numpy as np
 from PIL import Image, ImageOps, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
 from mezzotint import image_wire as wire
+from mezzotint.disk import sync_folder, write_new
 from mezzotint.errors import not_taken
 from mezzotint.workers.limits import limit_myself
 
@@ -274,26 +275,18 @@ def _flat(image: Image.Image, background: int) -> Image.Image:
 
 
 def _keep(image: Image.Image, asset_id: str, folder: Path) -> wire.Kept:
-    """Write, fsync, rename, fsync of the folder: once this returns, it would survive a power cut."""
+    """Once this returns, it would survive a power cut."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=1)
     data = buffer.getbuffer()
     temporary = folder / wire.temporary_name(asset_id)
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        with open(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        write_new(temporary, data)
         temporary.rename(folder / wire.file_name(asset_id))
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_folder(folder)
     return wire.Kept(
         width=image.width,
         height=image.height,

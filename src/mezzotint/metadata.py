@@ -13,6 +13,7 @@ from typing import Any
 MAX_TEXT_BYTES = 1 << 20
 MAX_CHUNKS = 10_000
 MAX_IFD_ENTRIES = 256
+MAX_LEVELS = 32  # of JSON
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _IMAGE_DESCRIPTION, _MODEL, _EXIF_IFD, _USER_COMMENT = 0x010E, 0x0110, 0x8769, 0x9286
@@ -168,8 +169,8 @@ def _user_comment(value: bytes) -> str:
     return (text if kind.startswith(b"ASCII") else value).rstrip(b"\0").decode("utf-8", "replace")
 
 
-def shallow_json(text: str, most: int = 32) -> Any:
-    """Decoded; NaN is taken, for ComfyUI writes it. Raises ValueError, also for more than `most` levels."""
+def shallow_json(text: str) -> Any:
+    """Decoded; NaN is taken, for ComfyUI writes it. Raises ValueError, also for more than MAX_LEVELS."""
     depth = deepest = 0
     in_text = escaped = False
     for mark in text:
@@ -182,6 +183,6 @@ def shallow_json(text: str, most: int = 32) -> Any:
             deepest = max(deepest, depth)
         elif mark in "]}":
             depth -= 1
-    if deepest > most:
+    if deepest > MAX_LEVELS:
         raise ValueError("nested too deeply")
     return json.loads(text)

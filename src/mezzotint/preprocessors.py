@@ -69,7 +69,7 @@ def faults(name: str, options: Mapping[str, Any], path: str = "") -> list[Fault]
     return found
 
 
-def size_fault(options: Mapping[str, Any], size: tuple[int, int], path: str = "") -> Fault | None:
+def size_fault(options: Mapping[str, Any], size: tuple[int, int], path: str) -> Fault | None:
     """Whether a picture of this size would be made too large. For options that have no other faults."""
     width, height = brought_to(size, options.get("resolution") or min(size))
     if width * height <= MAX_PIXELS:

@@ -49,7 +49,6 @@ class Reports:
         self._line, self._lives, self._changed = line, lives, changed
         self._retries: set[asyncio.Task[None]] = set()
         self._stopped = False
-        self.stale_messages = 0
 
     async def stop(self) -> None:
         """Give up what could not be written yet; the next start finds those rows running."""
@@ -62,7 +61,6 @@ class Reports:
         live = self._lives.get(getattr(message, "session_id", ""))
         is_theirs = live is not None and live.worker is worker and live.ending is None
         if live is None or not is_theirs or live.session.attempt != getattr(message, "attempt", None):
-            self.stale_messages += 1
             return
         session_id = live.session.id
         match message:

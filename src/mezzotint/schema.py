@@ -1,6 +1,6 @@
 """What a caller may send: `RequestInput`, read from JSON in any of the three spellings, with every fault it has.
 
-Must not know of models or devices: whether a value fits this server is decided in request.py.
+Must not know of models or devices: whether a value fits this server is decided in resolving.py.
 """
 
 import difflib

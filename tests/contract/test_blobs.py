@@ -98,23 +98,10 @@ async def test_a_broken_disk_is_not_called_a_full_one(
 
 
 async def test_bytes_are_synced_before_the_name_and_the_name_before_the_answer(
-    blobs: Blobs, monkeypatch: pytest.MonkeyPatch
+    blobs: Blobs, disk_calls: list[str]
 ) -> None:
-    seen: list[str] = []
-    fsync, rename = os.fsync, Path.rename
-
-    def watched_fsync(descriptor: int) -> None:
-        seen.append("fsync " + ("folder" if os.path.isdir(f"/proc/self/fd/{descriptor}") else "file"))
-        fsync(descriptor)
-
-    def watched_rename(self: Path, target: Path) -> Path:
-        seen.append("rename")
-        return rename(self, target)
-
-    monkeypatch.setattr(os, "fsync", watched_fsync)
-    monkeypatch.setattr(Path, "rename", watched_rename)
     await blobs.put("ses_1", b"a")
-    assert seen == ["fsync folder", "fsync file", "rename", "fsync folder"]
+    assert disk_calls == ["fsync folder", "fsync file", "rename", "fsync folder"]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import pytest
 from mezzotint import astray
 from mezzotint.catalog import Catalog
 from mezzotint.checkpoints import Checkpoints
-from mezzotint.dispatcher import IMAGES_AT_ONCE, TICK_S, Dispatcher
+from mezzotint.dispatcher import IMAGES_AT_ONCE, Dispatcher
 from mezzotint.errors import Conflict
 from mezzotint.events import Events
 from mezzotint.measurements import Measurements
@@ -29,6 +29,8 @@ from mezzotint.workers import wire
 from tests.requests import request
 
 pytestmark = pytest.mark.anyio
+
+QUICK_S = 0.05  # between two looks, for tests that wait for some
 
 
 class Worker:
@@ -142,13 +144,14 @@ async def test_a_session_that_cannot_be_given_to_a_worker_ends_and_lets_the_othe
 async def test_a_clock_that_is_set_expires_nothing(
     tmp_path: Path, random_sd: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("mezzotint.dispatcher.TICK_S", QUICK_S)
     up: list[Worker] = []
     worker = Worker("wrk_1", 1000)
     async with dispatching(tmp_path, random_sd, lambda: up) as dispatcher:
         await dispatcher.accept("ses_1", Resolved(request=request(expires_s=3600.0), warnings=()))
         right = time.time
         monkeypatch.setattr(time, "time", lambda: right() + 7200)
-        await asyncio.sleep(2.5 * TICK_S)
+        await asyncio.sleep(3 * QUICK_S)
         up.append(worker)
         (submit,) = await submits(worker, 1)
         assert submit.session_id == "ses_1"
@@ -157,16 +160,17 @@ async def test_a_clock_that_is_set_expires_nothing(
 async def test_a_session_in_nobodys_hands_is_counted_by_the_second_look(
     tmp_path: Path, random_sd: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(astray, "EVERY_S", TICK_S)
+    monkeypatch.setattr("mezzotint.dispatcher.TICK_S", QUICK_S)
+    monkeypatch.setattr(astray, "EVERY_S", QUICK_S)
     async with dispatching(tmp_path, random_sd, list) as dispatcher:
         for name in ("ses_1", "ses_2"):
             await dispatcher.accept(name, Resolved(request=request(), warnings=()))
-        await asyncio.sleep(4 * TICK_S)
+        await asyncio.sleep(4 * QUICK_S)
         assert dispatcher.astray == 0
         dispatcher._line.leave("ses_1")
         async with asyncio.timeout(20):
             while not dispatcher.astray:
-                await asyncio.sleep(TICK_S)
+                await asyncio.sleep(QUICK_S)
         assert dispatcher._astray.found == {"ses_1"}
 
 

@@ -248,7 +248,7 @@ async def test_whoever_deletes_the_session_is_told_of_its_end_all_the_same(store
         assert receiver.types == ["session.cancelled"]
 
 
-async def test_it_is_told_as_soon_as_it_is_committed(store: Store) -> None:
+async def test_a_change_is_told_as_soon_as_it_is_committed(store: Store) -> None:
     async with receiving() as (receiver, port), sending(store) as webhooks:
         webhooks.start()
         await asyncio.sleep(0.05)

@@ -118,8 +118,15 @@ def is_alive(pid: int) -> bool:
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+def folder() -> Path | None:
+    """The models that `server` serves beside the bundled ones, with `tiny` among them. A module may have its own."""
+    return None
+
+
+@pytest.fixture(scope="module")
+def server(folder: Path | None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """One server for the tests of a module that leave it as they found it."""
-    with RunningServer(tmp_path_factory.mktemp("server") / "data") as running:
+    models = ("--models", str(folder), "--default-model", "tiny") if folder else ()
+    with RunningServer(tmp_path_factory.mktemp("server") / "data", *models) as running:
         running.worker_pid()
         yield running

@@ -384,25 +384,10 @@ async def test_the_child_has_no_secrets_and_no_way_to_more(own: Assets, monkeypa
 # ---- on the disk
 
 
-def test_bytes_are_synced_before_the_name_and_the_name_before_the_answer(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[str] = []
-    fsync, rename = os.fsync, Path.rename
-
-    def watched_fsync(descriptor: int) -> None:
-        seen.append("fsync " + ("folder" if os.path.isdir(f"/proc/self/fd/{descriptor}") else "file"))
-        fsync(descriptor)
-
-    def watched_rename(self: Path, target: Path) -> Path:
-        seen.append("rename")
-        return rename(self, target)
-
-    monkeypatch.setattr(os, "fsync", watched_fsync)
-    monkeypatch.setattr(Path, "rename", watched_rename)
+def test_bytes_are_synced_before_the_name_and_the_name_before_the_answer(tmp_path: Path, disk_calls: list[str]) -> None:
     answer = image_child.answer(wire.Keep(asset_id=ID, role="image"), PNG, tmp_path)
     assert isinstance(answer, wire.Kept)
-    assert seen == ["fsync file", "rename", "fsync folder"]
+    assert disk_calls == ["fsync file", "rename", "fsync folder"]
 
 
 @pytest.mark.parametrize(("number", "code"), [(errno.ENOSPC, "storage_full"), (errno.EIO, "not_ready")])

@@ -100,7 +100,7 @@ def test_names_and_formats_follow_the_flags(tmp_path: Path, server: RunningServe
     assert found == expected
 
 
-def test_json_is_json(tmp_path: Path, server: RunningServer) -> None:
+def test_what_a_command_prints_with_json_can_be_read_by_programs(tmp_path: Path, server: RunningServer) -> None:
     done = run("generate", "x", "--steps", "1", "--json", "--server", server.url, cwd=tmp_path)
     told = json.loads(done.stdout)
     assert told["session"]["state"] == "succeeded"

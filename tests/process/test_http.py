@@ -324,7 +324,9 @@ def test_devices_workers_and_models_show_what_is(server: RunningServer) -> None:
 
 
 def test_a_model_is_known_by_the_picture_beside_it(server: RunningServer) -> None:
-    for model in server.client.models():
+    models = server.client.models()
+    assert models
+    for model in models:
         assert model["thumbnail"] == f"/api/models/{model['id']}/thumbnail"
         answer = http(server, "GET", model["thumbnail"])
         assert answer.headers["content-type"] == "image/png"

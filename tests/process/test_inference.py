@@ -1,7 +1,6 @@
 """Asking before drawing, and drawing many: capabilities, supported types and validation on a real server."""
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,14 +24,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     build_lora(root / "ink.safetensors", root / "tiny", seed=3)
     (root / "ink.json").write_text('{"trigger_words": ["inkstyle"]}')
     return root
-
-
-@pytest.fixture(scope="module")
-def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    data = tmp_path_factory.mktemp("server") / "data"
-    with RunningServer(data, "--models", str(folder), "--default-model", "tiny") as running:
-        running.worker_pid()
-        yield running
 
 
 def get(server: RunningServer, path: str, **headers: str) -> httpx2.Response:

@@ -5,7 +5,6 @@ import base64
 import json
 import re
 import subprocess
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -256,9 +255,9 @@ def test_many_wrong_keys_from_one_address_are_slowed_and_a_right_one_still_opens
 
 
 def test_no_log_line_holds_a_key_or_a_prompt(guarded: Guarded) -> None:
-    guarded.submit(guarded.one, prompt="canary-of-a-prompt")
     guarded.send("GET", "/nope?key=canary-of-a-query", guarded.one)
-    time.sleep(0.1)
+    session_id = guarded.submit(guarded.one, prompt="canary-of-a-prompt")
+    wait_for(lambda: session_id in guarded.server.log.read_text(), 30)
     logged = guarded.server.log.read_text()
     for secret in (guarded.one[12:], "canary-of-a-prompt", "canary-of-a-query"):
         assert secret not in logged

@@ -1,6 +1,5 @@
 """Batches, and every operation by name, on a real server and without one."""
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ import pytest
 from mezzotint.config import load_settings
 from mezzotint.operations.envelope import OPERATIONS
 from mezzotint.server import Mezzotint
-from tests.models import build_sd
 from tests.process.conftest import RunningServer, wait_for
 
 URL = "/api/inference/operations"
@@ -18,18 +16,8 @@ FIVE = {"steps": 2, "width": 16, "height": 16}
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("models")
-    build_sd(root / "tiny")
-    return root
-
-
-@pytest.fixture(scope="module")
-def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    data = tmp_path_factory.mktemp("server") / "data"
-    with RunningServer(data, "--models", str(folder), "--default-model", "tiny") as running:
-        running.worker_pid()
-        yield running
+def folder(random_sd: Path) -> Path:
+    return random_sd
 
 
 def post(server: RunningServer, path: str, body: Any, **headers: str) -> httpx2.Response:

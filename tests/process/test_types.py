@@ -30,14 +30,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-@pytest.fixture(scope="module")
-def server(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    data = tmp_path_factory.mktemp("server") / "data"
-    with RunningServer(data, "--models", str(folder), "--default-model", "tiny") as running:
-        running.worker_pid()
-        yield running
-
-
 def png(image: Image.Image) -> str:
     file = io.BytesIO()
     image.save(file, "PNG")

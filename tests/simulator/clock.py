@@ -10,7 +10,7 @@ import random
 import selectors
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from typing import Any
 from unittest import mock
@@ -105,6 +105,14 @@ def simulated() -> Iterator[None]:
         mock.patch.object(Threads, "_run", _transaction),
     ):
         yield
+
+
+def in_virtual_time(play: Coroutine[Any, Any, None], seed: int = 1) -> None:
+    """One play, to its end."""
+    loop = Loop(0.0, random.Random(seed))
+    with simulated():
+        loop.run_until_complete(play)
+        loop.close()
 
 
 def abandon(loop: Loop, close: Callable[[], Any]) -> None:

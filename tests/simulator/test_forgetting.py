@@ -1,7 +1,6 @@
 """What is forgotten while somebody sets the clock, in virtual time."""
 
 import asyncio
-import random
 import time
 from pathlib import Path
 from unittest import mock
@@ -11,7 +10,7 @@ from mezzotint.retention import DAY_S, PERIOD_S, Retention
 from mezzotint.store.blobs import Blobs
 from mezzotint.store.sql import Store
 from tests.requests import request
-from tests.simulator.clock import Loop, simulated
+from tests.simulator.clock import in_virtual_time
 
 
 def test_a_clock_that_is_years_ahead_for_a_moment_makes_nothing_old(tmp_path: Path) -> None:
@@ -37,7 +36,4 @@ def test_a_clock_that_is_years_ahead_for_a_moment_makes_nothing_old(tmp_path: Pa
         await retention.stop()
         await store.close()
 
-    loop = Loop(0.0, random.Random(1))
-    with simulated():
-        loop.run_until_complete(whole())
-        loop.close()
+    in_virtual_time(whole())

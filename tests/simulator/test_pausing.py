@@ -1,7 +1,6 @@
 """What a pause means while others want something else of its session, in virtual time."""
 
 import asyncio
-import random
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,9 @@ from mezzotint.errors import Conflict, TryLater
 from mezzotint.request import Resolved
 from mezzotint.session import Session, State
 from tests.requests import request
-from tests.simulator.clock import SLOW_DISK_S, Loop, simulated
+from tests.simulator.clock import SLOW_DISK_S, in_virtual_time
 from tests.simulator.server import Server
-from tests.simulator.world import World
+from tests.simulator.world import calm_world
 
 ID = "ses_1"
 
@@ -30,8 +29,7 @@ def play(data: Path, seed: int, whole: Callable[[Server], Coroutine[Any, Any, No
     """With a server on which one session has done some of its steps."""
 
     async def run() -> None:
-        world = World(random.Random(seed))
-        world.echoes = world.bad_starts = 0.0
+        world = calm_world(seed)
         server = Server(data, world, ("cpu:0",))
         await server.start()
         await server.dispatcher.accept(ID, Resolved(request=request(num_inference_steps=60), warnings=()))
@@ -40,10 +38,7 @@ def play(data: Path, seed: int, whole: Callable[[Server], Coroutine[Any, Any, No
         await whole(server)
         await server.stop(0.0)
 
-    loop = Loop(0.0, random.Random(seed))
-    with simulated():
-        loop.run_until_complete(run())
-        loop.close()
+    in_virtual_time(run(), seed=seed)
 
 
 def test_a_cancel_ends_a_session_whose_pause_the_disk_refuses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

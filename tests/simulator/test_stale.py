@@ -1,7 +1,6 @@
 """What a worker says of an attempt that is over, in virtual time: it changes nothing, whatever it is."""
 
 import asyncio
-import random
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +8,10 @@ from mezzotint.request import Resolved
 from mezzotint.session import State, Usage
 from mezzotint.workers import wire
 from tests.requests import request
-from tests.simulator.clock import Loop, simulated
+from tests.simulator.clock import in_virtual_time
 from tests.simulator.server import Server
 from tests.simulator.worker import drawn
-from tests.simulator.world import World
+from tests.simulator.world import calm_world
 
 ID = "ses_1"
 ASKED = request(num_inference_steps=40)
@@ -20,8 +19,7 @@ ASKED = request(num_inference_steps=40)
 
 def test_messages_of_an_earlier_attempt_are_dropped(tmp_path: Path) -> None:
     async def play() -> None:
-        world = World(random.Random(1))
-        world.echoes = world.bad_starts = 0.0
+        world = calm_world()
         server = Server(tmp_path, world, ("cpu:0",))
         await server.start()
         await server.dispatcher.accept(ID, Resolved(request=ASKED, warnings=()))
@@ -60,7 +58,4 @@ def test_messages_of_an_earlier_attempt_are_dropped(tmp_path: Path) -> None:
         assert moves == ["queued", "running", "paused", "queued", "running", "succeeded"]
         await server.stop(0.0)
 
-    loop = Loop(0.0, random.Random(1))
-    with simulated():
-        loop.run_until_complete(play())
-        loop.close()
+    in_virtual_time(play())

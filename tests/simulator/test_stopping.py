@@ -1,7 +1,6 @@
 """A server that stops while its worker still says things, in virtual time."""
 
 import asyncio
-import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,10 +9,10 @@ from mezzotint.request import Resolved
 from mezzotint.session import Usage
 from mezzotint.workers import wire
 from tests.requests import request
-from tests.simulator.clock import Loop, simulated
+from tests.simulator.clock import in_virtual_time
 from tests.simulator.server import Server
 from tests.simulator.worker import PlayedWorker
-from tests.simulator.world import World
+from tests.simulator.world import World, calm_world
 
 IDS = [f"ses_{number}" for number in range(8)]
 ASKED = request(num_inference_steps=1000, num_images=2)
@@ -24,8 +23,7 @@ def stopped(data: Path, says: Callable[[World, PlayedWorker], None]) -> dict[str
     found: dict[str, str] = {}
 
     async def play() -> None:
-        world = World(random.Random(1))
-        world.echoes = world.bad_starts = 0.0
+        world = calm_world()
         server = Server(data, world, ("cpu:0",))
         await server.start()
         for session_id in IDS:
@@ -47,10 +45,7 @@ def stopped(data: Path, says: Callable[[World, PlayedWorker], None]) -> dict[str
         left = asyncio.all_tasks() - {asyncio.current_task()}
         assert not left
 
-    loop = Loop(0.0, random.Random(1))
-    with simulated():
-        loop.run_until_complete(play())
-        loop.close()
+    in_virtual_time(play())
     return found
 
 

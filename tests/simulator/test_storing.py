@@ -1,7 +1,6 @@
 """What becomes of a picture that the disk does not take, in virtual time."""
 
 import asyncio
-import random
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -12,9 +11,9 @@ from mezzotint.request import Resolved
 from mezzotint.session import Session, State, Usage
 from mezzotint.workers import wire
 from tests.requests import request
-from tests.simulator.clock import SLOW_DISK_S, Loop, simulated
+from tests.simulator.clock import SLOW_DISK_S, in_virtual_time
 from tests.simulator.server import Server
-from tests.simulator.world import World
+from tests.simulator.world import calm_world
 
 ID = "ses_1"
 
@@ -24,8 +23,7 @@ class Storing:
 
     def __init__(self, data: Path, pictures: int) -> None:
         self.pictures = pictures
-        self.world = World(random.Random(1))
-        self.world.echoes = self.world.bad_starts = 0.0
+        self.world = calm_world()
         self.server = Server(data, self.world, ("cpu:0",))
 
     async def begin(self) -> None:
@@ -48,17 +46,14 @@ class Storing:
         return session, self.world.now - began
 
 
-def in_virtual_time(data: Path, play: Callable[[Storing], Awaitable[None]], pictures: int = 2) -> None:
+def while_storing(data: Path, play: Callable[[Storing], Awaitable[None]], pictures: int = 2) -> None:
     async def whole() -> None:
         storing = Storing(data, pictures)
         await storing.begin()
         await play(storing)
         await storing.server.stop(0.0)
 
-    loop = Loop(0.0, random.Random(1))
-    with simulated():
-        loop.run_until_complete(whole())
-        loop.close()
+    in_virtual_time(whole())
 
 
 @pytest.mark.parametrize("pictures", [1, 2])  # the last is recorded with the end
@@ -69,11 +64,11 @@ def test_a_picture_waits_for_a_full_disk(tmp_path: Path, pictures: int) -> None:
         assert (ended.state, len(ended.images), ended.attempt) == (State.SUCCEEDED, pictures, 1)
         assert ended.spans["storing"] >= STORING_S / 2
 
-    in_virtual_time(tmp_path, play, pictures)
+    while_storing(tmp_path, play, pictures)
 
 
 @pytest.mark.parametrize("pictures", [1, 2])
-def test_but_not_for_ever(tmp_path: Path, pictures: int) -> None:
+def test_a_picture_for_which_the_disk_stays_full_fails_its_session(tmp_path: Path, pictures: int) -> None:
     async def play(storing: Storing) -> None:
         ended, after_s = await storing.end()
         assert ended.state is State.FAILED
@@ -81,14 +76,13 @@ def test_but_not_for_ever(tmp_path: Path, pictures: int) -> None:
         assert (ended.error.code, ended.error.phase, ended.error.retryable) == ("storage_full", "storing", True)
         assert STORING_S - 2.0 <= after_s <= STORING_S + 2.0
 
-    in_virtual_time(tmp_path, play, pictures)
+    while_storing(tmp_path, play, pictures)
 
 
 @pytest.mark.parametrize("given_up", [False, True])
 def test_the_last_picture_ends_well_only_what_lost_none_before(tmp_path: Path, given_up: bool) -> None:
     async def whole() -> None:
-        world = World(random.Random(1))
-        world.echoes = world.bad_starts = 0.0
+        world = calm_world()
         server = Server(tmp_path, world, ("cpu:0",))
         await server.start()
         asked = request(num_images=2, num_inference_steps=100_000)
@@ -115,10 +109,7 @@ def test_the_last_picture_ends_well_only_what_lost_none_before(tmp_path: Path, g
         assert ended.usage.steps_run == 9
         await server.stop(0.0)
 
-    loop = Loop(0.0, random.Random(1))
-    with simulated():
-        loop.run_until_complete(whole())
-        loop.close()
+    in_virtual_time(whole())
 
 
 def test_a_cancel_does_not_wait_for_the_disk(tmp_path: Path) -> None:
@@ -128,10 +119,10 @@ def test_a_cancel_does_not_wait_for_the_disk(tmp_path: Path) -> None:
         assert ended.state is State.CANCELLED
         assert after_s <= AGAIN_S + SLOW_DISK_S
 
-    in_virtual_time(tmp_path, play)
+    while_storing(tmp_path, play)
 
 
-def test_a_worker_that_is_lost_meanwhile_costs_nothing(tmp_path: Path) -> None:
+def test_a_worker_that_is_lost_while_the_disk_is_full_costs_nothing(tmp_path: Path) -> None:
     async def play(storing: Storing) -> None:
         await asyncio.sleep(1.0)
         storing.world.workers[0].die()
@@ -140,4 +131,4 @@ def test_a_worker_that_is_lost_meanwhile_costs_nothing(tmp_path: Path) -> None:
         ended, _ = await storing.end()
         assert (ended.state, len(ended.images), ended.attempt) == (State.SUCCEEDED, 2, 1)
 
-    in_virtual_time(tmp_path, play)
+    while_storing(tmp_path, play)

@@ -3,8 +3,7 @@
 import asyncio
 import contextlib
 import errno
-import random
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +23,9 @@ from mezzotint.workers.base import (
     Supervisor,
 )
 from tests.requests import request
-from tests.simulator.clock import Loop, simulated
+from tests.simulator.clock import in_virtual_time
 from tests.simulator.worker import MODEL, STEP, PlayedWorker
-from tests.simulator.world import World
+from tests.simulator.world import calm_world
 
 DEVICE = "cpu:0"
 
@@ -42,8 +41,7 @@ class Rig:
         keeps_spare: bool = False,
         free_memory: Callable[[], int] = lambda: 0,
     ) -> None:
-        self.world = World(random.Random(1))
-        self.world.bad_starts = 0.0
+        self.world = calm_world()
         self.measurements = Measurements(cache, 1, keep=False)
         self.supervisor = Supervisor(
             devices,
@@ -84,13 +82,6 @@ class Rig:
         yield self.world.workers[0]
         await self.supervisor.stop()
         assert not self.world.workers
-
-
-def in_virtual_time(play: Coroutine[Any, Any, None]) -> None:
-    loop = Loop(0.0, random.Random(1))
-    with simulated():
-        loop.run_until_complete(play)
-        loop.close()
 
 
 @pytest.mark.parametrize(

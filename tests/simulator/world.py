@@ -104,3 +104,10 @@ class World:
         """The server has gone, and with it what it was handed in so many seconds before."""
         self._lost.append((now - lost_s, now))
         self.workers.clear()
+
+
+def calm_world(seed: int = 1) -> World:
+    """One in which nothing goes wrong by itself."""
+    world = World(random.Random(seed))
+    world.echoes = world.bad_starts = 0.0
+    return world

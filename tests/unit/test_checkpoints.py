@@ -104,7 +104,7 @@ async def test_what_memory_does_not_hold_is_read_from_disk(tmp_path: Path) -> No
     assert kept._bytes <= 25
 
 
-async def test_one_too_large_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_state_that_is_too_large_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checkpoints, "MAX_STATE_BYTES", 10)
     kept = Checkpoints(tmp_path)
     kept.keep(ID, one(1, state=b"x" * 11))

@@ -65,7 +65,7 @@ def test_models_of_which_too_little_is_known_are_not_drawn_on() -> None:
     assert [found.seconds(work) for work in begun] == [None, None]
 
 
-def test_nothing_is_invented() -> None:
+def test_work_unlike_all_that_was_measured_has_no_cost() -> None:
     assert costs().seconds(STEP) is None
     found = costs((STEP, 0.5))
     for other in (

@@ -26,7 +26,7 @@ from mezzotint.catalog import Model
 from mezzotint.errors import STATUS, ErrorInfo, Fault, InvalidRequest, MezzotintError
 from mezzotint.facts import LoraDefaults
 from mezzotint.families.table import SCHEDULER_OPTIONS, SCHEDULERS
-from mezzotint.request import own_steps
+from mezzotint.resolving import own_steps
 from mezzotint.schema import parse
 from mezzotint.session import ImageRecord, State
 from tests.requests import request, session

@@ -1,197 +1,18 @@
 """The step loop over a toy family: who shares a call, what is told, and what one session's fault does to the others."""
 
-import gc
-import threading
-import weakref
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import diffusers
 import msgspec
 import pytest
-import torch
 from torch import Tensor
 
-from mezzotint.engine.engine import Engine
-from mezzotint.engine.telling import Event
-from mezzotint.families.base import Conditioning, ControlNet, Executor, Family, Prompt, Rows
-from mezzotint.families.lora import Lora
-from mezzotint.request import Hires, LoraUse, PreviewUse, Request
+from mezzotint.families.base import Executor, Rows
+from mezzotint.request import Hires, PreviewUse
 from mezzotint.workers import wire
 from tests.requests import request
-
-
-class Toy:
-    """Multiplies. Counts what the engine asks of it."""
-
-    latent_channels = 4
-    vae_factor = 2
-    device = torch.device("cpu")
-    inpaints = False
-    bytes = 10
-
-    def __init__(self) -> None:
-        self.executor = Executor()
-        self.scheduler_config: dict[str, Any] = {"num_train_timesteps": 1000, "clip_sample": False}
-        self.calls: list[int] = []  # rows of each
-        self.encoded: list[str] = []
-        self.read: list[str] = []  # adapters
-        self.loras: list[Lora] = []
-        self.room = 1000  # rows that memory holds
-        self.encode_error: Exception | None = None
-        self.decode_error: BaseException | None = None
-        self.wrong: dict[str, Exception] = {}  # texts whose rows fail every call that they are in
-        self.endless: str | None = None  # text whose rows come out as no numbers
-
-    def pack(self) -> None:
-        pass
-
-    def windows(self, text: str, syntax: str) -> int:
-        return 1 + len(text) // 100
-
-    def encode(self, prompts: Sequence[Prompt]) -> list[Conditioning]:
-        if self.encode_error is not None:
-            raise self.encode_error
-        self.encoded += [prompt.text for prompt in prompts]
-        return [
-            Conditioning(hidden=torch.full((prompt.windows, 2), _told(prompt.text)), windows=prompt.windows, cut=False)
-            for prompt in prompts
-        ]
-
-    def predict(self, rows: Rows) -> Tensor:
-        if len(rows.latents) > self.room:
-            raise MemoryError
-        for text, error in self.wrong.items():
-            if (rows.hidden == _told(text)).any():
-                raise error
-        self.calls.append(len(rows.latents))
-        assert len(rows.latents) == len(rows.timesteps) == len(rows.hidden)
-        endless = None if self.endless is None else (rows.hidden == _told(self.endless)).any(dim=(1, 2))
-        return rows.latents * 0.1 if endless is None else torch.where(endless[:, None, None, None], torch.inf, 0.1)
-
-    def encode_pixels(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        raise NotImplementedError
-
-    def load_lora(self, path: Path) -> Lora:
-        self.read.append(path.name)
-        if path.name == "broken":
-            raise ValueError("it fits nothing")
-        self.loras.append(Lora(parts={}))
-        return self.loras[-1]
-
-    def load_controlnet(self, path: Path) -> ControlNet:
-        raise NotImplementedError
-
-    def decode(self, latents: Tensor) -> Tensor:
-        if self.decode_error is not None:
-            raise self.decode_error
-        return torch.zeros(len(latents), latents.shape[2] * 2, latents.shape[3] * 2, 3, dtype=torch.uint8)
-
-
-def _told(text: str) -> float:
-    """A number for each text."""
-    return float(int.from_bytes(text.encode()) % 8191)
-
-
-BUDGET = 20  # bytes: two toys
-
-
-def ref(name: str, kind: str = "checkpoint") -> wire.ModelRef:
-    return wire.ModelRef(id=name, kind=kind, family="sd", path=name, bytes=1, sha256=name)
-
-
-class ToyMeter:
-    def start(self, *, exactly: bool = False) -> int:
-        return 400
-
-    def peak(self) -> int:
-        return 1000
-
-
-class Rig:
-    def __init__(self, load_error: Exception | None = None) -> None:
-        self.toy = self.served = Toy()
-        self.encoded_with: dict[str, tuple[str, str]] = {}
-        self.loads: list[str] = []
-        self.now = 0.0
-
-        self.slow: dict[str, threading.Event] = {}  # models whose load waits for that
-
-        def load(model: wire.ModelRef) -> Family:
-            self.loads.append(model.id)
-            if model.id in self.slow:
-                assert self.slow[model.id].wait(10)
-            if load_error is not None:
-                raise load_error
-            return self.served
-
-        def clock() -> float:
-            self.now += 0.001
-            return self.now
-
-        self.encode_error: Exception | None = None
-
-        def encode(pixels: Tensor, submit: wire.Submit, index: int) -> tuple[bytes, bytes]:
-            if self.encode_error is not None:
-                raise self.encode_error
-            self.encoded_with[submit.session_id] = (submit.model.executor, submit.model.dtype)
-            return b"picture", b"thumbnail"
-
-        self.engine = Engine(load, encode, clock, meter=ToyMeter(), budget_bytes=BUDGET, max_rows=8)
-        self.told: list[Event] = []
-
-    def submit(
-        self,
-        session_id: str,
-        asked: Request | None = None,
-        *,
-        model: str = "tiny",
-        loras: tuple[str, ...] = (),
-        done: tuple[int, ...] = (),
-        states: Mapping[int, bytes] | None = None,
-    ) -> None:
-        asked = asked or request(loras=tuple(LoraUse(name=name, scale=1.0) for name in loras))
-        refs = tuple(ref(name, "lora") for name in loras)
-        submit = wire.Submit(session_id=session_id, attempt=1, request=asked, model=ref(model), loras=refs, done=done)
-        self.engine.submit(submit, states or {})
-
-    def load(self, model: wire.ModelRef) -> None:
-        """Beside what runs, to its end."""
-        self.engine.ask(wire.Load(model=model))
-        self.step()
-        while self.engine.loading is not None:
-            self.step()
-
-    def step(self, times: int = 1) -> None:
-        for _ in range(times):
-            self.told += self.engine.step()
-
-    def states(self, session_id: str) -> dict[int, bytes]:
-        """The newest of each image."""
-        return {
-            one.index: blob
-            for one, blob in self.told
-            if isinstance(one, wire.Checkpoint) and one.session_id == session_id
-        }
-
-    def run(self) -> None:
-        for _ in range(10_000):
-            if self.engine.idle:
-                return
-            self.step()
-        raise AssertionError("the engine does not come to an end")
-
-    def of(self, session_id: str, kind: type) -> list[Any]:
-        return [one for one, _ in self.told if isinstance(one, kind) and one.session_id == session_id]  # type: ignore[union-attr]
-
-    @property
-    def measured(self) -> list[wire.Measured]:
-        return [one for told, _ in self.told if isinstance(told, wire.Findings) for one in told.measured]
-
-    def outcome(self, session_id: str) -> str:
-        (ended,) = self.of(session_id, wire.Ended)
-        return str(ended.outcome if ended.error is None else ended.error.code)
+from tests.unit.toys import Rig, Toy
 
 
 @pytest.fixture
@@ -285,28 +106,6 @@ def test_sessions_that_share_the_time_for_showing_take_turns(rig: Rig) -> None:
     assert 4 <= sum(counts) < 4 * 10, "else there was time for all"
 
 
-def test_a_paused_session_tells_its_state_and_is_gone_and_goes_on_from_it(rig: Rig) -> None:
-    rig.submit("a", request(num_inference_steps=6, num_images=2))
-    rig.submit("b", request(num_inference_steps=6))
-    while not any(one.step == 3 for one in rig.of("a", wire.Progress)):
-        rig.step()
-    rig.engine.pause("a", 2)  # another attempt's
-    rig.engine.pause("nobody", 1)
-    rig.engine.pause("a", 1)
-    rig.step()
-    (paused,) = rig.of("a", wire.Paused)
-    assert paused.usage.steps_run == 6
-    states = rig.states("a")
-    assert states.keys() == {0, 1}
-    rig.run()
-    assert (rig.outcome("b"), rig.of("a", wire.Ended)) == ("succeeded", [])
-    again = Rig()
-    again.submit("a", request(num_inference_steps=6, num_images=2), states=states)
-    again.run()
-    assert again.of("a", wire.Progress)[0].step == 4
-    assert again.of("a", wire.Ended)[0].usage.steps_run == 6
-
-
 def test_each_piece_of_work_is_measured_and_its_memory_once(rig: Rig) -> None:
     for name in ("a", "b"):
         rig.submit(name, request(num_inference_steps=2, guidance_scale=1.0))
@@ -350,74 +149,6 @@ def test_what_memory_does_not_hold_is_told(rig: Rig) -> None:
     rig.run()
     (told,) = [one for one in rig.measured if not one.held]
     assert (told.work.what, told.work.rows, told.seconds) == ("step", 2, None)
-
-
-def test_loading_is_told_before_it_is_done(rig: Rig) -> None:
-    rig.slow["tiny"] = threading.Event()
-    rig.submit("a")
-    rig.step(3)
-    assert ([one.phase for one in rig.of("a", wire.Phase)], rig.engine.resident) == (["loading"], ())
-    assert rig.engine.loading is not None
-    assert rig.engine.loading[0].what == "load"
-    rig.slow["tiny"].set()
-    rig.run()
-    assert (rig.outcome("a"), rig.loads) == ("succeeded", ["tiny"])
-
-
-def test_while_one_model_loads_the_sessions_of_another_come_to_their_end(rig: Rig) -> None:
-    rig.load(ref("tiny"))
-    rig.slow["large"] = threading.Event()
-    rig.submit("waits", model="large")
-    rig.submit("runs", request(num_inference_steps=5))
-    for _ in range(100):
-        rig.step()
-        if rig.of("runs", wire.Ended):
-            break
-    assert rig.outcome("runs") == "succeeded"
-    beside = [one for one in rig.measured if one.work.what == "step"]
-    assert len(beside) == 5
-    assert not any(one.seconds or one.extra_bytes for one in beside), "they say nothing of a step alone"
-    error = rig.engine.unload("large")
-    assert error is not None
-    assert error.code == "model_in_use"
-    rig.slow["large"].set()
-    rig.run()
-    assert rig.outcome("waits") == "succeeded"
-    loads = [one for one in rig.measured if one.work.what == "load"]
-    (load,) = [one for one in loads if one.work.model == ref("large").sha256]
-    assert load.seconds
-
-
-def test_a_load_for_which_there_is_no_thread_to_be_had_is_one_that_memory_does_not_hold(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def none_left(self: threading.Thread) -> None:
-        raise RuntimeError("can't start new thread")
-
-    with monkeypatch.context() as broken:
-        broken.setattr(threading.Thread, "start", none_left)
-        rig.submit("a")
-        rig.run()
-    assert rig.outcome("a") == "out_of_memory"
-    rig.submit("b")
-    rig.run()
-    assert rig.outcome("b") == "succeeded"
-
-
-def test_a_load_whose_session_is_cancelled_serves_the_next_one_and_its_failure_nobody() -> None:
-    for error, outcome in ((None, "succeeded"), (ValueError("shapes"), "model_invalid")):
-        rig = Rig(load_error=error)
-        rig.slow["tiny"] = threading.Event()
-        rig.submit("gone")
-        rig.step()
-        rig.engine.cancel("gone", 1)
-        rig.step()
-        assert rig.outcome("gone") == "cancelled"
-        rig.submit("next")
-        rig.step()
-        rig.slow["tiny"].set()
-        rig.run()
-        assert (rig.outcome("next"), rig.loads) == (outcome, ["tiny"] * (2 if error else 1))
 
 
 def test_a_late_arrival_joins_the_running_batch_and_leaves_it_earlier(rig: Rig) -> None:
@@ -531,19 +262,6 @@ def test_progress_is_that_of_the_lowest_unfinished_image(rig: Rig) -> None:
     assert len(rig.of("a", wire.ImageDone)) == 6
 
 
-@pytest.mark.parametrize(
-    ("error", "code"),
-    [(ValueError("shapes"), "model_invalid"), (MemoryError(), "out_of_memory")],
-    ids=["broken", "memory"],
-)
-def test_a_model_that_cannot_be_loaded_fails_its_session_only(error: Exception, code: str) -> None:
-    rig = Rig(load_error=error)
-    rig.submit("a")
-    rig.run()
-    assert rig.outcome("a") == code
-    assert "shapes" not in rig.of("a", wire.Ended)[0].error.message
-
-
 def test_a_text_that_cannot_be_encoded_is_not_blamed_on_the_model_just_loaded(rig: Rig) -> None:
     rig.toy.encode_error = RuntimeError("a bug")
     rig.submit("a", loras=("ink",))
@@ -570,65 +288,6 @@ def test_no_memory_for_decoding_is_told_as_that(rig: Rig) -> None:
     assert rig.outcome("a") == "out_of_memory"
 
 
-def test_the_least_recently_used_model_makes_room(rig: Rig) -> None:
-    names = ["m0", "m1", "m2"]
-    for name in names:
-        rig.submit(name, request(num_inference_steps=1), model=name)
-        rig.run()
-    assert list(rig.engine.resident) == names[1:]
-    rig.submit("again", request(num_inference_steps=1), model=names[-1])
-    rig.run()
-    assert rig.loads == names
-
-
-def test_what_a_waiting_session_needs_stays_loaded(rig: Rig) -> None:
-    for name in ("m0", "m1"):
-        rig.submit(name, request(num_inference_steps=1), model=name)
-        rig.run()
-    rig.submit("new", request(num_inference_steps=1), model="m2")
-    rig.submit("old", request(num_inference_steps=1), model="m0")  # m0 is the least recently used, but needed
-    rig.run()
-    assert rig.loads == ["m0", "m1", "m2"]
-
-
-def test_adapters_are_read_once_and_go_with_their_model(rig: Rig) -> None:
-    rig.submit("a", loras=("ink", "fog"))
-    rig.submit("b", loras=("fog",))
-    rig.run()
-    assert sorted(rig.toy.read) == ["fog", "ink"]
-    for name in ("m1", "m2"):
-        rig.submit(name, request(num_inference_steps=1), model=name)
-        rig.run()
-    rig.submit("c", loras=("fog",))
-    rig.run()
-    assert rig.loads.count("tiny") == 2
-    assert rig.toy.read[2:] == ["fog"]
-
-
-def test_an_adapter_that_made_room_is_let_go_of_altogether(rig: Rig) -> None:
-    rig.submit("a", loras=("ink",))
-    rig.run()
-    read = weakref.ref(rig.toy.loras[0])
-    rig.toy.loras.clear()
-    assert read() is not None
-    for name in ("m1", "m2"):
-        rig.submit(name, request(num_inference_steps=1), model=name)
-        rig.run()
-    gc.collect()
-    assert read() is None, "nothing that is cached may hold its tensors"
-
-
-def test_an_adapter_that_does_not_fit_fails_its_session_and_says_why(rig: Rig) -> None:
-    rig.submit("good")
-    rig.submit("bad", loras=("broken",))
-    rig.run()
-    (ended,) = rig.of("bad", wire.Ended)
-    assert ended.error.code == "model_invalid"
-    assert "lora 'broken'" in ended.error.message
-    assert "it fits nothing" in ended.error.message
-    assert rig.outcome("good") == "succeeded"
-
-
 def test_a_deterministic_session_runs_in_the_plain_twin_and_others_do_not(rig: Rig) -> None:
     fast = Toy()
     fast.executor = Executor(name="openvino", dtype="bfloat16", twin=rig.toy)
@@ -643,29 +302,6 @@ def test_a_deterministic_session_runs_in_the_plain_twin_and_others_do_not(rig: R
     assert rig.encoded_with == {"any": ("openvino", "bfloat16"), "exact": ("torch", "float32")}
 
 
-def test_a_model_loaded_otherwise_takes_the_place_of_the_same_one_that_nobody_uses(rig: Rig) -> None:
-    plain = ref("tiny")
-    rig.load(plain)
-    rig.submit("old")
-    rig.step(3)
-    rig.load(msgspec.structs.replace(ref("tiny"), executor="openvino"))
-    assert rig.loads == ["tiny"] * 2
-    assert rig.engine.resident == ("tiny",)
-    rig.run()
-    assert rig.outcome("old") == "succeeded", "it keeps what it began with"
-    rig.submit("again")
-    rig.run()
-    assert rig.loads == ["tiny"] * 2
-
-
-def test_a_load_ahead_that_fails_is_told_to_the_session_that_needs_it() -> None:
-    rig = Rig(load_error=ValueError("shapes"))
-    rig.load(ref("tiny"))
-    rig.submit("a")
-    rig.run()
-    assert rig.outcome("a") == "model_invalid"
-
-
 def test_two_models_take_turns(rig: Rig) -> None:
     for name in ("m0", "m1"):
         rig.submit(name, request(num_inference_steps=20), model=name)
@@ -674,80 +310,6 @@ def test_two_models_take_turns(rig: Rig) -> None:
     both = order[order.index("m1") :]
     runs = [len(part) for part in "".join(name[1] for name in both).replace("01", "0 1").replace("10", "1 0").split()]
     assert max(runs[:20]) <= 2
-
-
-def test_checkpoints_are_told_now_and_then_and_only_of_what_moved(rig: Rig) -> None:
-    rig.submit("a", request(num_inference_steps=20, num_images=6, guidance_scale=5.0))  # twelve rows, eight a call
-    rig.step(3)
-    assert sorted(rig.states("a")) == [0, 1, 2, 3], "after the first call, of those that were in it"
-    rig.told.clear()
-    rig.step()
-    assert rig.states("a") == {}
-    rig.now += 0.25
-    rig.step()
-    found = rig.of("a", wire.Checkpoint)
-    assert {one.index for one in found} <= set(range(6))
-    assert all(one.step > 0 for one in found)
-
-
-def test_a_session_goes_on_from_its_checkpoint_and_says_how_much_that_saved(rig: Rig) -> None:
-    asked = request(num_inference_steps=10, scheduler="euler_ancestral", num_images=2)
-    rig.submit("a", asked)
-    rig.step(6)
-    rig.now += 1
-    rig.step()
-    step = rig.of("a", wire.Checkpoint)[-1].step
-    kept = {0: rig.states("a")[0]}
-    rig.run()
-    told = rig.of("a", wire.Ended)[0].usage
-    assert (told.steps_run, told.steps_resumed) == (20, 0)
-
-    again = Rig()
-    again.submit("a", asked, states=kept)
-    again.run()
-    assert again.outcome("a") == "succeeded"
-    usage = again.of("a", wire.Ended)[0].usage
-    assert 0 < usage.steps_resumed == step < 10
-    assert usage.steps_run == 20 - step
-    assert [one.index for one in again.of("a", wire.ImageDone)] == [0, 1]
-
-
-def test_images_that_are_stored_are_not_drawn_again(rig: Rig) -> None:
-    rig.submit("a", request(num_inference_steps=4, num_images=3), done=(0, 2))
-    rig.run()
-    assert [one.index for one in rig.of("a", wire.ImageDone)] == [1]
-    usage = rig.of("a", wire.Ended)[0].usage
-    assert (usage.steps_run, usage.steps_resumed) == (4, 8)
-    assert [(one.done, one.total) for one in rig.of("a", wire.Progress)][-1] == (12, 12)
-
-
-def test_a_session_whose_images_are_all_stored_only_ends(rig: Rig) -> None:
-    rig.submit("a", request(num_images=2), done=(0, 1))
-    rig.run()
-    assert (rig.outcome("a"), rig.loads, rig.toy.calls) == ("succeeded", [], [])
-
-
-def test_an_image_that_is_denoised_is_only_decoded(rig: Rig) -> None:
-    asked = request(num_inference_steps=3)
-    rig.submit("a", asked)
-    rig.now -= 1
-    for _ in range(5):
-        rig.now += 1
-        rig.step()
-    states = rig.states("a")
-    again = Rig()
-    again.submit("a", asked, states=states)
-    again.run()
-    assert (again.outcome("a"), again.toy.calls) == ("succeeded", [])
-    assert "decoding" in [one.phase for one in again.of("a", wire.Phase)]
-
-
-def test_a_checkpoint_that_cannot_be_read_costs_steps_and_a_warning(rig: Rig) -> None:
-    rig.submit("a", request(num_inference_steps=4), states={0: b"torn"})
-    rig.run()
-    assert rig.outcome("a") == "succeeded"
-    assert [one.code for one in rig.of("a", wire.Warned)] == ["checkpoint_unreadable"]
-    assert rig.of("a", wire.Ended)[0].usage.steps_run == 4
 
 
 def test_what_a_call_is_in_can_be_asked_of_while_it_is_in_it() -> None:
@@ -831,11 +393,3 @@ def test_a_preview_that_fails_costs_the_previews_only(rig: Rig) -> None:
     assert rig.outcome("a") == "succeeded"
     assert [one.code for one in rig.of("a", wire.Warned)] == ["preview_failed"]
     assert rig.of("a", wire.Preview) == []
-
-
-def test_what_is_paused_before_it_is_prepared_ran_no_step(rig: Rig) -> None:
-    rig.submit("a", request(num_images=2, num_inference_steps=5), done=(0,))
-    rig.engine.pause("a", 1)
-    rig.step()
-    (paused,) = rig.of("a", wire.Paused)
-    assert (paused.usage.steps_run, paused.usage.steps_resumed) == (0, 5)

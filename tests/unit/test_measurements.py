@@ -50,7 +50,7 @@ def test_what_was_learned_outlives_the_process_and_goes_to_the_next_worker(tmp_p
     assert Measurements(tmp_path, 3, keep=True).of("cpu:0") == {}, "with other threads other times hold"
 
 
-def test_it_is_written_only_where_it_is_to_be_kept(tmp_path: Path) -> None:
+def test_measurements_are_written_only_where_they_are_to_be_kept(tmp_path: Path) -> None:
     learned(tmp_path, measured(), keep=False).close()
     assert not list(tmp_path.iterdir())
 
@@ -70,7 +70,7 @@ def test_a_spoilt_file_is_left_out_with_a_warning_and_replaced(tmp_path: Path, c
     assert [path.name for path in file.parent.iterdir()] == [file.name], "no draft is left"
 
 
-def test_it_stays_bounded(tmp_path: Path) -> None:
+def test_of_more_kinds_of_work_than_are_kept_the_oldest_go(tmp_path: Path) -> None:
     works = [msgspec.structs.replace(STEP, rows=rows) for rows in range(measurements.MAX_POINTS + 2)]
     found = learned(tmp_path, *map(measured, works))
     assert list(found.of("cpu:0")) == works[2:]

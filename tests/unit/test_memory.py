@@ -32,7 +32,7 @@ def test_weights_that_cannot_be_read_count_nothing_until_their_loading_says_why(
     assert loaded_bytes(path, torch.float32) == 0
 
 
-def test_copies_count_too(tmp_path: Path) -> None:
+def test_the_packed_copies_of_weights_count_as_memory_too(tmp_path: Path) -> None:
     path = build_sd(tmp_path / "tiny")
     plain = StableDiffusion(path, torch.device("cpu"), torch.float32)
     loaded = plain.bytes

@@ -24,7 +24,9 @@ def place(device: str, **changes: Any) -> Place:
         ({}, {}, "cuda:0"),
     ],
 )
-def test_the_best_place(first: dict[str, Any], second: dict[str, Any], wins: str) -> None:
+def test_the_place_with_the_model_wins_then_the_idlest_then_the_fastest(
+    first: dict[str, Any], second: dict[str, Any], wins: str
+) -> None:
     places = [place("cuda:0", **first), place("cuda:1", **second)]
     assert best("m", places).device == wins
     assert best("m", reversed(places)).device == wins

@@ -28,18 +28,18 @@ def catalog(tmp_path_factory: pytest.TempPathFactory) -> Catalog:
     ],
     ids=str,
 )  # fmt: skip
-def test_what_cannot_be_is_refused(catalog: Catalog, body: Any) -> None:
+def test_a_setting_that_no_request_could_have_is_refused(catalog: Catalog, body: Any) -> None:
     with pytest.raises(InvalidRequest):
         check(body, catalog.models[BUNDLED_MODEL], catalog.models.values(), 1 << 22)
 
 
-def test_any_spelling_is_read(catalog: Catalog) -> None:
+def test_settings_of_a_model_are_read_in_any_spelling(catalog: Catalog) -> None:
     model = catalog.models[BUNDLED_MODEL]
     found = check({"NumInferenceSteps": 5, "guidanceScale": 3}, model, [model], 1 << 22)
     assert found == {"num_inference_steps": 5, "guidance_scale": 3}
 
 
-def test_they_outlive_a_restart_and_null_takes_them_back(tmp_path: Path) -> None:
+def test_settings_of_a_model_outlive_a_restart_and_null_takes_them_back(tmp_path: Path) -> None:
     file = tmp_path / "settings.json"
     catalog = Catalog([], tmp_path / "cache", Preferences(file))
     catalog.scan()

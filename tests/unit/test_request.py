@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from mezzotint import advice
 from mezzotint.catalog import TYPES, LoraDefaults, Model
 from mezzotint.errors import STATUS, InvalidRequest
-from mezzotint.request import Picture, Resolved, World, resolve
+from mezzotint.request import Resolved
+from mezzotint.resolving import Picture, World, resolve
 from mezzotint.schema import MAX_SEED, RequestInput, parse, sources
 
 TINY = Model(

@@ -54,7 +54,7 @@ def test_a_state_taken_at_any_step_leads_to_the_same_latents(scheduler: str) -> 
 
 
 @pytest.mark.parametrize("scheduler", ["dpm_sde", "euler_ancestral", "unipc"])
-def test_a_state_of_a_picture_drawn_anew_behind_a_mask_does_too(scheduler: str) -> None:
+def test_a_state_of_a_picture_drawn_anew_behind_a_mask_leads_to_the_same_latents(scheduler: str) -> None:
     asked = request(scheduler=scheduler, num_inference_steps=6, strength=0.7)
     every_state_leads_to_the_same_latents(asked, inpaints=True)
 

@@ -23,7 +23,7 @@ def test_memory_that_was_short_is_known_by_its_words(error: Exception) -> None:
 
 
 @pytest.mark.parametrize("error", OTHERS, ids=str)
-def test_nothing_else_is_taken_for_it(error: Exception) -> None:
+def test_an_error_that_only_looks_like_it_is_not_taken_for_short_memory(error: Exception) -> None:
     assert not is_memory(error)
 
 

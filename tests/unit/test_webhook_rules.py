@@ -11,7 +11,7 @@ SECRET = "whsec_" + base64.b64encode(bytes(range(32))).decode()
 OPEN = policy(["example.com", "*.shop.example.com", "127.0.0.1"], [], [SECRET])
 
 
-def test_off_by_default() -> None:
+def test_nobody_is_called_before_the_settings_name_a_host() -> None:
     assert "webhook_hosts" in str(Policy().refusal("https://example.com/"))
 
 
@@ -64,7 +64,7 @@ def test_hosts_of_the_list_may_be_called(url: str) -> None:
         "",
     ],
 )
-def test_anything_else_is_refused(url: str) -> None:
+def test_an_address_that_is_private_misspelt_or_of_no_named_host_is_refused(url: str) -> None:
     assert OPEN.refusal(url) is not None
 
 

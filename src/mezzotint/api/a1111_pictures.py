@@ -7,9 +7,9 @@ from mezzotint.api import a1111_controlnet, a1111_models
 from mezzotint.api.a1111_fields import Asked
 from mezzotint.api.a1111_reading import Fields
 from mezzotint.errors import Fault, InvalidRequest
+from mezzotint.image_wire import MAX_PIXELS
 from mezzotint.operations import Operations
 
-MAX_PIXELS = 4096 * 4096
 _PLAIN_RESOLUTION = 512
 
 

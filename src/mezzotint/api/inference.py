@@ -15,13 +15,12 @@ from mezzotint.api.document import takes, tells
 from mezzotint.api.fields import case_for
 from mezzotint.api.reading import IdempotencyKey, read_json
 from mezzotint.errors import Fault, InvalidRequest
-from mezzotint.inputs import ReasonInput, read
+from mezzotint.inputs import MAX_WAIT_S, ReasonInput, read
 from mezzotint.operations import Operations
 from mezzotint.schema import RequestInput
 
 router = APIRouter(prefix="/api/inference/sessions", tags=["sessions"])
 
-MAX_WAIT_S = 600
 REQUEST = takes(RequestInput)
 
 

@@ -109,9 +109,6 @@ class Limits:
                 known.calls += thing.calls
                 known.enough = _enough(known.seen)
 
-    def learned(self) -> dict[BatchKey, Learned]:
-        return self._learned
-
 
 def _shape(key: BatchKey) -> BatchKey:
     return replace(key, alone="") if key.alone else key

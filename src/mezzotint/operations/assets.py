@@ -41,7 +41,7 @@ class AssetVerbs(Verbs):
         """The PNG as it was kept."""
         return await asyncio.to_thread(self._parts.assets.path(asset.id).read_bytes)
 
-    async def add_asset(self, data: bytes, role: str = "image", *, field: str | None = None) -> Asset:
+    async def add_asset(self, data: bytes, role: str, *, field: str | None = None) -> Asset:
         """Keep a picture. On disk when it returns. Raises InvalidRequest naming `field`, TryLater without room."""
         known: Role | None = next((one for one in get_args(Role) if one == role), None)
         if known is None:

@@ -1,6 +1,6 @@
 """From a caller's body to an accepted session: read, checked, its pictures kept, its row committed.
 
-Every rule is in schema.py and request.py; this only brings them the pictures and the facts.
+Every rule is in schema.py and resolving.py; this only brings them the pictures and the facts.
 """
 
 import asyncio
@@ -20,7 +20,8 @@ from mezzotint.dispatcher import input_name
 from mezzotint.errors import Fault, InvalidRequest, MezzotintError
 from mezzotint.operations import forecast
 from mezzotint.operations.parts import Parts
-from mezzotint.request import Picture, Request, Resolved, World, resolve
+from mezzotint.request import Request, Resolved
+from mezzotint.resolving import Picture, World, resolve
 from mezzotint.schema import RequestInput, Source, parse, sources
 from mezzotint.session import Session
 from mezzotint.store.rows import Once

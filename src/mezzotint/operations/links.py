@@ -2,10 +2,10 @@
 
 import hashlib
 import hmac
-import os
 import secrets
 from pathlib import Path
 
+from mezzotint.disk import write_new
 from mezzotint.operations.parts import Verbs
 
 KEY_BYTES = 32
@@ -28,7 +28,6 @@ def _key(path: Path) -> bytes:
     """The data folder's own, drawn when it is first needed."""
     if not path.exists():
         draft = path.with_suffix(f".{secrets.token_hex(8)}.tmp")
-        with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600), "wb") as file:
-            file.write(secrets.token_bytes(KEY_BYTES))
+        write_new(draft, secrets.token_bytes(KEY_BYTES))
         draft.rename(path)
     return path.read_bytes()

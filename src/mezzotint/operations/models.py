@@ -12,7 +12,7 @@ from mezzotint.catalog import Catalog, Model, fitting, thumbnail
 from mezzotint.errors import Conflict, Fault, InvalidRequest, NotFound, RunFailure, TryLater
 from mezzotint.operations.parts import Verbs
 from mezzotint.profiles import Choice
-from mezzotint.request import own_steps
+from mezzotint.resolving import own_steps
 from mezzotint.schema import nearest, parse
 from mezzotint.session import Session
 from mezzotint.workers import wire

@@ -11,6 +11,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 from mezzotint import failpoints
+from mezzotint.disk import sync_folder, write_new
 from mezzotint.errors import not_taken
 
 _ID = re.compile(r"[A-Za-z0-9_]{1,64}")
@@ -80,7 +81,7 @@ class Blobs:
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             sync_folder(self._root)
-            _write(temporary, data)
+            write_new(temporary, data)
             failpoints.reached("store.tmp_written")
             temporary.rename(folder / sha256)
             failpoints.reached("store.renamed")
@@ -92,14 +93,6 @@ class Blobs:
         return sha256
 
 
-def _write(path: Path, data: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    with open(descriptor, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def _replace(path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{secrets.token_hex(8)}.tmp")
     try:
@@ -107,15 +100,6 @@ def _replace(path: Path, data: bytes) -> None:
         temporary.rename(path)
     except OSError:  # the picture is kept; a disk without room for this one will soon say so itself
         temporary.unlink(missing_ok=True)
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the folder's own entries survive a power cut; fsync of a file does not promise its name."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _remove_others(folder: Path, sha256s: Collection[str]) -> int:
