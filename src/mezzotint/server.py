@@ -156,7 +156,7 @@ class Mezzotint:
                     batch_watch=batch_watch,
                     estimates=estimates,
                     keyring=keyring,
-                    quotas=Quotas(store),
+                    quotas=Quotas(store, self._dispatcher.waiting_of),
                     metrics=metrics,
                     webhooks=policy,
                 )

@@ -69,7 +69,6 @@ _HISTORY = select(transitions).where(transitions.c.session_id == bindparam("of_s
 
 _UNFINISHED = select(sessions.c.id).where(sessions.c.state.in_((State.QUEUED, State.RUNNING)))
 _THEIRS = sessions.c.owner == bindparam("of_owner")
-_WAITING = select(func.count()).where(_THEIRS, sessions.c.state == State.QUEUED)
 _DRAWN_FOR = images.join(sessions, sessions.c.id == images.c.session_id)
 _STORED = select(func.sum(images.c.bytes)).select_from(_DRAWN_FOR).where(_THEIRS)
 
@@ -160,14 +159,9 @@ class Store:
     async def count(self, states: Collection[State]) -> int:
         return await self._database.read(lambda connection: count_of(connection, states))
 
-    async def held_by(self, owner: str) -> tuple[int, int]:
-        """How many sessions of an API key wait, and the bytes of all its pictures."""
-        theirs = {"of_owner": owner}
-
-        def run(connection: Connection) -> tuple[int, int]:
-            return connection.scalar(_WAITING, theirs) or 0, int(connection.scalar(_STORED, theirs) or 0)
-
-        return await self._database.read(run)
+    async def stored_by(self, owner: str) -> int:
+        """The bytes of all pictures of an API key's sessions."""
+        return await self._database.read(lambda connection: int(connection.scalar(_STORED, {"of_owner": owner}) or 0))
 
     async def api_key(self, key_id: str) -> ApiKey | None:
         return await self._database.read(lambda connection: api_keys.find(connection, key_id))
