@@ -414,14 +414,21 @@ class Store:
         return await self._database.read(lambda connection: pictures_of(connection, session_ids))
 
     async def recover(self, *, now: float) -> dict[State, int]:
-        """The restart rule: what was running goes where its flags send it. Counts by new state. No worker may be up."""
-        running = select(sessions.c.id).where(sessions.c.state == State.RUNNING)
+        """The restart rule: what was running goes where its flags send it. Counts by new state. No worker may be up.
+
+        The time that the earlier process did not get to write counts as queued.
+        """
+        running = select(sessions.c.id, sessions.c.created_at, sessions.c.spans).where(
+            sessions.c.state == State.RUNNING
+        )
 
         def run(work: Work) -> dict[State, int]:
             moved: dict[State, int] = {}
-            for session_id in work.connection.scalars(running).all():
+            for session_id, created_at, spans in work.connection.execute(running).all():
                 after = after_running(work.connection, session_id)
-                move(work, Change(session_id, State.RUNNING, after, "restart", now), ANYWAY)
+                untold = max(0.0, now - created_at - sum(spans.values()))
+                told = spans | {"queued": spans.get("queued", 0.0) + untold}
+                move(work, Change(session_id, State.RUNNING, after, "restart", now), ANYWAY, spans=told)
                 moved[after] = moved.get(after, 0) + 1
             return moved
 
