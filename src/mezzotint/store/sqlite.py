@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy import URL, Connection, create_engine, event
-from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError
 
 from mezzotint.errors import SetupError, TryLater
@@ -49,7 +48,8 @@ class Threads:
         self._threads = ThreadPoolExecutor(size, "sqlite")
 
         @event.listens_for(self._engine, "connect")
-        def set_up(connection: DBAPIConnection, _record: object) -> None:
+        def set_up(connection: Any, _record: object) -> None:
+            connection.create_function("lower", 1, _lower, deterministic=True)
             cursor = connection.cursor()
             for pragma in pragmas:
                 cursor.execute(pragma)
@@ -143,6 +143,11 @@ def _code(error: BaseException) -> int:
     origin = error.orig if isinstance(error, DBAPIError) else error
     code: int = getattr(origin, "sqlite_errorcode", 0)
     return code & 0xFF  # the extended codes carry more above
+
+
+def _lower(text: str | None) -> str | None:
+    """In place of SQLite's own, which knows the letters of English only."""
+    return None if text is None else text.lower()
 
 
 def _wait(seconds: float) -> str:
