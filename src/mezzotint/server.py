@@ -84,6 +84,7 @@ class Mezzotint:
             store = await Store.open(settings.database_url, queue_size=settings.queue_size, events=events)
             opened.push_async_callback(store.close)
             keyring = Keyring(store, always=not settings.on_loopback, never=settings.insecure_no_auth)
+            await keyring.start()
             preferences = Preferences(settings.data / "model_settings.json")
             catalog = Catalog(settings.models, settings.cache, preferences)
             opened.callback(catalog.close)

@@ -8,6 +8,7 @@ import pytest
 from mezzotint.api_keys import ApiKey, Limits, id_of, opens
 from mezzotint.callers import Caller
 from mezzotint.errors import SetupError, TryLater
+from mezzotint.keyring import Keyring
 from mezzotint.quotas import Quotas
 from mezzotint.store import beside
 from mezzotint.store.sql import Store
@@ -41,6 +42,14 @@ async def test_a_secret_is_nowhere_in_the_database(store: Store, backend: Backen
     assert key.id in everything
     assert text.split("_", 2)[2] not in everything  # the secret may hold _ too
     assert key.sha256 not in repr(key)
+
+
+async def test_a_restarted_server_knows_a_keys_limits_before_it_calls(store: Store, backend: Backend) -> None:
+    limits = Limits(running=1)
+    key, _ = await beside.create_key(backend.url, name="", scopes=("submit",), limits=limits, expires_at=None)
+    keyring = Keyring(store, always=False, never=False)
+    await keyring.start()
+    assert keyring.most_running(key.id) == 1
 
 
 async def test_a_revoked_key_opens_nothing_and_stays_listed(store: Store, backend: Backend) -> None:

@@ -46,6 +46,7 @@ Transitions = list[Transition]
 Names = list[str]
 Attempts = list[Attempt]
 Replayed = list[Event]
+Keys = list[ApiKey]
 
 # Built once, as those of changes.py.
 _BEGUN = {
@@ -165,6 +166,10 @@ class Store:
 
     async def api_key(self, key_id: str) -> ApiKey | None:
         return await self._database.read(lambda connection: api_keys.find(connection, key_id))
+
+    async def api_keys(self) -> Keys:
+        """All that were ever made, the oldest first."""
+        return [*await self._database.read(api_keys.everything)]
 
     async def any_api_key(self) -> bool:
         """Whether one was ever made, in force or not."""
