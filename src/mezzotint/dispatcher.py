@@ -304,6 +304,10 @@ class Dispatcher:
         """Nothing runs and nothing waits."""
         return not self._line and not self._lives
 
+    def waiting_of(self, owner: str) -> int:
+        """How many sessions of an API key wait."""
+        return self._line.owners[owner]
+
     @property
     def queued(self) -> int:
         return len(self._line)

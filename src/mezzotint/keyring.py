@@ -22,6 +22,11 @@ class Keyring:
         self._looked = float("-inf")
         self._known: dict[str, tuple[ApiKey, float]] = {}
 
+    async def start(self) -> None:
+        """Know the limits of those whose sessions wait from before: they may not call for long."""
+        keys = await self._store.api_keys()
+        self._known = {key.id: (key, float("-inf")) for key in keys[-MAX_REMEMBERED:]}
+
     async def asks(self) -> bool:
         """Whether a caller needs a key. Once true it stays so: revoking the last key opens nothing."""
         if self._never:
@@ -39,7 +44,7 @@ class Keyring:
         return Caller(key=key.id, scopes=frozenset(key.scopes), limits=key.limits)
 
     def most_running(self, owner: str | None) -> float:
-        """How many sessions of a key may run at one time; the usual limit where it has not called since the start."""
+        """How many sessions of a key may run at one time; the usual limit of one that is not remembered."""
         if owner is None or self._never:
             return math.inf
         known = self._known.get(owner)

@@ -42,8 +42,9 @@ class Buckets:
 class Quotas:
     """Refuses what is over a key's limits. Callers without a key have none."""
 
-    def __init__(self, store: Store) -> None:
-        self._store = store
+    def __init__(self, store: Store, waiting: Callable[[str], int]) -> None:
+        """`waiting`: how many sessions of a key wait, each from the moment on in which its acceptance is over."""
+        self._store, self._waiting = store, waiting
         self._requests, self._steps = Buckets(), Buckets()
         self._coming: Counter[str] = Counter()  # sessions by key that are being accepted
 
@@ -63,21 +64,26 @@ class Quotas:
             yield
             return
         key, limits = caller.key, caller.limits
+        if await self._store.stored_by(key) >= limits.stored_bytes:
+            _check("stored_bytes", limits.stored_bytes, MAX_WAIT_S)
+        # from here to the acceptance nothing waits, or two would both find the last place taken, or free
+        if len(requests) > limits.queued:
+            message = (
+                f"these are {len(requests)} sessions, and this API key's limit is queued={limits.queued}; "
+                f"send {limits.queued} at most at a time, or ask for a higher limit"
+            )
+            raise TryLater(message, code="quota_exceeded", retry_after_s=MAX_WAIT_S)
+        if self._waiting(key) + self._coming[key] + len(requests) > limits.queued:
+            _check("queued", limits.queued, 10)
+        cost = sum(one.width * one.height * one.steps * one.num_images for sent in requests for one in sent.passes)
+        most = limits.pixel_steps_per_minute
+        _check("pixel_steps_per_minute", most, self._steps.take(key, cost, most))
         self._coming[key] += len(requests)
         try:
-            queued, stored_bytes = await self._store.held_by(key)
-            if queued + self._coming[key] > limits.queued:
-                _check("queued", limits.queued, 10)
-            if stored_bytes >= limits.stored_bytes:
-                _check("stored_bytes", limits.stored_bytes, MAX_WAIT_S)
-            cost = sum(one.width * one.height * one.steps * one.num_images for sent in requests for one in sent.passes)
-            most = limits.pixel_steps_per_minute
-            _check("pixel_steps_per_minute", most, self._steps.take(key, cost, most))
-            try:
-                yield
-            except Exception:  # a caller who only leaves is accepted all the same
-                self._steps.give_back(key, cost)
-                raise
+            yield
+        except Exception:  # a caller who only leaves is accepted all the same
+            self._steps.give_back(key, cost)
+            raise
         finally:
             self._coming[key] -= len(requests)
             if not self._coming[key]:

@@ -84,6 +84,7 @@ class Mezzotint:
             store = await Store.open(settings.database_url, queue_size=settings.queue_size, events=events)
             opened.push_async_callback(store.close)
             keyring = Keyring(store, always=not settings.on_loopback, never=settings.insecure_no_auth)
+            await keyring.start()
             preferences = Preferences(settings.data / "model_settings.json")
             catalog = Catalog(settings.models, settings.cache, preferences)
             opened.callback(catalog.close)
@@ -156,7 +157,7 @@ class Mezzotint:
                     batch_watch=batch_watch,
                     estimates=estimates,
                     keyring=keyring,
-                    quotas=Quotas(store),
+                    quotas=Quotas(store, self._dispatcher.waiting_of),
                     metrics=metrics,
                     webhooks=policy,
                 )

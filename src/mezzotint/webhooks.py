@@ -1,7 +1,8 @@
 """Calls those who asked to be told how a session ended. Must not decide who is told of what: the outbox says.
 
-Beside the sessions, never in their way: a call that hangs costs its 10 s and nothing else. At least once: what was
-posted stays in the outbox until a receiver said 2xx or 410, or twelve tries failed.
+Beside the sessions, never in their way: a call that hangs costs its 10 s and nothing else, and a receiver that hangs
+holds up no other. At least once: what was posted stays in the outbox until a receiver said 2xx or 410, or twelve tries
+failed.
 """
 
 import asyncio
@@ -9,7 +10,10 @@ import random
 import socket
 import ssl
 import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from functools import partial
 
 import httpx2
 import msgspec
@@ -18,14 +22,14 @@ import structlog
 from mezzotint import __version__, bodies, failpoints
 from mezzotint.errors import TryLater
 from mezzotint.store.changes import WEBHOOK_OFF
-from mezzotint.store.outbox import Outbox, Post
+from mezzotint.store.outbox import Outbox, Post, receiver
 from mezzotint.webhook_rules import Policy, Target, read
 
 log = structlog.get_logger(__name__)
 
 CONNECT_S, CALL_S = 5.0, 10.0
 TRIES = 12
-AT_ONCE = 8
+AT_ONCE, AT_ONE = 64, 8  # calls under way: in all, and at one receiver
 FIRST_WAIT_S, FACTOR, LONGEST_WAIT_S = 10.0, 3.0, 6 * 3600.0
 LOOK_S = 60.0  # however long nothing is due: clocks are set
 
@@ -39,6 +43,8 @@ class Webhooks:
 
     def __init__(self, outbox: Outbox, policy: Policy) -> None:
         self._outbox, self._policy = outbox, policy
+        self._calls: dict[str, asyncio.Task[None]] = {}  # under way, by the post's id
+        self._receivers: Counter[str] = Counter()  # how many of them each has
         self._loop: asyncio.Task[None] | None = None
         # neither proxies nor certificates from the environment: nothing but the settings says who is called
         self._client = httpx2.AsyncClient(
@@ -57,22 +63,51 @@ class Webhooks:
         if self._loop is not None:
             self._loop.cancel()
             await asyncio.gather(self._loop, return_exceptions=True)
+        for call in self._calls.values():
+            call.cancel()
+        await asyncio.gather(*self._calls.values(), return_exceptions=True)
         await self._client.aclose()
 
     async def deliver(self, now: float) -> int:
-        """Make the calls that are due. Returns how many. Raises TryLater; then what was done may be done again."""
-        due = await self._outbox.due(now, limit=AT_ONCE)
-        await asyncio.gather(*(self._deliver(post, now) for post in due))
-        return len(due)
+        """Make the calls that are due, as far as there is room. Returns how many. Raises TryLater with none made."""
+        begun = await self._begin(now)
+        await asyncio.gather(*begun)
+        return len(begun)
+
+    async def _begin(self, now: float) -> list[asyncio.Task[None]]:
+        begun: list[asyncio.Task[None]] = []
+        while (room := AT_ONCE - len(self._calls)) > 0:
+            due = await self._outbox.due(now, room, without=[*self._calls], busy=self._busy())
+            for post in due:
+                called = receiver(post.url)
+                if self._receivers[called] < AT_ONE:  # the first one has room, and so this comes to an end
+                    self._receivers[called] += 1
+                    self._calls[post.id] = asyncio.create_task(self._deliver(post, now), name="webhook")
+                    self._calls[post.id].add_done_callback(partial(self._over, post.id, called))
+                    begun.append(self._calls[post.id])
+            if not due:
+                break
+        return begun
+
+    def _busy(self) -> list[str]:
+        return [called for called, count in self._receivers.items() if count >= AT_ONE]
+
+    def _over(self, post_id: str, called: str, _call: asyncio.Task[None]) -> None:
+        del self._calls[post_id]
+        self._receivers[called] -= 1
+        self._receivers += Counter()  # none at zero
+        self._outbox.posted.set()
 
     async def _run(self) -> None:
         while True:
             self._outbox.posted.clear()
             wait_s = LOOK_S
             try:
-                while await self.deliver(time.time()):
-                    pass
-                due_at = await self._outbox.next_at()
+                await self._begin(time.time())
+                if len(self._calls) < AT_ONCE:  # else one must end first
+                    due_at = await self._outbox.next_at(without=[*self._calls], busy=self._busy())
+                else:
+                    due_at = None
                 wait_s = min(LOOK_S, max(0.0, due_at - time.time())) if due_at is not None else LOOK_S
             except TryLater as error:
                 wait_s = float(error.retry_after_s)
@@ -83,6 +118,19 @@ class Webhooks:
                     await self._outbox.posted.wait()
 
     async def _deliver(self, post: Post, now: float) -> None:
+        note = await self._outcome(post, now)
+        while True:  # until it is written: else it would be told again and again meanwhile
+            try:
+                return await note()
+            except TryLater as error:
+                wait_s = float(error.retry_after_s)
+            except Exception:
+                log.exception("webhooks failed")
+                wait_s = LOOK_S
+            await asyncio.sleep(wait_s)
+
+    async def _outcome(self, post: Post, now: float) -> Callable[[], Awaitable[None]]:
+        """Call, and what is to be written of it."""
         try:
             async with asyncio.timeout(CALL_S):
                 status = await self._call(post)
@@ -98,17 +146,15 @@ class Webhooks:
             status, why = 0, f"not called ({type(error).__name__})"
         if 200 <= status < 300:
             failpoints.reached("webhook.before_ack")
-            await self._outbox.done(post.id)
-            return
+            return partial(self._outbox.done, post.id)
+        log.warning("webhook not delivered", id=post.id, session=post.session_id, tries=post.tries + 1, why=why)
         if status == 410:
             message = f"{post.type} was refused for good with HTTP 410; nothing more is sent for this session"
-            await self._outbox.drop(post, {"code": WEBHOOK_OFF, "message": message, "field": "webhook"})
-        elif post.tries + 1 >= TRIES:
+            return partial(self._outbox.drop, post, {"code": WEBHOOK_OFF, "message": message, "field": "webhook"})
+        if post.tries + 1 >= TRIES:
             message = f"{post.type} could not be delivered in {TRIES} tries; the last one: {why}"
-            await self._outbox.drop(post, {"code": "webhook_failed", "message": message, "field": "webhook"})
-        else:
-            await self._outbox.put_off(post.id, now + wait_after(post.tries + 1, random.random()))  # noqa: S311  jitter
-        log.warning("webhook not delivered", id=post.id, session=post.session_id, tries=post.tries + 1, why=why)
+            return partial(self._outbox.drop, post, {"code": "webhook_failed", "message": message, "field": "webhook"})
+        return partial(self._outbox.put_off, post.id, now + wait_after(post.tries + 1, random.random()))  # noqa: S311
 
     async def _call(self, post: Post) -> int:
         """The status of the answer, of which nothing else is read."""

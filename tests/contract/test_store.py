@@ -325,6 +325,7 @@ async def test_prompts_of_any_language_and_of_several_lines_are_found(store: Sto
     for text, found in (
         ("café", ["ses_1"]),
         ("PARIS", ["ses_1"]),
+        ("CAFÉ À", ["ses_1"]),
         ("灯台", ["ses_2"]),
         ("台\nAT", ["ses_2"]),
         ("a\0", []),

@@ -1,5 +1,6 @@
 """API keys in the database, and whose each session is. Must not ask what a key may do."""
 
+import asyncio
 import time
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from mezzotint.api_keys import ApiKey, Limits, id_of, opens
 from mezzotint.callers import Caller
 from mezzotint.errors import SetupError, TryLater
+from mezzotint.keyring import Keyring
 from mezzotint.quotas import Quotas
 from mezzotint.store import beside
 from mezzotint.store.sql import Store
@@ -40,6 +42,14 @@ async def test_a_secret_is_nowhere_in_the_database(store: Store, backend: Backen
     assert key.id in everything
     assert text.split("_", 2)[2] not in everything  # the secret may hold _ too
     assert key.sha256 not in repr(key)
+
+
+async def test_a_restarted_server_knows_a_keys_limits_before_it_calls(store: Store, backend: Backend) -> None:
+    limits = Limits(running=1)
+    key, _ = await beside.create_key(backend.url, name="", scopes=("submit",), limits=limits, expires_at=None)
+    keyring = Keyring(store, always=False, never=False)
+    await keyring.start()
+    assert keyring.most_running(key.id) == 1
 
 
 async def test_a_revoked_key_opens_nothing_and_stays_listed(store: Store, backend: Backend) -> None:
@@ -77,18 +87,18 @@ async def test_a_session_is_its_owners_and_counts_for_them(store: Store) -> None
     await add(store, "ses_3")
     assert (await known(store)).owner == "abc"
     assert [session.id for session in (await store.list(owner="abc"))[0]] == ["ses_2", ID]
-    assert await store.held_by("abc") == (2, 0)
+    assert await store.stored_by("abc") == 0
     await claim(store)
     await store.add_image(ID, attempt=1, image=image())
     await finish(store, SUCCEEDED)
-    assert await store.held_by("abc") == (1, 123)
-    assert await store.held_by("other") == (0, 0)
+    assert await store.stored_by("abc") == 123
+    assert await store.stored_by("other") == 0
 
 
 async def test_what_the_queue_refuses_costs_a_key_none_of_its_steps(backend: Backend) -> None:
     store = await Store.open(backend.url, queue_size=0)
     asked = request()
-    quotas = Quotas(store)
+    quotas = Quotas(store, lambda key: 0)
     caller = Caller(key="abc", scopes=frozenset({"submit"}), limits=Limits(pixel_steps_per_minute=1))
     for _ in range(3):
         with pytest.raises(TryLater) as refused:
@@ -101,3 +111,19 @@ async def test_what_the_queue_refuses_costs_a_key_none_of_its_steps(backend: Bac
         async with quotas.room_for(caller, [asked]):
             pass
     await store.close()
+
+
+async def test_of_two_that_come_at_once_for_a_keys_last_place_one_gets_it(store: Store) -> None:
+    waiting = 6
+    quotas = Quotas(store, lambda key: waiting)
+    caller = Caller(key="abc", scopes=frozenset({"submit"}), limits=Limits(queued=7))
+
+    async def come() -> None:
+        async with quotas.room_for(caller, [request()]):
+            await asyncio.sleep(0.1)  # both have been looked at by now
+
+    found = await asyncio.gather(come(), come(), return_exceptions=True)
+    assert [type(one) for one in found if one is not None] == [TryLater]
+    with pytest.raises(TryLater, match=r"these are 8 sessions, .* queued=7; send 7 at most"):
+        async with quotas.room_for(caller, [request()] * 8):
+            pass

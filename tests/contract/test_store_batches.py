@@ -48,7 +48,13 @@ async def test_all_find_room_or_none(backend: Backend) -> None:
     await store.batches.add(batch("bat_1", "ses_a", "ses_b"), resolved("ses_a", "ses_b"))
     with pytest.raises(TryLater) as told:
         await store.batches.add(batch("bat_2", "ses_c", "ses_d"), resolved("ses_c", "ses_d"))
-    assert told.value.code == "queue_full"
+    assert (told.value.code, told.value.message[:46]) == (
+        "queue_full",
+        "the queue has room for 1 of these 2 sessions; ",
+    )
+    many = [f"ses_{number}" for number in range(4)]
+    with pytest.raises(TryLater, match="these are 4 sessions, and this server keeps 3; send fewer at a time"):
+        await store.batches.add(batch("bat_2", *many), resolved(*many))
     assert await store.batches.get("bat_2") is None
     assert len(await store.queued()) == 2
     await store.close()

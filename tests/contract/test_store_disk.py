@@ -62,6 +62,7 @@ async def test_recover_sends_each_by_its_flags(store: Store, backend: Backend) -
         session = await known(store, session_id)
         assert (session.state, session.attempt, session.losses) == (state, 1, 0)
         assert session.ended_at == (900.0 if state is CANCELLED else None)
+        assert sum(session.spans.values()) == 900.0 - session.created_at, "no time is lost"
         last = (await store.transitions(session_id))[-1]
         assert (last.from_state, last.to_state, last.cause, last.at) == (RUNNING, state, "restart", 900.0)
     assert untouched == [await known(store, session.id) for session in untouched]

@@ -296,6 +296,19 @@ async def test_after_a_failure_of_the_disk_nothing_is_accepted_until_it_is_mende
         await store.close()
 
 
+async def test_nothing_is_accepted_into_a_file_that_was_removed(sqlite: Sqlite) -> None:
+    store = await Store.open(sqlite.url)
+    await add(store, "ses_1")
+    away = sqlite.path.rename(sqlite.path.with_suffix(".away"))
+    with pytest.raises(TryLater, match="was removed or replaced; put it back") as told:
+        await add(store, "ses_2")
+    assert told.value.code == "not_ready"
+    away.rename(sqlite.path)
+    await add(store, "ses_3")
+    await store.close()
+    assert sqlite.raw("SELECT id FROM sessions ORDER BY id") == [("ses_1",), ("ses_3",)]
+
+
 @contextlib.asynccontextmanager
 async def held_by_another(backend: Backend) -> AsyncIterator[None]:
     if isinstance(backend, Sqlite):

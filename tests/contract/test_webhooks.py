@@ -16,7 +16,7 @@ from mezzotint.session import State, Usage
 from mezzotint.store.changes import WEBHOOK_OFF
 from mezzotint.store.sql import Store
 from mezzotint.webhook_rules import Policy, policy
-from mezzotint.webhooks import AT_ONCE, TRIES, Webhooks
+from mezzotint.webhooks import AT_ONE, TRIES, Webhooks
 from tests.contract.backends import Backend
 from tests.contract.stores import CANCELLED, FAILED, ID, SUCCEEDED, add, claim, finish, known, requeue
 
@@ -229,14 +229,36 @@ async def test_calls_that_fail_in_a_way_nobody_foresaw_are_put_off_and_hold_up_n
 
     rules = Unforeseen(hosts=(*OPEN.hosts, "127.0.0.2"), networks=OPEN.networks, keys=OPEN.keys)
     async with receiving() as (receiver, port), sending(store, rules) as webhooks:
-        for number in range(AT_ONCE):
+        for number in range(AT_ONE + 1):
             await add(store, f"ses_bad_{number}", **told(port, host="127.0.0.2"))
             await store.request_cancel(f"ses_bad_{number}", now=100.0)
         await add(store, **told(port))
         await store.request_cancel(ID, now=101.0)
-        assert await webhooks.deliver(101.0) == AT_ONCE
-        assert await webhooks.deliver(101.0) == 1
+        assert await webhooks.deliver(101.0) == AT_ONE + 1
         assert receiver.types == ["session.cancelled"]
+        assert await webhooks.deliver(101.0) == 1
+
+
+async def test_a_receiver_that_hangs_holds_up_no_other(store: Store) -> None:
+    hung = asyncio.Event()
+
+    async def hang(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        hung.set()
+        await reader.read()
+        writer.close()
+
+    hanging = await asyncio.start_server(hang, "127.0.0.1", 0)
+    async with hanging, receiving() as (receiver, port), sending(store) as webhooks:
+        for number in range(AT_ONE + 1):
+            await add(store, f"ses_hung_{number}", **told(hanging.sockets[0].getsockname()[1]))
+            await store.request_cancel(f"ses_hung_{number}", now=100.0)
+        webhooks.start()
+        await hung.wait()
+        await add(store, **told(port))
+        await store.request_cancel(ID, now=100.0)
+        async with asyncio.timeout(5):
+            while not receiver.got:
+                await asyncio.sleep(0.01)
 
 
 async def test_whoever_deletes_the_session_is_told_of_its_end_all_the_same(store: Store) -> None:

@@ -136,6 +136,8 @@ def test_a_full_disk_refuses_by_name_and_work_goes_on_when_there_is_room(small_d
         caller = Caller(server)
         before = caller.send(steps=2)
         assert server.client.wait(before)["state"] == "succeeded"
+        large = server.client.submit(steps=1, num_images=4, width=256, height=256)["id"]
+        assert server.client.wait(large)["state"] == "succeeded"
         running = caller.send(steps=1000)
         wait_for(lambda: server.client.session(running)["progress"]["step"] > 0, 30)
         ballast = small_disk / "ballast"
@@ -144,6 +146,8 @@ def test_a_full_disk_refuses_by_name_and_work_goes_on_when_there_is_room(small_d
         assert (refused.status_code, refused.json()["code"]) == (507, "storage_full")
         assert server.client.image(before)  # reading goes on
         assert caller.state(running) == "running"
+        gone = httpx2.delete(f"{server.url}{SESSIONS}/{large}", timeout=30)
+        assert gone.status_code == 204, "who is told to free some space can"
         ballast.unlink()
         freed = time.monotonic()
         after = caller.send(steps=2)

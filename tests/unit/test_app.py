@@ -1,13 +1,16 @@
-"""What a caller hears of an error that nobody expected: our own body, with the id that the log has it under."""
+"""What a caller hears when something unexpected happens in the middle of an answer."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
 import structlog
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.requests import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from mezzotint.api import files
 from mezzotint.api.app import RequestIds, routed
 from mezzotint.telemetry import configure_logs
 
@@ -37,3 +40,24 @@ async def test_an_unexpected_error_is_a_problem_and_one_line_of_the_log(
     assert (line["event"], line["request_id"]) == ("unhandled error", body["request_id"])
     assert "Error" in line["exception"]
     assert "Error" not in answer.text
+
+
+@pytest.mark.parametrize("headers", [[], [(b"range", b"bytes=9-")]], ids=["whole", "a range"])
+async def test_a_picture_that_is_removed_once_its_headers_have_left_is_sent_all_the_same(
+    headers: list[tuple[bytes, bytes]], tmp_path: Path
+) -> None:
+    (tmp_path / "picture").write_bytes(bytes(100_000))
+    scope: Scope = {"type": "http", "method": "GET", "headers": headers, "asgi": {"spec_version": "2.4"}}
+    sent = bytearray()
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            (tmp_path / "picture").unlink()
+        sent.extend(message.get("body", b""))
+
+    async def receive() -> Message:
+        raise AssertionError("nothing more is asked")
+
+    answer = await files.kept(Request(scope), tmp_path / "picture", sha256="0" * 64, media_type="image/png")
+    await answer(scope, receive, send)
+    assert len(sent) == 100_000 - (9 if headers else 0)

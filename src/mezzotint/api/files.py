@@ -6,6 +6,7 @@ from typing import Any
 
 from fastapi import Request, Response
 from fastapi.responses import FileResponse, JSONResponse
+from starlette.types import Receive, Scope, Send
 
 from mezzotint.capabilities import etag
 from mezzotint.errors import NotFound
@@ -14,7 +15,7 @@ from mezzotint.errors import NotFound
 async def kept(request: Request, path: Path, *, sha256: str, media_type: str, filename: str | None = None) -> Response:
     """A file that never changes, by its digest; 304 when the caller has it. With `filename`, as an attachment.
 
-    Raises NotFound when it has been removed since it was looked up.
+    One that is removed meanwhile is sent whole, or NotFound is raised before anything is sent.
     """
     headers = {
         "ETag": f'"{sha256}"',
@@ -23,11 +24,20 @@ async def kept(request: Request, path: Path, *, sha256: str, media_type: str, fi
     }
     if is_known(request, headers["ETag"]):
         return Response(status_code=304, headers=headers)
-    try:
-        found = await asyncio.to_thread(path.stat)
-    except FileNotFoundError:
-        raise NotFound("the picture is not on disk any more", code="image_not_found") from None
-    return FileResponse(path, media_type=media_type, filename=filename, headers=headers, stat_result=found)
+    return _Opened(path, media_type=media_type, filename=filename, headers=headers)
+
+
+class _Opened(FileResponse):
+    """Has its file open before the headers leave: what they promise cannot be removed any more."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            file = await asyncio.to_thread(open, self.path, "rb")
+        except FileNotFoundError:
+            raise NotFound("the picture is not on disk any more", code="image_not_found") from None
+        with file:
+            self.path = f"/dev/fd/{file.fileno()}"  # the same file, whatever becomes of its name
+            await super().__call__(scope, receive, send)
 
 
 def current(request: Request, body: dict[str, Any]) -> Response:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mezzotint.callers import Caller, asking
-from mezzotint.errors import CallerError, Conflict, Fault, InvalidRequest, NotFound
+from mezzotint.errors import CallerError, Conflict, Fault, InvalidRequest, NotFound, TryLater
 from mezzotint.events import Event
 from mezzotint.operations import intake
 from mezzotint.operations.parts import Verbs
@@ -138,7 +138,14 @@ class SessionVerbs(Verbs):
         if not session.ended:
             message = f"session {session_id!r} is {session.state}; cancel it first"
             raise Conflict(message, code="session_active")
-        if not await self._parts.store.delete(session_id):
+        try:
+            removed = await self._parts.store.delete(session_id)
+        except TryLater as error:
+            if error.code != "storage_full":
+                raise
+            await self._parts.blobs.delete(session_id)  # the room that they free is what a full disk lacks
+            removed = await self._parts.store.delete(session_id)
+        if not removed:
             raise NotFound(f"session {session_id[:64]!r} has just been removed", code="session_not_found")
         await self._parts.blobs.delete(session_id)
         self._parts.events.forget(session_id)

@@ -45,8 +45,8 @@ class Batches:
         def run(work: Work) -> tuple[Batch, Sequence[Session]]:
             if once is not None and (known := _named(work.connection, once)) is not None:
                 return known, ()
-            if len(new) > self._intake.room(work.connection):
-                raise self._intake.full(batch.created_at)
+            if len(new) > (room := self._intake.room(work.connection)):
+                raise self._intake.full(batch.created_at, room=room, asked=len(new))
             work.connection.execute(insert(batches).values(_row(batch, once)))
             if not new:
                 return batch, ()

@@ -102,23 +102,30 @@ class Intake:
 
     def _answer(self, place: "_Place", meant: keys.Known | None, stored: Mapping[str, Session]) -> Answer:
         if meant is None:
-            return self.full(place.row["created_at"])
+            return self.full(place.row["created_at"], room=0)
         try:
             keys.check(place.once, meant)
         except Conflict as error:
             return error
         return stored[meant.session_id]
 
-    def full(self, now: float) -> TryLater:
-        """What is told to who finds no room."""
-        message = f"{self._queue_size} sessions are queued, the most this server keeps; "
+    def full(self, now: float, *, room: int, asked: int = 1) -> TryLater:
+        """What is told to who asks for more places than there are."""
+        if asked > self._queue_size:
+            message = f"these are {asked} sessions, and this server keeps {self._queue_size}; send fewer at a time"
+            return TryLater(message, code="queue_full", retry_after_s=LONGEST_RETRY_S)
+        if asked == 1:
+            message = f"{self._queue_size} sessions are queued, the most this server keeps; "
+        else:
+            message = f"the queue has room for {max(room, 0)} of these {asked} sessions; send fewer, or later: "
         spent = now - self._left[0] if len(self._left) > 1 else 0.0
         if spent <= 0:  # nothing measured yet, or the clock was set back
             message += "how fast it moves is not known yet"
             return TryLater(message, code="queue_full", retry_after_s=RETRY_AFTER_S)
         each_s = spent / (len(self._left) - 1)
         message += f"a place comes free about every {each_s:.3g} s"
-        return TryLater(message, code="queue_full", retry_after_s=min(max(math.ceil(each_s), 1), LONGEST_RETRY_S))
+        wait_s = math.ceil(each_s * (asked - room))
+        return TryLater(message, code="queue_full", retry_after_s=min(max(wait_s, 1), LONGEST_RETRY_S))
 
 
 @dataclass(eq=False, slots=True)

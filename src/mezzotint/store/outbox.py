@@ -1,11 +1,13 @@
 """What is still to be told by webhooks: rows that were written with the change they tell of. Must not call anybody."""
 
 import asyncio
+import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, delete, func, select, update
+from sqlalchemy import ColumnElement, Connection, and_, delete, func, not_, or_, select, true, update
 
 from mezzotint.session import Session
 from mezzotint.store.changes import WEBHOOK_OFF, Work
@@ -34,24 +36,28 @@ class Outbox:
 
     @property
     def posted(self) -> asyncio.Event:
-        """Set whenever something was added."""
+        """Set whenever something was added; a caller sets it when it has room for more."""
         return self._database.posted
 
-    async def due(self, now: float, limit: int) -> list[Post]:
-        """Those to be sent by then, the longest due first."""
+    async def due(
+        self, now: float, limit: int, *, without: Collection[str] = (), busy: Collection[str] = ()
+    ) -> list[Post]:
+        """Those to be sent by then, the longest due first; none of these ids, and none to these receivers."""
         columns = outbox.c
-        query = select(outbox).where(columns.next_at <= now).order_by(columns.next_at, columns.id).limit(limit)
+        query = select(outbox).where(columns.next_at <= now, _others(without, busy))
+        query = query.order_by(columns.next_at, columns.id).limit(limit)
 
         def run(connection: Connection) -> list[Post]:
             return [_post(row) for row in connection.execute(query)]
 
         return await self._database.read(run)
 
-    async def next_at(self) -> float | None:
-        """When the next one is due, None when there is none."""
+    async def next_at(self, *, without: Collection[str] = (), busy: Collection[str] = ()) -> float | None:
+        """When the next one of these is due, None when there is none."""
+        query = select(func.min(outbox.c.next_at)).where(_others(without, busy))
 
         def run(connection: Connection) -> float | None:
-            found: float | None = connection.scalar(select(func.min(outbox.c.next_at)))
+            found: float | None = connection.scalar(query)
             return found
 
         return await self._database.read(run)
@@ -83,6 +89,18 @@ class Outbox:
             work.connection.execute(statement)
 
         await self._database.write(run)
+
+
+def receiver(url: str) -> str:
+    """The part of a URL that says who is called."""
+    scheme, _, rest = url.partition("://")
+    return f"{scheme}://{re.split('[/?]', rest, maxsplit=1)[0]}"
+
+
+def _others(without: Collection[str], busy: Collection[str]) -> ColumnElement[bool]:
+    url = outbox.c.url
+    theirs = [or_(url == one, *(url.startswith(one + end, autoescape=True) for end in "/?")) for one in busy]
+    return and_(true(), outbox.c.id.not_in(without), *map(not_, theirs))
 
 
 def _post(row: Any) -> Post:

@@ -46,6 +46,7 @@ Transitions = list[Transition]
 Names = list[str]
 Attempts = list[Attempt]
 Replayed = list[Event]
+Keys = list[ApiKey]
 
 # Built once, as those of changes.py.
 _BEGUN = {
@@ -69,7 +70,6 @@ _HISTORY = select(transitions).where(transitions.c.session_id == bindparam("of_s
 
 _UNFINISHED = select(sessions.c.id).where(sessions.c.state.in_((State.QUEUED, State.RUNNING)))
 _THEIRS = sessions.c.owner == bindparam("of_owner")
-_WAITING = select(func.count()).where(_THEIRS, sessions.c.state == State.QUEUED)
 _DRAWN_FOR = images.join(sessions, sessions.c.id == images.c.session_id)
 _STORED = select(func.sum(images.c.bytes)).select_from(_DRAWN_FOR).where(_THEIRS)
 
@@ -160,17 +160,16 @@ class Store:
     async def count(self, states: Collection[State]) -> int:
         return await self._database.read(lambda connection: count_of(connection, states))
 
-    async def held_by(self, owner: str) -> tuple[int, int]:
-        """How many sessions of an API key wait, and the bytes of all its pictures."""
-        theirs = {"of_owner": owner}
-
-        def run(connection: Connection) -> tuple[int, int]:
-            return connection.scalar(_WAITING, theirs) or 0, int(connection.scalar(_STORED, theirs) or 0)
-
-        return await self._database.read(run)
+    async def stored_by(self, owner: str) -> int:
+        """The bytes of all pictures of an API key's sessions."""
+        return await self._database.read(lambda connection: int(connection.scalar(_STORED, {"of_owner": owner}) or 0))
 
     async def api_key(self, key_id: str) -> ApiKey | None:
         return await self._database.read(lambda connection: api_keys.find(connection, key_id))
+
+    async def api_keys(self) -> Keys:
+        """All that were ever made, the oldest first."""
+        return [*await self._database.read(api_keys.everything)]
 
     async def any_api_key(self) -> bool:
         """Whether one was ever made, in force or not."""
@@ -420,14 +419,21 @@ class Store:
         return await self._database.read(lambda connection: pictures_of(connection, session_ids))
 
     async def recover(self, *, now: float) -> dict[State, int]:
-        """The restart rule: what was running goes where its flags send it. Counts by new state. No worker may be up."""
-        running = select(sessions.c.id).where(sessions.c.state == State.RUNNING)
+        """The restart rule: what was running goes where its flags send it. Counts by new state. No worker may be up.
+
+        The time that the earlier process did not get to write counts as queued.
+        """
+        running = select(sessions.c.id, sessions.c.created_at, sessions.c.spans).where(
+            sessions.c.state == State.RUNNING
+        )
 
         def run(work: Work) -> dict[State, int]:
             moved: dict[State, int] = {}
-            for session_id in work.connection.scalars(running).all():
+            for session_id, created_at, spans in work.connection.execute(running).all():
                 after = after_running(work.connection, session_id)
-                move(work, Change(session_id, State.RUNNING, after, "restart", now), ANYWAY)
+                untold = max(0.0, now - created_at - sum(spans.values()))
+                told = spans | {"queued": spans.get("queued", 0.0) + untold}
+                move(work, Change(session_id, State.RUNNING, after, "restart", now), ANYWAY, spans=told)
                 moved[after] = moved.get(after, 0) + 1
             return moved
 

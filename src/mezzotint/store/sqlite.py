@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from sqlalchemy import URL, Connection, create_engine, event
-from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import DBAPIError
 
 from mezzotint.errors import SetupError, TryLater
@@ -26,6 +25,9 @@ _WRITER = (*_COMMON, "PRAGMA journal_mode=WAL", "PRAGMA synchronous=FULL")
 _BESIDE = (*_COMMON, "PRAGMA wal_autocheckpoint=0", "PRAGMA synchronous=FULL")
 _READER = (*_COMMON, "PRAGMA wal_autocheckpoint=0", "PRAGMA query_only=ON")
 
+_WRITES = "BEGIN IMMEDIATE"
+
+_GONE = ("not_ready", "the file of the database was removed or replaced; put it back, or restart the server")
 # What waiting can mend, by SQLite's primary result code. Anything else is a bug or a broken disk and stays as it is.
 _WAIT = {
     sqlite3.SQLITE_FULL: ("storage_full", "the disk that holds the database is full; free some space"),
@@ -36,6 +38,10 @@ _WAIT = {
     sqlite3.SQLITE_READONLY: ("not_ready", "the disk that holds the database takes no writes"),
     sqlite3.SQLITE_BUSY: ("not_ready", "another process holds the database; try again"),
 }
+
+
+class _Gone(Exception):
+    """The path of the database leads to another file than the one that is open, or to none."""
 
 
 class Threads:
@@ -49,7 +55,9 @@ class Threads:
         self._threads = ThreadPoolExecutor(size, "sqlite")
 
         @event.listens_for(self._engine, "connect")
-        def set_up(connection: DBAPIConnection, _record: object) -> None:
+        def set_up(connection: Any, record: Any) -> None:
+            record.info["file"] = _file(url)
+            connection.create_function("lower", 1, _lower, deterministic=True)
             cursor = connection.cursor()
             for pragma in pragmas:
                 cursor.execute(pragma)
@@ -60,6 +68,8 @@ class Threads:
 
         @event.listens_for(self._engine, "begin")
         def open_transaction(connection: Connection) -> None:
+            if begin == _WRITES and _file(url) != connection.info["file"]:
+                raise _Gone  # what is written now goes with the last one who has the file open
             connection.exec_driver_sql(begin)
 
     async def run(self, body: Callable[[Connection], T]) -> T:
@@ -83,17 +93,17 @@ def address(url: URL) -> URL:
 
 def open(url: URL, wait_s: float) -> tuple[Engine, Engine]:  # noqa: A001  Kind's word
     _touch(str(url.database))
-    writer = Threads(url, size=1, pragmas=(_wait(wait_s), *_WRITER), begin="BEGIN IMMEDIATE")
+    writer = Threads(url, size=1, pragmas=(_wait(wait_s), *_WRITER), begin=_WRITES)
     return writer, Threads(url, size=READERS, pragmas=(_wait(wait_s), *_READER), begin="BEGIN")
 
 
 def open_beside(url: URL, wait_s: float) -> Engine:
     _touch(str(url.database))
-    return Threads(url, size=1, pragmas=(_wait(wait_s), *_BESIDE), begin="BEGIN IMMEDIATE")
+    return Threads(url, size=1, pragmas=(_wait(wait_s), *_BESIDE), begin=_WRITES)
 
 
 def meaning(error: BaseException) -> tuple[str, str] | None:
-    return _WAIT.get(_code(error))
+    return _GONE if isinstance(error, _Gone) else _WAIT.get(_code(error))
 
 
 def reason(error: BaseException) -> str | None:
@@ -143,6 +153,20 @@ def _code(error: BaseException) -> int:
     origin = error.orig if isinstance(error, DBAPIError) else error
     code: int = getattr(origin, "sqlite_errorcode", 0)
     return code & 0xFF  # the extended codes carry more above
+
+
+def _file(url: URL) -> tuple[int, int] | None:
+    """Which file the path leads to."""
+    try:
+        found = os.stat(str(url.database))
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _lower(text: str | None) -> str | None:
+    """In place of SQLite's own, which knows the letters of English only."""
+    return None if text is None else text.lower()
 
 
 def _wait(seconds: float) -> str:
