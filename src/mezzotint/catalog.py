@@ -19,7 +19,7 @@ from mezzotint.facts import TYPES as TYPES
 from mezzotint.facts import LoraDefaults as LoraDefaults
 from mezzotint.facts import Model as Model
 from mezzotint.facts import fitting as fitting
-from mezzotint.headers import COMPONENT_SUFFIXES, PICKLES, beside_file, walk
+from mezzotint.headers import COMPONENT_SUFFIXES, PEFT_CONFIG, PEFT_WEIGHTS, PICKLES, lora_file, told_beside, walk
 from mezzotint.preferences import Preferences
 
 BUNDLED = Path(__file__).parent / "bundled"
@@ -29,7 +29,6 @@ HASHED_AT_ONCE_BYTES = 4 * 1024 * 1024
 
 _TENSORS = "\0tensors"
 _DIGEST = re.compile(rb"[0-9a-f]{64}")
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]{0,127}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,7 +112,7 @@ class Catalog:
         if model is None or model.kind != "lora":
             return ""
         try:
-            return self._noted(Path(model.path), _TENSORS) or ""
+            return self._noted(lora_file(Path(model.path)), _TENSORS) or ""
         except OSError:
             return ""
 
@@ -124,7 +123,9 @@ class Catalog:
             return None
         try:
             files = [*model_files(Path(model.path)), *(model_files(Path(model.vae_path)) if model.vae else [])]
-            is_noted = all(map(self._noted, files)) and (model.kind != "lora" or self._noted(files[0], _TENSORS))
+            is_noted = all(map(self._noted, files))
+            if model.kind == "lora":
+                is_noted = is_noted and self._noted(lora_file(Path(model.path)), _TENSORS) is not None
             return self._digest_of(model) if is_noted else None
         except OSError:
             return None
@@ -138,7 +139,7 @@ class Catalog:
     def _digest_of(self, model: Model) -> str:
         own = self._digest_all(Path(model.path))
         if model.kind == "lora":
-            self._file_digest(Path(model.path), _TENSORS)
+            self._file_digest(lora_file(Path(model.path)), _TENSORS)
         if not model.vae:
             return own
         return hashlib.sha256(f"{own}\0{self._digest_all(Path(model.vae_path))}".encode()).hexdigest()
@@ -200,8 +201,7 @@ class Catalog:
 def model_files(path: Path) -> list[Path]:
     """The files that make a model what it is, in order."""
     if path.is_file():
-        told = beside_file(path)
-        return [path, *([told] if told.exists() else [])]
+        return [path, *told_beside(path)]
     return sorted(file for file in walk(path) if file.suffix in COMPONENT_SUFFIXES)
 
 
@@ -219,16 +219,19 @@ def _candidates(root: Path) -> list[Path]:
         return [root]
     if not root.is_dir():
         return []
-    return sorted(
+    found = [
         path
         for path in root.iterdir()
-        if _ID.fullmatch(path.stem if path.is_file() else path.name)
+        if not path.name.startswith(".")
         and (
             (path / "model_index.json").exists()
             or (path / "config.json").exists()
+            or (path / PEFT_CONFIG).exists()
+            or (path / PEFT_WEIGHTS).exists()
             or path.suffix in PICKLES | {".safetensors"}
         )
-    )
+    ]
+    return sorted(found, key=lambda path: (facts.id_of(path) not in (path.name, path.stem), path))  # own names first
 
 
 def _unchanged(known: Model | None, path: Path) -> Model | None:
