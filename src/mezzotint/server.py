@@ -88,6 +88,9 @@ class Mezzotint:
             catalog = Catalog(settings.models, settings.cache, preferences)
             opened.callback(catalog.close)
             await asyncio.to_thread(catalog.scan)
+            for root in settings.models:
+                if not root.is_dir():
+                    log.warning("a folder of models is not there", folder=str(root))
             blobs = Blobs(settings.data / "sessions")
             blobs.sweep()
             self.assets = Assets(settings.data / "assets", settings.max_upload_bytes)

@@ -76,6 +76,9 @@ def main() -> None:
         raise SystemExit(_exit_code(error)) from None
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None
+    except OSError as error:  # of the answer itself, such as on a full disk: what else fails says more above
+        _complain(f"{error.filename or 'the output'} cannot be written or read: {error.strerror or error}")
+        raise SystemExit(FAILED) from None
 
 
 def _app() -> typer.Typer:
