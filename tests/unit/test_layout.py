@@ -42,7 +42,7 @@ ALLOWED: dict[str, set[str]] = {
     "capabilities": {"", "catalog", "families.table", "measurements", "preprocessors", "schema", "workers.wire"},
     "request": {"advice", "catalog", "errors", "families.table", "preprocessors", "schema", "webhook_rules"},
     "session": {"errors", "request"},
-    "events": set(),
+    "events": {"errors"},
     "batches": {"errors", "session"},
     "batch_watch": {"dispatcher", "errors", "session", "store"},
     "inputs": {"errors", "fieldnames", "schema"},
