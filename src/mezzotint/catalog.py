@@ -14,6 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import structlog
+
 from mezzotint import facts
 from mezzotint.facts import TYPES as TYPES
 from mezzotint.facts import LoraDefaults as LoraDefaults
@@ -21,6 +23,8 @@ from mezzotint.facts import Model as Model
 from mezzotint.facts import fitting as fitting
 from mezzotint.headers import COMPONENT_SUFFIXES, PEFT_CONFIG, PEFT_WEIGHTS, PICKLES, lora_file, told_beside, walk
 from mezzotint.preferences import Preferences
+
+log = structlog.get_logger(__name__)
 
 BUNDLED = Path(__file__).parent / "bundled"
 BUNDLED_MODEL = "icons"
@@ -174,10 +178,13 @@ class Catalog:
         if (known := self._noted(path, part)) is not None:
             return known
         note, found = self._note(path, part), self._hash(path, part)
-        self._cache.mkdir(parents=True, exist_ok=True)
         draft = note.with_suffix(f".{os.getpid()}.tmp")
-        draft.write_text(found)
-        draft.replace(note)
+        try:
+            self._cache.mkdir(parents=True, exist_ok=True)
+            draft.write_text(found)
+            draft.replace(note)
+        except OSError as error:  # who comes next hashes again: the model itself is as usable as ever
+            log.warning("the digest of a model cannot be kept", folder=str(self._cache), why=error.strerror)
         return found
 
     def _hash(self, path: Path, part: str = "") -> str:

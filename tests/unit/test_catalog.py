@@ -125,6 +125,14 @@ def test_a_lora_is_known_by_its_tensors_however_it_is_described(root: Path) -> N
     assert catalog.tensors_digest("tiny") == catalog.tensors_digest("none") == ""
 
 
+def test_a_cache_that_cannot_be_written_costs_the_note_not_the_model(root: Path) -> None:
+    (root.parent / "cache").write_text("a file where the folder of notes would be")
+    catalog = Catalog([root], root.parent / "cache")
+    catalog.scan()
+    assert len(catalog.digest(catalog.models["tiny"])) == 64
+    assert catalog.verify(catalog.models["tiny"])[0].ok
+
+
 def edit_json(path: Path, **changes: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 

@@ -77,7 +77,9 @@ def main() -> None:
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None
     except OSError as error:  # of the answer itself, such as on a full disk: what else fails says more above
-        _complain(f"{error.filename or 'the output'} cannot be written or read: {error.strerror or error}")
+        if error.errno is None:
+            raise
+        _complain(f"{error.filename or 'the output'} cannot be written or read: {error.strerror}")
         raise SystemExit(FAILED) from None
 
 
