@@ -4,6 +4,7 @@ What a single folder or file holds is told by facts.py. Must not import torch or
 used is listed with the reason, never hidden.
 """
 
+import contextlib
 import hashlib
 import os
 import re
@@ -14,8 +15,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import structlog
-
 from mezzotint import facts
 from mezzotint.facts import TYPES as TYPES
 from mezzotint.facts import LoraDefaults as LoraDefaults
@@ -23,8 +22,6 @@ from mezzotint.facts import Model as Model
 from mezzotint.facts import fitting as fitting
 from mezzotint.headers import COMPONENT_SUFFIXES, PEFT_CONFIG, PEFT_WEIGHTS, PICKLES, lora_file, told_beside, walk
 from mezzotint.preferences import Preferences
-
-log = structlog.get_logger(__name__)
 
 BUNDLED = Path(__file__).parent / "bundled"
 BUNDLED_MODEL = "icons"
@@ -179,12 +176,10 @@ class Catalog:
             return known
         note, found = self._note(path, part), self._hash(path, part)
         draft = note.with_suffix(f".{os.getpid()}.tmp")
-        try:
+        with contextlib.suppress(OSError):  # who comes next hashes again: the model itself is as usable as ever
             self._cache.mkdir(parents=True, exist_ok=True)
             draft.write_text(found)
             draft.replace(note)
-        except OSError as error:  # who comes next hashes again: the model itself is as usable as ever
-            log.warning("the digest of a model cannot be kept", folder=str(self._cache), why=error.strerror)
         return found
 
     def _hash(self, path: Path, part: str = "") -> str:

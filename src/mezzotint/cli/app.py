@@ -72,7 +72,8 @@ def main() -> None:
             _complain(fault.message)
         raise SystemExit(BAD_USE) from None
     except MezzotintError as error:
-        _complain(error.message)
+        hint = "; commands take it from MEZZOTINT_API_KEY" if error.code == "invalid_api_key" else ""
+        _complain(error.message + hint)
         raise SystemExit(_exit_code(error)) from None
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None
