@@ -29,6 +29,7 @@ MAX_THUMBNAIL_BYTES = 4 * 1024 * 1024
 HASHED_AT_ONCE_BYTES = 4 * 1024 * 1024
 
 _TENSORS = "\0tensors"
+_MARKS = ("model_index.json", "config.json", PEFT_CONFIG, PEFT_WEIGHTS)  # a folder with one of these is a model
 _DIGEST = re.compile(rb"[0-9a-f]{64}")
 
 
@@ -226,10 +227,7 @@ def _candidates(root: Path) -> list[Path]:
         for path in root.iterdir()
         if not path.name.startswith(".")
         and (
-            (path / "model_index.json").exists()
-            or (path / "config.json").exists()
-            or (path / PEFT_CONFIG).exists()
-            or (path / PEFT_WEIGHTS).exists()
+            any(os.path.exists(path / name) for name in _MARKS)  # False for a folder of others, such as lost+found
             or path.suffix in PICKLES | {".safetensors"}
         )
     ]

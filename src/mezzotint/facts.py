@@ -130,7 +130,7 @@ def read(path: Path, root: Path) -> Model:
 
 def id_of(path: Path) -> str:
     """Its name without a file's suffix; what an id cannot hold becomes `_`."""
-    name = path.name if path.is_dir() else path.stem
+    name = path.name if os.path.isdir(path) else path.stem  # Path.is_dir raises for what may not be looked at
     if ID.fullmatch(name):
         return name
     mended = re.sub(r"[^A-Za-z0-9._~-]+", "_", name).lstrip("._~-")[:128]

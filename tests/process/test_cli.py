@@ -149,7 +149,7 @@ def test_bad_use_is_one_line_and_writes_nothing(tmp_path: Path, args: list[str |
 
 
 def test_a_key_that_opens_nothing_is_told_with_where_it_comes_from() -> None:
-    asked = [BIN, "devices", "--server", "http://127.0.0.1:9"]
+    asked = [str(BIN), "devices", "--server", "http://127.0.0.1:9"]
     wrong = os.environ | {"MEZZOTINT_API_KEY": "a b"}
     done = subprocess.run(asked, env=wrong, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr.endswith("; commands take it from MEZZOTINT_API_KEY\n")) == (2, True)

@@ -351,6 +351,14 @@ def test_a_link_to_nothing_is_listed_with_the_reason(root: Path) -> None:
     assert "link to nothing" in str(scan(root)["gone"].reason)
 
 
+def test_what_may_not_be_looked_at_hides_no_other_model(root: Path) -> None:
+    for name in ("lost+found", "gone.safetensors"):  # a system that says no, to root as well
+        (root / name).symlink_to("x" * 300)
+    found = scan(root)
+    assert found["tiny"].state == "ready"
+    assert "name too long" in str(found["gone"].reason)
+
+
 def test_an_autoencoder_without_levels_is_not_ready(root: Path) -> None:
     shutil.copytree(root / "tiny" / "vae", root / "clear")
     edit_json(root / "clear" / "config.json", block_out_channels=[])
