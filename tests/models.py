@@ -86,7 +86,10 @@ def build_controlnet(path: Path, model: Path, *, seed: int = 0, pools: bool = Fa
 def build_lora(
     path: Path, model: Path, *, seed: int = 0, layout: str = "peft", rank: int = 4, trained_as: str | None = None
 ) -> Path:
-    """Random factors for every attention projection and some convolutions, in the layout of diffusers or of kohya."""
+    """Random factors for every attention projection and some convolutions, in the layout of diffusers or of kohya.
+
+    "peft alone": of the UNet only, by the names that PEFT itself gives them.
+    """
     generator = torch.Generator().manual_seed(seed)
     parts: dict[str, Any] = {"unet": UNet2DConditionModel.from_pretrained(model / "unet")}
     for part, kind in (("text_encoder", CLIPTextModel), ("text_encoder_2", CLIPTextModelWithProjection)):
@@ -106,6 +109,9 @@ def build_lora(
                 stem = f"{prefixes[part]}_{whole.replace('.', '_')}"
                 tensors |= {f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up}
                 tensors[f"{stem}.alpha"] = torch.tensor(rank / 2)
+            elif layout == "peft alone":
+                stem = f"base_model.model.{name}"
+                tensors |= {f"{stem}.lora_A.weight": down, f"{stem}.lora_B.weight": up} if part == "unet" else {}
             else:
                 tensors |= {f"{part}.{name}.lora_A.weight": down, f"{part}.{name}.lora_B.weight": up}
     path.parent.mkdir(parents=True, exist_ok=True)

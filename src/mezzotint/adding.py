@@ -12,7 +12,7 @@ from mezzotint import facts, hub
 from mezzotint.config import Settings
 from mezzotint.errors import Fault, InvalidRequest, SetupError
 from mezzotint.facts import Model
-from mezzotint.headers import beside_file
+from mezzotint.headers import PEFT_CONFIG, PEFT_WEIGHTS, beside_file
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]{0,127}")
 
@@ -58,7 +58,13 @@ def _copy(path: Path, draft: Path) -> Path:
     if path.is_dir():
         shutil.copytree(path, target, symlinks=True)
         return target
-    shutil.copyfile(path, target)
+    if path.name == PEFT_WEIGHTS and path.with_name(PEFT_CONFIG).exists():  # the two are found by their names
+        target = draft / path.stem
+        target.mkdir()
+        shutil.copyfile(path.with_name(PEFT_CONFIG), target / PEFT_CONFIG)
+        shutil.copyfile(path, target / PEFT_WEIGHTS)
+    else:
+        shutil.copyfile(path, target)
     if beside_file(path).exists():
         shutil.copyfile(beside_file(path), beside_file(target))
     return target

@@ -4,6 +4,7 @@ What a single folder or file holds is told by facts.py. Must not import torch or
 used is listed with the reason, never hidden.
 """
 
+import contextlib
 import hashlib
 import os
 import re
@@ -19,7 +20,7 @@ from mezzotint.facts import TYPES as TYPES
 from mezzotint.facts import LoraDefaults as LoraDefaults
 from mezzotint.facts import Model as Model
 from mezzotint.facts import fitting as fitting
-from mezzotint.headers import COMPONENT_SUFFIXES, PICKLES, beside_file, walk
+from mezzotint.headers import COMPONENT_SUFFIXES, PEFT_CONFIG, PEFT_WEIGHTS, PICKLES, lora_file, told_beside, walk
 from mezzotint.preferences import Preferences
 
 BUNDLED = Path(__file__).parent / "bundled"
@@ -28,8 +29,8 @@ MAX_THUMBNAIL_BYTES = 4 * 1024 * 1024
 HASHED_AT_ONCE_BYTES = 4 * 1024 * 1024
 
 _TENSORS = "\0tensors"
+_MARKS = ("model_index.json", "config.json", PEFT_CONFIG, PEFT_WEIGHTS)  # a folder with one of these is a model
 _DIGEST = re.compile(rb"[0-9a-f]{64}")
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]{0,127}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,7 +114,7 @@ class Catalog:
         if model is None or model.kind != "lora":
             return ""
         try:
-            return self._noted(Path(model.path), _TENSORS) or ""
+            return self._noted(lora_file(Path(model.path)), _TENSORS) or ""
         except OSError:
             return ""
 
@@ -124,7 +125,9 @@ class Catalog:
             return None
         try:
             files = [*model_files(Path(model.path)), *(model_files(Path(model.vae_path)) if model.vae else [])]
-            is_noted = all(map(self._noted, files)) and (model.kind != "lora" or self._noted(files[0], _TENSORS))
+            is_noted = all(map(self._noted, files))
+            if model.kind == "lora":
+                is_noted = is_noted and self._noted(lora_file(Path(model.path)), _TENSORS) is not None
             return self._digest_of(model) if is_noted else None
         except OSError:
             return None
@@ -138,7 +141,7 @@ class Catalog:
     def _digest_of(self, model: Model) -> str:
         own = self._digest_all(Path(model.path))
         if model.kind == "lora":
-            self._file_digest(Path(model.path), _TENSORS)
+            self._file_digest(lora_file(Path(model.path)), _TENSORS)
         if not model.vae:
             return own
         return hashlib.sha256(f"{own}\0{self._digest_all(Path(model.vae_path))}".encode()).hexdigest()
@@ -173,10 +176,11 @@ class Catalog:
         if (known := self._noted(path, part)) is not None:
             return known
         note, found = self._note(path, part), self._hash(path, part)
-        self._cache.mkdir(parents=True, exist_ok=True)
         draft = note.with_suffix(f".{os.getpid()}.tmp")
-        draft.write_text(found)
-        draft.replace(note)
+        with contextlib.suppress(OSError):  # who comes next hashes again: the model itself is as usable as ever
+            self._cache.mkdir(parents=True, exist_ok=True)
+            draft.write_text(found)
+            draft.replace(note)
         return found
 
     def _hash(self, path: Path, part: str = "") -> str:
@@ -200,8 +204,7 @@ class Catalog:
 def model_files(path: Path) -> list[Path]:
     """The files that make a model what it is, in order."""
     if path.is_file():
-        told = beside_file(path)
-        return [path, *([told] if told.exists() else [])]
+        return [path, *told_beside(path)]
     return sorted(file for file in walk(path) if file.suffix in COMPONENT_SUFFIXES)
 
 
@@ -219,16 +222,16 @@ def _candidates(root: Path) -> list[Path]:
         return [root]
     if not root.is_dir():
         return []
-    return sorted(
+    found = [
         path
         for path in root.iterdir()
-        if _ID.fullmatch(path.stem if path.is_file() else path.name)
+        if not path.name.startswith(".")
         and (
-            (path / "model_index.json").exists()
-            or (path / "config.json").exists()
+            any(os.path.exists(path / name) for name in _MARKS)  # False for a folder of others, such as lost+found
             or path.suffix in PICKLES | {".safetensors"}
         )
-    )
+    ]
+    return sorted(found, key=lambda path: (facts.id_of(path) not in (path.name, path.stem), path))  # own names first
 
 
 def _unchanged(known: Model | None, path: Path) -> Model | None:

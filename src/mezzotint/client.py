@@ -3,6 +3,7 @@
 `Client` blocks, `AsyncClient` is awaited; both say the same verbs (verbs.py) and differ in nothing else.
 """
 
+import contextlib
 import re
 import time
 from collections.abc import AsyncIterator, Iterator, Sequence
@@ -43,6 +44,12 @@ class _Base:
         """
         if not url.lower().startswith(("http://", "https://")):
             message = f"a server's address begins with http:// or https://; got {url[:96]!r}"
+            raise CallerError(message, code="invalid_value", field="server")
+        has_host = False
+        with contextlib.suppress(httpx2.InvalidURL):
+            has_host = bool(httpx2.URL(url).host)
+        if not has_host:
+            message = f"a server's address is http://HOST or http://HOST:PORT; got {url[:96]!r}"
             raise CallerError(message, code="invalid_value", field="server")
         if api_key and not re.fullmatch("[!-~]+", api_key):  # never shown: an error may end up in a log
             message = "the API key holds a space, a line end or another character that no key has"

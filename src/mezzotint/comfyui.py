@@ -26,14 +26,18 @@ _SPACINGS: dict[str, dict[str, Any]] = {
 def read(graph: Any) -> tuple[dict[str, Any], str | None, list[str]]:
     """A body, the checkpoint's file name, warnings. Raises ValueError, KeyError, TypeError for another shape."""
     nodes = _Nodes(graph)
-    sampler = next((one for one in graph.values() if _kind(one) in ("KSampler", "KSamplerAdvanced")), None)
-    if sampler is None:
+    samplers = [one for one in graph.values() if _kind(one) in ("KSampler", "KSamplerAdvanced")]
+    if not samplers:
         raise ValueError("no sampler in the graph")
-    inputs = sampler["inputs"]
+    inputs = samplers[0]["inputs"]
     body: dict[str, Any] = {}
     names = {"seed": "seed", "noise_seed": "seed", "steps": "num_inference_steps", "cfg": "guidance_scale"}
     body |= {ours: inputs[theirs] for theirs, ours in names.items() if isinstance(inputs.get(theirs), int | float)}
     warnings: list[str] = []
+    if len(samplers) > 1:
+        warnings.append(
+            f"its graph has {len(samplers)} samplers, of which the first counts; a second pass is hires here"
+        )
     name, spacing = str(inputs.get("sampler_name", "")), str(inputs.get("scheduler", ""))
     if name in _SAMPLERS and spacing in _SPACINGS:
         body["scheduler"], options = _SAMPLERS[name]
@@ -47,7 +51,10 @@ def read(graph: Any) -> tuple[dict[str, Any], str | None, list[str]]:
             body[field] = text
     latent = nodes.at(inputs.get("latent_image"))
     if _kind(latent) == "EmptyLatentImage":
-        body |= {name: latent["inputs"][name] for name in ("width", "height")}
+        sides = {name: latent["inputs"][name] for name in ("width", "height")}
+        body |= {name: side for name, side in sides.items() if isinstance(side, int)}
+        if not all(isinstance(side, int) for side in sides.values()):
+            warnings.append("its size comes from another node, and is left out")
     elif latent is not None:
         if isinstance(inputs.get("denoise"), int | float):
             body["strength"] = inputs["denoise"]

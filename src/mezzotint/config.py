@@ -53,7 +53,7 @@ class Settings(BaseSettings):
     ] = ()
     default_model: Annotated[str, Field(description="model of requests that name none")] = BUNDLED_MODEL
     devices: Annotated[
-        tuple[str, ...],
+        tuple[Annotated[str, Field(pattern=r"^(cpu|cuda):\d{1,3}$")], ...],
         NoDecode,
         Field(description="devices to use, such as cpu:0; default: every CUDA device, else cpu:0"),
     ] = ()
@@ -145,7 +145,9 @@ def load_settings(**given: Any) -> Settings:
     given = {name: value for name, value in given.items() if value is not None}
     for name in ("models", "devices", "hosts", "webhook_hosts", "webhook_networks", "hub_hosts"):
         if name not in given and (listed := os.environ.get(f"{PREFIX}{name.upper()}")):
-            given[name] = tuple(part for part in listed.split(os.pathsep if name == "models" else ",") if part)
+            given[name] = tuple(
+                part for part in map(str.strip, listed.split(os.pathsep if name == "models" else ",")) if part
+            )
     try:
         return Settings(**given)
     except ValidationError as error:

@@ -89,7 +89,17 @@ def _devices() -> Finding:
 def _models(settings: Settings) -> list[Finding]:
     catalog = Catalog(settings.models, settings.cache)
     catalog.scan()
-    return [
-        Finding(check=f"model {model.id}", ok=model.state != "invalid", found=model.reason or model.family)
+    folders = [
+        Finding(check=f"models folder {root}", ok=root.is_dir(), found="there" if root.is_dir() else "is no folder")
+        for root in settings.models
+    ]
+    found = [
+        Finding(
+            check=f"model {model.id}", ok=model.state != "invalid", found=model.reason or model.family or model.kind
+        )
         for model in catalog.models.values()
     ]
+    if settings.default_model in catalog.models:
+        return [*folders, *found]
+    missing = f"{settings.default_model!r} is no model here; requests that name none are refused"
+    return [*folders, *found, Finding(check="default model", ok=False, found=missing)]

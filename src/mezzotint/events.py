@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from mezzotint.errors import TryLater
+
 _T = TypeVar("_T")
 
 KEPT = 1000  # events of a session that can be replayed
@@ -60,6 +62,17 @@ class Events:
         self._held: set[str] = set()
         self._numbering = threading.Lock()
         self._feeds: set[asyncio.Queue[tuple[str, Event] | None]] = set()
+        self._closed = False
+
+    def close(self) -> None:
+        """Nothing more will be told: listeners come to their end, and so does who waits for that of a session."""
+        self._closed = True
+        for log in self._logs.values():
+            for listener in log.listeners:
+                _let_go(listener)
+            log.over.set()
+        for feed in self._feeds:
+            _let_go(feed)
 
     def begin(self, above: int) -> None:
         """Number on from there, above all that an earlier process can have used. Before the first event."""
@@ -129,13 +142,22 @@ class Events:
         return self._follow(self._log(session_id), after)
 
     async def over(self, session_id: str) -> Any:
-        """Until it has ended; returns what was told with the end. A session that is not known must not have."""
+        """Until it has ended; returns what was told with the end. A session that is not known must not have.
+
+        Raises TryLater `not_ready` when this is closed first.
+        """
         log = self._log(session_id)
         await log.over.wait()
+        if not log.stored or log.stored[-1].kind != "end":
+            message = "what runs this session was closed before its end; it goes on when that is opened again"
+            raise TryLater(message, code="not_ready", retry_after_s=10)
         return log.stored[-1].data
 
     def _log(self, session_id: str) -> _Log:
-        return self._logs.setdefault(session_id, _Log(last_id=self._above))
+        log = self._logs.setdefault(session_id, _Log(last_id=self._above))
+        if self._closed:
+            log.over.set()
+        return log
 
     async def _follow(self, log: _Log, after: int) -> AsyncIterator[Event]:
         for event in [event for event in log.stored if event.id > after]:
@@ -180,5 +202,10 @@ def _hand(
         listener.put_nowait(told)
     elif kind in STORED:
         among.discard(listener)
+        _let_go(listener)  # too slow: the stream ends, and the listener may come back and replay
+
+
+def _let_go(listener: asyncio.Queue[_T | None]) -> None:
+    if listener.full():
         listener.get_nowait()
-        listener.put_nowait(None)  # too slow: the stream ends, and the listener may come back and replay
+    listener.put_nowait(None)

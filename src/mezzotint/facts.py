@@ -4,32 +4,44 @@ Reads configs and headers only, through headers.py. Must not run anything found 
 """
 
 import hashlib
-from collections.abc import Iterable, Mapping
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mezzotint import single_file
-from mezzotint.families.table import FAMILIES, SCHEDULERS, UNUSED_COMPONENTS, FamilyFacts
+from mezzotint.families.table import FAMILIES, SCHEDULER_STEPS, SCHEDULERS, UNUSED_COMPONENTS, FamilyFacts
 from mezzotint.headers import (
+    PEFT_CONFIG,
+    PEFT_WEIGHTS,
     PICKLES,
     Header,
     Unusable,
     beside,
-    beside_file,
     check_config,
     check_files,
     check_weights,
+    lora_file,
+    peft_config,
     read_header,
     read_json,
+    told_beside,
     walk,
 )
 
 TYPES = ("text2img", "img2img", "inpainting", "controlnet", "lora")
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 MAX_NAME_CHARACTERS = 256
+_OF_PEFT = "base_model.model."
+_CHANGED_BASES = ("pissa", "olora", "corda", "loftq")
+MAX_SAMPLE = 1 << 13  # latents a side that a model may have been trained at
+MAX_STEPS, MAX_GUIDANCE = 1000, 50  # as of a request
+ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]{0,127}")
 
 _SCHEDULER_NAMES = {class_name: name for name, class_name in SCHEDULERS.items()}
+_CONTROL_LEVELS = (16, 32, 96, 256)  # of a ControlNet whose config says nothing
 _CONTROL_TYPES = (
     "canny", "depth", "openpose", "scribble", "softedge", "lineart", "tile", "seg", "normal", "mlsd", "edges",
 )  # fmt: skip
@@ -81,9 +93,10 @@ class Model:
 
 def read(path: Path, root: Path) -> Model:
     """The facts of a folder or file below `root`. Never raises: what is wrong is the reason."""
-    name = path.stem if path.is_file() else path.name
-    kind, stamp = "checkpoint", ""
+    name, kind, stamp = id_of(path), "checkpoint", ""
     try:
+        if not path.is_file() and not path.is_dir():
+            raise Unusable("it is a link to nothing, or no plain file")
         stamp = stamp_of(path)
         if path.is_file():
             header = _open(path, root)
@@ -91,6 +104,10 @@ def read(path: Path, root: Path) -> Model:
             facts = _READ_FILE[kind](path, header)
         elif (path / "model_index.json").exists():
             facts = _read_pipeline(path, root)
+        elif lora_file(path).exists() or (path / PEFT_CONFIG).exists():
+            kind = "lora"
+            check_files(path, root)
+            facts = _file_lora(path, read_header(lora_file(path)))
         else:
             config = read_json(path / "config.json")
             kind = _COMPONENTS.get(str(config.get("_class_name")), "")
@@ -102,16 +119,28 @@ def read(path: Path, root: Path) -> Model:
         return Model(id=name, kind=kind, path=str(path), stamp=stamp, state="ready", **facts)
     except Unusable as why:
         reason = str(why)
-    except (OSError, KeyError, IndexError, TypeError, ValueError, RecursionError) as error:
+    except KeyError as error:
+        reason = f"its configuration lacks {str(error.args[0])[:96]!r}"
+    except OSError as error:
+        reason = f"its files cannot be read: {error.strerror}"
+    except Exception as error:  # noqa: BLE001  a stranger wrote what is read; one bad model must not hide the others
         reason = f"its configuration cannot be read ({type(error).__name__})"
     return Model(id=name, kind=kind, path=str(path), stamp=stamp, state="invalid", reason=reason)
+
+
+def id_of(path: Path) -> str:
+    """Its name without a file's suffix; what an id cannot hold becomes `_`."""
+    name = path.name if os.path.isdir(path) else path.stem  # Path.is_dir raises for what may not be looked at
+    if ID.fullmatch(name):
+        return name
+    mended = re.sub(r"[^A-Za-z0-9._~-]+", "_", name).lstrip("._~-")[:128]
+    return mended if ID.fullmatch(mended) else f"model~{hashlib.sha256(os.fsencode(name)).hexdigest()[:8]}"
 
 
 def stamp_of(path: Path) -> str:
     """Of the names, sizes and times of a model's files. Raises OSError."""
     total = hashlib.sha256()
-    told = [] if path.is_dir() else [beside_file(path)]
-    for file in [*sorted(walk(path)), *(one for one in told if one.exists())]:
+    for file in [*sorted(walk(path)), *told_beside(path)]:
         stat = file.stat()
         total.update(f"{file}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
     return total.hexdigest()
@@ -167,24 +196,39 @@ def _file_vae(path: Path, header: Header) -> dict[str, Any]:
 
 def _file_lora(path: Path, header: Header) -> dict[str, Any]:
     told = beside(path)
-    own = told.get("defaults", {})
-    steps, guidance, scheduler = (own.get(name) for name in ("num_inference_steps", "guidance_scale", "scheduler"))
-    if scheduler is not None and scheduler not in SCHEDULERS:
-        raise Unusable(f"its default scheduler {str(scheduler)[:64]!r} is none of {', '.join(SCHEDULERS)}")
+    own = _own_defaults(told)
+    _check_peft(path, header)
     return {
-        "bytes": path.stat().st_size,
+        "bytes": lora_file(path).stat().st_size,
         "text_width": _text_width(header.shapes),
-        "trigger_words": tuple(str(word) for word in told.get("trigger_words", ())),
+        "trigger_words": _trigger_words(told),
         "trained_as": str(header.metadata.get("ss_output_name", ""))[:MAX_NAME_CHARACTERS],
         "lora_defaults": LoraDefaults(
-            num_inference_steps=None if steps is None else max(1, int(steps)),
-            guidance_scale=None if guidance is None else float(guidance),
-            scheduler=scheduler,
+            num_inference_steps=own.get("num_inference_steps"),
+            guidance_scale=own.get("guidance_scale"),
+            scheduler=own.get("scheduler"),
         ),
     }
 
 
 _READ_FILE = {"checkpoint": _file_checkpoint, "controlnet": _file_controlnet, "vae": _file_vae, "lora": _file_lora}
+
+
+def _check_peft(path: Path, header: Header) -> None:
+    """Raises Unusable when what PEFT says beside a LoRA makes of it something else than the sum of its products."""
+    if (told := peft_config(path)) is None:
+        stray = (path.parent / PEFT_CONFIG).exists() and any(name.startswith(_OF_PEFT) for name in header.shapes)
+        if stray and "lora_adapter_metadata" not in header.metadata:
+            raise Unusable(
+                f"beside it lies an {PEFT_CONFIG} that may tell how strong it is, or another LoRA; put the two into a "
+                f"folder of their own, this one under the name {PEFT_WEIGHTS}"
+            )
+        return
+    if (kind := told.get("peft_type", "LORA")) != "LORA":
+        raise Unusable(f"its {PEFT_CONFIG} says {str(kind)[:64]!r}, which is no plain LoRA")
+    start = str(told.get("init_lora_weights")).lower()
+    if start.startswith(_CHANGED_BASES):
+        raise Unusable(f"it belongs to a base that its training changed (init_lora_weights {start[:64]!r}); convert it")
 
 
 def _text_width(shapes: Mapping[str, tuple[int, ...]]) -> int:
@@ -212,8 +256,11 @@ def _component(kind: str, path: Path, config: Mapping[str, Any]) -> dict[str, An
         return {"latents": _latents(config)}
     name = path.stem if path.is_file() else path.name
     follows = beside(path).get("control_type") or next((one for one in _CONTROL_TYPES if one in name.lower()), "")
+    if (read := config.get("conditioning_channels", 3)) != 3:
+        raise Unusable(f"it reads control images of {str(read)[:64]} channels; this version gives it 3")
+    factor = _factor(config, "conditioning_embedding_out_channels", _CONTROL_LEVELS)
     return {
-        "shape": _shape(config),
+        "shape": _shape(config, config.get("in_channels", 4), factor),
         "text_width": int(config["cross_attention_dim"]),
         "control_type": str(follows),
     }
@@ -276,38 +323,104 @@ def _checkpoint(
     prediction = str(told.get("prediction_type") or configs["scheduler"].get("prediction_type", "epsilon"))
     if prediction not in PREDICTION_TYPES:
         raise Unusable(f"prediction_type {prediction[:64]!r} is none of {', '.join(PREDICTION_TYPES)}")
-    own = told.get("defaults", {})
-    factor = 2 ** (len(vae["block_out_channels"]) - 1)
+    factor = _factor(vae, "block_out_channels")
     sample = unet["sample_size"]
-    rows, columns = (sample, sample) if isinstance(sample, int) else sample
-    if own.get("scheduler", scheduler) not in SCHEDULERS:
-        raise Unusable(f"its default scheduler {str(own['scheduler'])[:64]!r} is none of {', '.join(SCHEDULERS)}")
+    rows, columns = sample if isinstance(sample, list) and len(sample) == 2 else (sample, sample)
+    if not all(type(side) is int and 0 < side <= MAX_SAMPLE for side in (rows, columns)):
+        raise Unusable(f"its UNet's sample_size is {str(sample)[:64]}; it is a size of latents, of 1 to {MAX_SAMPLE}")
+    least = min(16, max(1, rows // 4)) * factor
+    own = {
+        "width": columns * factor,
+        "height": rows * factor,
+        "num_inference_steps": family.num_inference_steps,
+        "guidance_scale": family.guidance_scale,
+        "scheduler": scheduler,
+        "vae": "",
+        **_own_defaults(told),
+    }
+    for side in ("width", "height"):
+        if own[side] % factor or own[side] < least:
+            raise Unusable(f"its default {side} {own[side]} must be a multiple of {factor}, {least} or more")
+    if own["num_inference_steps"] > (most := SCHEDULER_STEPS.get(own["scheduler"], MAX_STEPS)):
+        raise Unusable(
+            f"its default {own['scheduler']} runs at most {most} steps; told are {own['num_inference_steps']}"
+        )
     return {
         "family": family.name,
         "types": TYPES if channels == latents else ("inpainting",),
-        "width": int(own.get("width", columns * factor)),
-        "height": int(own.get("height", rows * factor)),
         "size_multiple": factor,
-        "min_size": min(16, max(1, rows // 4)) * factor,
-        "num_inference_steps": int(own.get("num_inference_steps", family.num_inference_steps)),
-        "guidance_scale": float(own.get("guidance_scale", family.guidance_scale)),
-        "scheduler": str(own.get("scheduler", scheduler)),
+        "min_size": least,
         "prediction_type": prediction,
         "text_layers": int(configs["text_encoder"]["num_hidden_layers"]),
         "text_width": int(unet["cross_attention_dim"]),
-        "shape": _shape(unet),
+        "shape": _shape(unet, latents, factor),
         "latents": _latents(vae),
-        "trigger_words": tuple(str(word) for word in told.get("trigger_words", ())),
-        "vae": str(own.get("vae", "")),
+        "trigger_words": _trigger_words(told),
+        **own,
     }
 
 
-def _shape(config: Mapping[str, Any]) -> str:
-    """What a UNet and a ControlNet must have in common."""
-    widths = "-".join(str(width) for width in config["block_out_channels"])
-    return f"{widths}/{config['cross_attention_dim']}/{config.get('addition_embed_type') or 'none'}"
+def _own_defaults(told: Mapping[str, Any]) -> dict[str, Any]:
+    """What its owner says that requests get. Raises Unusable for what no request could say."""
+    own = told.get("defaults", {})
+    if not isinstance(own, dict):
+        raise Unusable("its defaults are no JSON object")
+    for name, value in own.items():
+        if name not in _RULES:
+            raise Unusable(f"its defaults hold {name[:64]!r}; they can be {', '.join(_RULES)}")
+        fits, rule = _RULES[name]
+        if not fits(value):
+            raise Unusable(f"its default {name} must be {rule}; it is {str(value)[:64]!r}")
+    return own | ({"guidance_scale": float(own["guidance_scale"])} if "guidance_scale" in own else {})
+
+
+def _trigger_words(told: Mapping[str, Any]) -> tuple[str, ...]:
+    words = told.get("trigger_words", [])
+    if not isinstance(words, list):
+        raise Unusable(f"its trigger_words must be a list of words; they are {str(words)[:64]!r}")
+    return tuple(str(word) for word in words)
+
+
+def _is_side(value: Any) -> bool:
+    return type(value) is int and value > 0
+
+
+_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "width": (_is_side, "a whole number of px"),
+    "height": (_is_side, "a whole number of px"),
+    "num_inference_steps": (
+        lambda value: type(value) is int and 1 <= value <= MAX_STEPS,
+        f"a whole number from 1 to {MAX_STEPS}",
+    ),
+    "guidance_scale": (
+        lambda value: type(value) in (int, float) and 0 <= value <= MAX_GUIDANCE,
+        f"a number from 0 to {MAX_GUIDANCE}",
+    ),
+    "scheduler": (lambda value: isinstance(value, str) and value in SCHEDULERS, f"one of {', '.join(SCHEDULERS)}"),
+    "vae": (lambda value: isinstance(value, str), "the id of an autoencoder"),
+}
+
+
+def _widths(config: Mapping[str, Any], name: str, usual: Sequence[int] = ()) -> list[int]:
+    """Channels of each level. Raises Unusable when there is none."""
+    widths = config.get(name, usual)
+    if not isinstance(widths, Sequence) or not widths or not all(type(one) is int and one > 0 for one in widths):
+        raise Unusable(f"its {name} is {str(widths)[:64]}; it must list the channels of each level")
+    return list(widths)
+
+
+def _factor(config: Mapping[str, Any], name: str, usual: Sequence[int] = ()) -> int:
+    """Pixels a side to one of latents: every level but the first halves the picture."""
+    return 1 << (len(_widths(config, name, usual)) - 1)
+
+
+def _shape(config: Mapping[str, Any], latents: int, factor: int) -> str:
+    """What a UNet and a ControlNet must have in common, the model's latents among it. The widths come first."""
+    widths = "-".join(str(width) for width in _widths(config, "block_out_channels"))
+    added, layers = config.get("addition_embed_type") or "none", config.get("layers_per_block", 2)
+    return f"{widths}/{config['cross_attention_dim']}/{added}/{layers}/{latents}/{factor}"
 
 
 def _latents(vae: Mapping[str, Any]) -> str:
     """What two autoencoders must have in common to stand for one another."""
-    return f"{vae['latent_channels']}/{len(vae['block_out_channels'])}"
+    return f"{vae['latent_channels']}/{len(_widths(vae, 'block_out_channels'))}"

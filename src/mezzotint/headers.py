@@ -21,6 +21,7 @@ MAX_WIDTH = 1 << 20
 
 COMPONENT_SUFFIXES = frozenset({".json", ".txt", ".model", ".safetensors"})
 PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"})
+PEFT_WEIGHTS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"  # a pair, as PEFT saves it
 _CODE = PICKLES | {".py", ".pyc", ".so", ".h5", ".msgpack"}
 _PLAIN_WEIGHTS = re.compile(r"(diffusion_pytorch_)?model(-\d+-of-\d+)?\.safetensors")
 _HALF_WEIGHTS = re.compile(r"(diffusion_pytorch_)?model\.fp16(-\d+-of-\d+)?\.safetensors")
@@ -147,14 +148,18 @@ def check_config(config: Mapping[str, Any], shown: str) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Raises Unusable, OSError, ValueError."""
-    if not path.exists():
-        raise Unusable(f"{path.parent.name}/{path.name} is missing")
+    """Raises Unusable, OSError."""
+    shown = f"{path.parent.name}/{path.name}"
+    if not path.is_file():
+        raise Unusable(f"{shown} is missing")
     if path.stat().st_size > MAX_CONFIG_BYTES:
-        raise Unusable(f"{path.parent.name}/{path.name} is over {MAX_CONFIG_BYTES} bytes")
-    read = json.loads(path.read_text(encoding="utf-8"))
+        raise Unusable(f"{shown} is over {MAX_CONFIG_BYTES} bytes")
+    try:
+        read = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise Unusable(f"{shown} cannot be read as JSON: {str(error)[:96]}") from error
     if not isinstance(read, dict):
-        raise Unusable(f"{path.parent.name}/{path.name} is not a JSON object")
+        raise Unusable(f"{shown} is not a JSON object")
     return read
 
 
@@ -166,6 +171,27 @@ def beside(path: Path) -> dict[str, Any]:
 
 def beside_file(path: Path) -> Path:
     return path / "mezzotint.json" if path.is_dir() else path.with_suffix(".json")
+
+
+def told_beside(path: Path) -> list[Path]:
+    """Of a model in one file the files beside it that say something of it; of a folder none: all of its are its own."""
+    if path.is_dir():
+        return []
+    told = [beside_file(path), *([path.with_name(PEFT_CONFIG)] if path.name == PEFT_WEIGHTS else [])]
+    return [one for one in told if one.exists()]
+
+
+def lora_file(path: Path) -> Path:
+    """Where the tensors of a LoRA lie that is a file, or a folder of PEFT's."""
+    return path / PEFT_WEIGHTS if path.is_dir() else path
+
+
+def peft_config(path: Path) -> dict[str, Any] | None:
+    """What PEFT says beside a LoRA. None when that is not its own: of a file under another name. Raises Unusable."""
+    file = lora_file(path)
+    told = file.with_name(PEFT_CONFIG)
+    is_its_own = path.is_dir() or (file.name == PEFT_WEIGHTS and told.exists())
+    return read_json(told) if is_its_own else None
 
 
 def walk(path: Path) -> Iterator[Path]:

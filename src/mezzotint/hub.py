@@ -13,10 +13,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from mezzotint.errors import Fault, InvalidRequest, SetupError
-from mezzotint.headers import COMPONENT_SUFFIXES, chosen_weights
+from mezzotint.headers import COMPONENT_SUFFIXES, PEFT_CONFIG, PEFT_WEIGHTS, chosen_weights
 
 ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(/.+\.safetensors)?")  # OWNER/NAME, or one file of it
 _TOP = frozenset({"model_index.json", "config.json"})
+_PEFT = (PEFT_CONFIG, PEFT_WEIGHTS)
 
 
 def fetch(source: str, revision: str | None, into: Path, hub: str, hosts: Iterable[str]) -> Path:
@@ -51,7 +52,8 @@ def fetch(source: str, revision: str | None, into: Path, hub: str, hosts: Iterab
     finally:
         huggingface_hub.close_session()
     shutil.rmtree(into / ".cache", ignore_errors=True)  # the library's notes of what it fetched
-    return into / inside[0] if inside else _whole(into)
+    got = into / inside[0] if inside else _whole(into)
+    return got.parent if got.name == PEFT_WEIGHTS and got.with_name(PEFT_CONFIG).exists() else got
 
 
 def _client(hosts: frozenset[str]) -> Any:
@@ -72,7 +74,10 @@ def _wanted(files: list[str], one: str | None, source: str) -> list[str]:
     if one is not None:
         if one not in files:
             raise _fault(f"{source} is not there; it has {_some(files)}")
-        return [one]
+        told = str(PurePosixPath(one).with_name(PEFT_CONFIG))
+        return [told, one] if PurePosixPath(one).name == PEFT_WEIGHTS and told in files else [one]
+    if not _TOP.intersection(files) and set(_PEFT).issubset(files):
+        return list(_PEFT)
     if not _TOP.intersection(files):
         single = [file for file in files if file.endswith(".safetensors")]
         if len(single) != 1:

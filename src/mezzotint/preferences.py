@@ -3,7 +3,6 @@
 Must not decide what a request gets: the catalog lays it over the model's own facts.
 """
 
-import contextlib
 import json
 import os
 import threading
@@ -11,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from mezzotint.errors import Fault, InvalidRequest
+from mezzotint.errors import Fault, InvalidRequest, SetupError
 from mezzotint.facts import Model, fitting
 from mezzotint.families.table import SCHEDULER_STEPS, SCHEDULERS
 from mezzotint.fieldnames import fold
@@ -27,13 +26,12 @@ class Preferences:
     """Settings by model id. Reads its file once; every change is on disk when `set` returns."""
 
     def __init__(self, file: Path | None) -> None:
-        """Without a file nothing is kept. Raises ValueError for a file that is not ours."""
+        """Without a file nothing is kept. Raises SetupError for a file that cannot be read or is not ours."""
         self._file = file
         self._setting = threading.Lock()
         self._set: dict[str, dict[str, Any]] = {}
-        if file is not None:
-            with contextlib.suppress(FileNotFoundError):
-                self._set = json.loads(file.read_text(encoding="utf-8"))
+        if file is not None and file.exists():
+            self._set = _read(file)
 
     def of(self, model_id: str) -> Mapping[str, Any]:
         return self._set.get(model_id, {})
@@ -54,6 +52,17 @@ class Preferences:
             file.flush()
             os.fsync(file.fileno())
         draft.replace(target)
+
+
+def _read(file: Path) -> dict[str, dict[str, Any]]:
+    try:
+        read: Any = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise SetupError(f"the settings of models in {file} cannot be read: {error}; mend or remove it") from error
+    found: dict[str, dict[str, Any]] = read if isinstance(read, dict) else {"": {"": None}}
+    if not all(isinstance(one, dict) and one.keys() <= set(FIELDS) for one in found.values()):
+        raise SetupError(f"{file} must hold, by a model's id, some of {', '.join(FIELDS)}; mend or remove it")
+    return found
 
 
 def check(body: Any, model: Model, models: Iterable[Model], max_pixels: int) -> dict[str, Any]:

@@ -25,7 +25,7 @@ from mezzotint.catalog import Catalog
 from mezzotint.checkpoints import Checkpoints
 from mezzotint.config import Settings, load_settings
 from mezzotint.dispatcher import Dispatcher
-from mezzotint.errors import BadSetting, ErrorInfo, RunFailure, SetupError
+from mezzotint.errors import BadSetting, ErrorInfo, MezzotintError, RunFailure, SetupError
 from mezzotint.estimates import Estimates
 from mezzotint.events import Event, Events
 from mezzotint.keyring import Keyring
@@ -72,6 +72,14 @@ class Mezzotint:
         given = {"models": tuple(map(Path, models)) or None, "data": Path(data) if data is not None else None}
         self.settings = settings or load_settings(**given)
         self._tunes, self._keeps_spare = tunes, keeps_spare
+        self._operations: Operations | None = None
+
+    @property
+    def operations(self) -> Operations:
+        """Every verb. Raises MezzotintError `not_ready` when it was not opened yet."""
+        if self._operations is None:
+            raise MezzotintError("it is not open; `async with Mezzotint(...) as m:` opens it", code="not_ready")
+        return self._operations
 
     async def __aenter__(self) -> "Mezzotint":
         settings = self.settings
@@ -81,6 +89,7 @@ class Mezzotint:
             opened.enter_context(own(settings.data))
             metrics = Metrics()
             events = Events(metrics.ended)
+            opened.callback(events.close)
             store = await Store.open(settings.database_url, queue_size=settings.queue_size, events=events)
             opened.push_async_callback(store.close)
             keyring = Keyring(store, always=not settings.on_loopback, never=settings.insecure_no_auth)
@@ -89,6 +98,9 @@ class Mezzotint:
             catalog = Catalog(settings.models, settings.cache, preferences)
             opened.callback(catalog.close)
             await asyncio.to_thread(catalog.scan)
+            for root in settings.models:
+                if not root.is_dir():
+                    log.warning("a folder of models is not there", folder=str(root))
             blobs = Blobs(settings.data / "sessions")
             blobs.sweep()
             self.assets = Assets(settings.data / "assets", settings.max_upload_bytes)
@@ -141,7 +153,7 @@ class Mezzotint:
                 tuner = Tuner(choices, catalog, refs, self.supervisor, measurements, idle, default)
                 tuner.start()
                 opened.push_async_callback(tuner.stop)
-            self.operations = Operations(
+            self._operations = Operations(
                 Parts(
                     settings=settings,
                     catalog=catalog,

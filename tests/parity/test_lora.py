@@ -194,6 +194,25 @@ def test_the_strength_that_pefts_config_tells_equals_the_pipelines(rig: Rig, fol
     assert_equal(rig.draw([asked])[0][0], expected)
 
 
+def test_the_strength_that_pefts_config_tells_beside_a_lora_is_that_of_its_own_file(
+    rig: Rig, folder: Path, tmp_path: Path
+) -> None:
+    told = {"r": 2, "lora_alpha": 3, "use_rslora": True, "alpha_pattern": {f"^{QUERY}": 24, "to_v": 1}}
+    build_lora(tmp_path / "ink" / "adapter_model.safetensors", folder / "tiny", rank=2, layout="peft alone")
+    tensors = load_file(tmp_path / "ink" / "adapter_model.safetensors")
+    inside = {"lora_adapter_metadata": json.dumps({f"unet.{name}": value for name, value in told.items()})}
+    save_file(tensors, tmp_path / "told.safetensors", inside)
+    expected = rig.family.load_lora(tmp_path / "told.safetensors")
+    (tmp_path / "ink" / "adapter_config.json").write_text(json.dumps(told))
+    for path in (tmp_path / "ink", tmp_path / "ink" / "adapter_model.safetensors"):
+        factors = rig.family.load_lora(path).parts["unet"]
+        for name, pair in expected.parts["unet"].items():
+            assert torch.equal(factors[name].up, pair.up)
+    (tmp_path / "ink" / "adapter_config.json").write_text('{"r": 16, "lora_alpha": 3}')
+    with pytest.raises(ValueError, match="rank 2, where adapter_config"):
+        rig.family.load_lora(tmp_path / "ink")
+
+
 def test_a_pattern_of_pefts_that_could_take_for_ever_is_refused(rig: Rig, folder: Path, tmp_path: Path) -> None:
     told = {"lora_adapter_metadata": json.dumps({"unet.alpha_pattern": {"(a+)+$": 1}})}
     save_file(load_file(folder / "style0.safetensors"), tmp_path / "told.safetensors", told)

@@ -129,6 +129,13 @@ def test_what_a_command_prints_with_json_can_be_read_by_programs(tmp_path: Path,
         (["generate", "x", "--metadata", '{"x": NaN}', "--server", "http://127.0.0.1:9"], 2, "written as JSON"),
         (["generate", b"\xff", "--server", "http://127.0.0.1:9"], 2, "written as JSON"),
         (["generate", "x", "--server", "http://127.0.0.1:9"], 3, "mezzotint serve"),
+        (["generate", "x", "--server", "http://[::1"], 2, "http://HOST:PORT; got 'http://[::1'"),
+        (["sessions", "list", "--server", "http://"], 2, "http://HOST:PORT; got 'http://'"),
+        (["generate", "x", "-o", "/tmp/."], 2, "is a folder"),
+        (["serve", "--device", "gpu:7"], 2, "setting devices"),
+        (["keys", "create", "--data", "k", "--expires-days", "0"], 2, "above 0 and at most 36500; got 0"),
+        (["keys", "create", "--data", "k", "--expires-days", "nan"], 2, "got nan"),
+        (["keys", "create", "--data", "k", "a\nb"], 2, "one line of printable text"),
         (["nope"], 2, "nope"),
     ],
 )
@@ -139,6 +146,22 @@ def test_bad_use_is_one_line_and_writes_nothing(tmp_path: Path, args: list[str |
     assert len(done.stderr.splitlines()) == 1
     assert done.stdout == ""
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_key_that_opens_nothing_is_told_with_where_it_comes_from() -> None:
+    asked = [str(BIN), "devices", "--server", "http://127.0.0.1:9"]
+    wrong = os.environ | {"MEZZOTINT_API_KEY": "a b"}
+    done = subprocess.run(asked, env=wrong, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.endswith("; commands take it from MEZZOTINT_API_KEY\n")) == (2, True)
+
+
+def test_an_answer_that_the_disk_does_not_take_is_one_line_and_a_failure(tmp_path: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([BIN, "models", "list"], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (
+        1,
+        "mezzotint: the output cannot be written or read: No space left on device\n",
+    )
 
 
 def test_ctrl_c_cancels_the_session_on_the_server(tmp_path: Path, server: RunningServer) -> None:
@@ -190,6 +213,12 @@ def test_devices_and_doctor_say_what_is_here(tmp_path: Path) -> None:
     done = run("doctor", "--data", tmp_path / "data", cwd=tmp_path)
     assert done.returncode == 0
     assert "ok   model icons: sd" in done.stdout
+    assert "ok   model quick: lora" in done.stdout
+    wrong = {"MEZZOTINT_MODELS": str(tmp_path / "nowhere"), "MEZZOTINT_DEFAULT_MODEL": "icnos"}
+    done = subprocess.run([BIN, "doctor"], env=os.environ | wrong, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert f"BAD  models folder {tmp_path / 'nowhere'}: is no folder" in done.stdout
+    assert "BAD  default model: 'icnos' is no model here" in done.stdout
     assert not (tmp_path / "data").exists()
 
 

@@ -7,6 +7,9 @@ import pytest
 import structlog
 
 from mezzotint import InvalidRequest, Mezzotint, MezzotintError
+from mezzotint.config import load_settings
+from mezzotint.errors import TryLater
+from mezzotint.server import Submitted
 from tests.process.conftest import picture
 
 pytestmark = pytest.mark.anyio
@@ -35,6 +38,27 @@ async def test_a_program_submits_follows_and_saves(tmp_path: Path, random_sd: Pa
         await m.cancel_session(long.id)
         with pytest.raises(MezzotintError, match="cancelled"):
             await long.result()
+
+
+async def test_who_waits_for_a_session_hears_when_the_engine_is_closed_or_was_never_opened(tmp_path: Path) -> None:
+    with pytest.raises(MezzotintError, match="async with"):
+        await Mezzotint(data=tmp_path / "data").submit(prompt="x")
+    settings = load_settings(data=tmp_path / "data", drain_s=0.0)
+    async with Mezzotint(settings=settings) as m:
+        long = await m.submit(prompt="x", steps=1000)
+        waiting = asyncio.create_task(long.result())
+        following = asyncio.create_task(_kinds(long))
+        await asyncio.sleep(0.2)
+    async with asyncio.timeout(10):
+        with pytest.raises(TryLater, match="opened again"):
+            await waiting
+        assert "end" not in await following
+        with pytest.raises(TryLater):
+            await long.result()
+
+
+async def _kinds(session: Submitted) -> list[str]:
+    return [event.kind async for event in session.events()]
 
 
 async def test_what_is_logged_of_an_error_holds_no_variables(

@@ -44,6 +44,24 @@ def test_a_repository_and_one_file_are_fetched_whole_and_usable(hub: Hub, tmp_pa
     assert sorted(file.name for file in root.iterdir()) == ["pencil.safetensors", "tiny"]
 
 
+def test_a_lora_of_pefts_comes_with_the_config_that_tells_its_strength(
+    hub: Hub, random_sd: Path, tmp_path: Path
+) -> None:
+    folder, root = tmp_path / "trained", tmp_path / "models"
+    build_lora(folder / "adapter_model.safetensors", random_sd / "tiny")
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "r": 4, "lora_alpha": 8}')
+    (folder / "README.md").write_text("a LoRA")
+    hub.repositories["ink/peft"] = folder
+    settings = load_settings(models=(root,), hub=hub.url, hub_hosts=("127.0.0.1",))
+    sources = (str(folder), str(folder / "adapter_model.safetensors"), "ink/peft", "ink/peft/adapter_model.safetensors")
+    for number, source in enumerate(sources):
+        model = add(settings, source, name=f"ink{number}")
+        assert (model.id, model.kind, model.state) == (f"ink{number}", "lora", "ready")
+        for name in ("adapter_model.safetensors", "adapter_config.json"):
+            assert (root / f"ink{number}" / name).read_bytes() == (folder / name).read_bytes()
+    assert sorted(file.name for file in root.iterdir()) == ["ink0", "ink1", "ink2", "ink3"]
+
+
 @pytest.mark.parametrize("elsewhere", ["http://127.0.0.2", "http://localhost"])
 def test_a_redirect_to_a_host_that_is_not_allowed_ends_it_and_leaves_nothing(
     hub: Hub, tmp_path: Path, elsewhere: str

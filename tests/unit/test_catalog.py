@@ -125,6 +125,14 @@ def test_a_lora_is_known_by_its_tensors_however_it_is_described(root: Path) -> N
     assert catalog.tensors_digest("tiny") == catalog.tensors_digest("none") == ""
 
 
+def test_a_cache_that_cannot_be_written_costs_the_note_not_the_model(root: Path) -> None:
+    (root.parent / "cache").write_text("a file where the folder of notes would be")
+    catalog = Catalog([root], root.parent / "cache")
+    catalog.scan()
+    assert len(catalog.digest(catalog.models["tiny"])) == 64
+    assert catalog.verify(catalog.models["tiny"])[0].ok
+
+
 def edit_json(path: Path, **changes: object) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
@@ -198,6 +206,38 @@ def no_channels(model: Path) -> None:
     edit_json(model / "vae" / "config.json", block_out_channels=4)
 
 
+def no_levels(model: Path) -> None:
+    edit_json(model / "vae" / "config.json", block_out_channels=[])
+
+
+def no_size(model: Path) -> None:
+    edit_json(model / "unet" / "config.json", sample_size=0)
+
+
+def defaults_in_a_list(model: Path) -> None:
+    (model / "mezzotint.json").write_text('{"defaults": []}')
+
+
+def no_steps(model: Path) -> None:
+    (model / "mezzotint.json").write_text('{"defaults": {"num_inference_steps": 0}}')
+
+
+def no_number(model: Path) -> None:
+    (model / "mezzotint.json").write_text('{"defaults": {"guidance_scale": NaN}}')
+
+
+def odd_width(model: Path) -> None:
+    (model / "mezzotint.json").write_text('{"defaults": {"width": 15}}')
+
+
+def misspelt(model: Path) -> None:
+    (model / "mezzotint.json").write_text('{"defaults": {"num_steps": 4}}')
+
+
+def one_word(model: Path) -> None:
+    (model / "mezzotint.json").write_text('{"trigger_words": "ink"}')
+
+
 def many_layers(model: Path) -> None:
     edit_json(model / "text_encoder" / "config.json", num_hidden_layers=10**9)
 
@@ -259,7 +299,15 @@ def deep_header(model: Path) -> None:
         (guidance_as_input, "guidance as an input"),
         (not_json, "cannot be read"),
         (a_list, "not a JSON object"),
-        (no_channels, "cannot be read"),
+        (no_channels, "block_out_channels is 4"),
+        (no_levels, "block_out_channels is []"),
+        (no_size, "sample_size is 0"),
+        (defaults_in_a_list, "no JSON object"),
+        (no_steps, "num_inference_steps must be a whole number from 1"),
+        (no_number, "guidance_scale must be a number from 0 to 50; it is 'nan'"),
+        (odd_width, "width 15 must be a multiple of 2"),
+        (misspelt, "'num_steps'; they can be width"),
+        (one_word, "must be a list"),
         (many_layers, "at most 256"),
         (overlap, "over another tensor"),
         (wrong_shape, "its shape needs"),
@@ -287,6 +335,96 @@ def test_a_file_that_is_a_pickle_or_empty_is_listed_with_the_reason(root: Path, 
     assert model.state == "invalid"
     assert model.reason is not None
     assert ("truncated" if name.endswith("safetensors") else "pickles") in model.reason
+
+
+@pytest.mark.parametrize("name", ["My Ink (v1).safetensors", "_ink.safetensors", "\u58a8.safetensors"])
+def test_a_name_that_cannot_be_an_id_is_listed_under_one_that_can(root: Path, name: str) -> None:
+    build_lora(root / name, root / "tiny")
+    (found,) = [model for model in scan(root).values() if model.path == str(root / name)]
+    assert (found.state, found.id) == ("ready", {"M": "My_Ink_v1_", "_": "ink", "\u58a8": "model~fe478617"}[name[0]])
+    build_lora(root / "My_Ink_v1_.safetensors", root / "tiny", seed=1)
+    assert scan(root)["My_Ink_v1_"].path == str(root / "My_Ink_v1_.safetensors")
+
+
+def test_a_link_to_nothing_is_listed_with_the_reason(root: Path) -> None:
+    (root / "gone.safetensors").symlink_to(root / "nowhere")
+    assert "link to nothing" in str(scan(root)["gone"].reason)
+
+
+def test_what_may_not_be_looked_at_hides_no_other_model(root: Path) -> None:
+    for name in ("lost+found", "gone.safetensors"):  # a system that says no, to root as well
+        (root / name).symlink_to("x" * 300)
+    found = scan(root)
+    assert found["tiny"].state == "ready"
+    assert "name too long" in str(found["gone"].reason)
+
+
+def test_an_autoencoder_without_levels_is_not_ready(root: Path) -> None:
+    shutil.copytree(root / "tiny" / "vae", root / "clear")
+    edit_json(root / "clear" / "config.json", block_out_channels=[])
+    found = scan(root)["clear"]
+    assert (found.state, "block_out_channels" in str(found.reason)) == ("invalid", True)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"conditioning_embedding_out_channels": [8, 8, 16]}, {"in_channels": 8}, {"layers_per_block": 2}],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_a_controlnet_of_other_latents_than_the_models_fits_it_not(root: Path, changes: dict[str, Any]) -> None:
+    build_controlnet(root / "net", root / "tiny")
+    found = scan(root)
+    assert fitting(found["net"], found.values()) == ["tiny"]
+    edit_json(root / "net" / "config.json", **changes)
+    found = scan(root)
+    assert (found["net"].state, fitting(found["net"], found.values())) == ("ready", [])
+
+
+def peft(folder: Path, model: Path, **told: object) -> Path:
+    build_lora(folder / "adapter_model.safetensors", model)
+    (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", "r": 4, "lora_alpha": 8} | told))
+    return folder
+
+
+def test_a_folder_of_pefts_is_a_lora_and_its_config_counts(root: Path) -> None:
+    peft(root / "ink", root / "tiny")
+    (root / "ink" / "mezzotint.json").write_text('{"trigger_words": ["ink"]}')
+    catalog = Catalog([root], root.parent / "cache")
+    catalog.scan()
+    model = catalog.models["ink"]
+    assert (model.kind, model.state, model.trigger_words) == ("lora", "ready", ("ink",))
+    assert "tiny" in fitting(model, catalog.models.values())
+    assert model.bytes == (root / "ink" / "adapter_model.safetensors").stat().st_size
+    before, tensors = catalog.digest(model), catalog.tensors_digest("ink")
+    assert tensors
+    peft(root / "ink", root / "tiny", lora_alpha=2)
+    assert catalog.scan()
+    assert catalog.digest(catalog.models["ink"]) != before
+    assert catalog.tensors_digest("ink") == tensors
+
+
+@pytest.mark.parametrize(
+    ("told", "words"),
+    [({"peft_type": "LOHA"}, "'LOHA'"), ({"init_lora_weights": "pissa_niter_16"}, "changed"), (None, "is missing")],
+    ids=["kind", "base", "none"],
+)
+def test_a_folder_of_pefts_that_is_no_plain_lora_is_refused(
+    root: Path, told: dict[str, object] | None, words: str
+) -> None:
+    peft(root / "ink", root / "tiny", **(told or {}))
+    if told is None:
+        (root / "ink" / "adapter_config.json").unlink()
+    model = scan(root)["ink"]
+    assert (model.kind, model.state, words in str(model.reason)) == ("lora", "invalid", True)
+
+
+def test_a_file_of_pefts_beside_a_config_that_may_be_anothers_is_refused(root: Path) -> None:
+    build_lora(root / "ink.safetensors", root / "tiny", layout="peft alone")
+    assert scan(root)["ink"].state == "ready"
+    (root / "adapter_config.json").write_text("{}")
+    model = Catalog([root], root.parent / "cache")
+    model.scan()
+    assert "a folder of their own" in str(model.models["ink"].reason)
 
 
 def test_one_name_in_two_files_that_cannot_be_used_lists_both(root: Path) -> None:

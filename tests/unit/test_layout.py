@@ -45,7 +45,7 @@ ALLOWED: dict[str, set[str]] = {
         "advice", "catalog", "errors", "families.table", "preprocessors", "request", "schema", "webhook_rules",
     },
     "session": {"errors", "request"},
-    "events": set(),
+    "events": {"errors"},
     "batches": {"errors", "session"},
     "batch_watch": {"dispatcher", "errors", "session", "store"},
     "inputs": {"errors", "fieldnames", "schema"},

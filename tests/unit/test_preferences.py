@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from mezzotint.catalog import BUNDLED_MODEL, Catalog
-from mezzotint.errors import InvalidRequest
+from mezzotint.errors import InvalidRequest, SetupError
 from mezzotint.preferences import Preferences, check
 
 
@@ -31,6 +31,13 @@ def catalog(tmp_path_factory: pytest.TempPathFactory) -> Catalog:
 def test_a_setting_that_no_request_could_have_is_refused(catalog: Catalog, body: Any) -> None:
     with pytest.raises(InvalidRequest):
         check(body, catalog.models[BUNDLED_MODEL], catalog.models.values(), 1 << 22)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"icons": 1}', '{"icons": {"widht": 64}}'])
+def test_a_file_that_is_not_ours_is_named_and_can_be_mended(tmp_path: Path, text: str) -> None:
+    (tmp_path / "model_settings.json").write_text(text)
+    with pytest.raises(SetupError, match=r"model_settings\.json .*mend or remove it"):
+        Preferences(tmp_path / "model_settings.json")
 
 
 def test_settings_of_a_model_are_read_in_any_spelling(catalog: Catalog) -> None:

@@ -178,6 +178,18 @@ def test_a_graph_of_comfyui_is_followed_to_its_ends() -> None:
     assert recipes.of_texts({"prompt": json.dumps(circle)}) is not None  # ends all the same
 
 
+def test_a_graph_of_comfyui_with_more_than_is_read_says_so() -> None:
+    graph = comfy()
+    empty = next(node for node in graph.values() if node["class_type"] == "EmptyLatentImage")
+    empty["inputs"]["width"] = ["90", 0]
+    graph["91"] = comfy(denoise=0.5)[next(name for name, node in graph.items() if node["class_type"] == "KSampler")]
+    found = recipes.of_texts({"prompt": json.dumps(graph)})
+    assert found is not None
+    assert ("width" in found.body, found.body["height"]) == (False, 32)
+    assert any("another node" in warning for warning in found.warnings)
+    assert any("2 samplers" in warning for warning in found.warnings)
+
+
 def test_a_bomb_of_text_is_left_out() -> None:
     packed = b"parameters\0\0" + zlib.compress(b"x" * (64 << 20))
     head = png()[:33]

@@ -72,10 +72,16 @@ def main() -> None:
             _complain(fault.message)
         raise SystemExit(BAD_USE) from None
     except MezzotintError as error:
-        _complain(error.message)
+        hint = "; commands take it from MEZZOTINT_API_KEY" if error.code == "invalid_api_key" else ""
+        _complain(error.message + hint)
         raise SystemExit(_exit_code(error)) from None
     except KeyboardInterrupt:
         raise SystemExit(INTERRUPTED) from None
+    except OSError as error:  # of the answer itself, such as on a full disk: what else fails says more above
+        if error.errno is None:
+            raise
+        _complain(f"{error.filename or 'the output'} cannot be written or read: {error.strerror}")
+        raise SystemExit(FAILED) from None
 
 
 def _app() -> typer.Typer:

@@ -87,5 +87,7 @@ def _write(session: dict[str, Any], pictures: list[bytes], output: Path | None) 
             draft.write_bytes(picture)
             draft.replace(file)
         except OSError as error:
+            with contextlib.suppress(OSError):
+                draft.unlink(missing_ok=True)
             raise MezzotintError(f"cannot write {file}: {error.strerror}", code="cannot_write") from error
     return files

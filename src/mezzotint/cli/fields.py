@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,15 @@ _FORMATS = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 
 
 def image_format(output: Path | None) -> str | None:
+    """By the suffix. Raises CallerError for a file that could not be written in the end."""
+    folder = Path() if output is None else output.parent
+    if folder.is_dir() and not os.access(folder, os.W_OK | os.X_OK):
+        message = f"the folder {folder.absolute()} cannot be written; name another file with -o"
+        raise CallerError(message, code="invalid_value", field="output")
     if output is None:
         return None
+    if output.is_dir():
+        raise CallerError(f"{output} is a folder; name another file with -o", code="invalid_value", field="output")
     if output.suffix.lower() not in _FORMATS:
         raise CallerError(f"{output} must end in {', '.join(_FORMATS)}", code="invalid_value", field="output")
     if not output.absolute().parent.is_dir():

@@ -20,7 +20,7 @@ def generate(
     model: Annotated[str | None, typer.Option(help="catalog id")] = None,
     type: Annotated[str | None, typer.Option(help="inferred when absent")] = None,  # noqa: A002  the contract's word
     negative_prompt: Annotated[str | None, typer.Option(help="what to keep out")] = None,
-    prompt_syntax: Annotated[str | None, typer.Option(help="plain")] = None,
+    prompt_syntax: Annotated[str | None, typer.Option(help="plain, weighted")] = None,
     width: Annotated[int | None, typer.Option(help="px")] = None,
     height: Annotated[int | None, typer.Option(help="px")] = None,
     num_inference_steps: Annotated[int | None, typer.Option("--num-inference-steps", "--steps")] = None,
@@ -39,7 +39,7 @@ def generate(
     mask_blur: Annotated[int | None, typer.Option(help="px, softens the edge of the mask")] = None,
     mask_fill: Annotated[str | None, typer.Option(help="original, fill")] = None,
     padding_mask_crop: Annotated[int | None, typer.Option(help="px around the masked area")] = None,
-    resize_mode: Annotated[str | None, typer.Option(help="stretch, crop, pad")] = None,
+    resize_mode: Annotated[str | None, typer.Option(help="stretch, crop, pad, original")] = None,
     controlnets: Annotated[list[str] | None, typer.Option(help=_CONTROLNET_HELP)] = None,
     loras: Annotated[list[str] | None, typer.Option(help="NAME or NAME:SCALE; may be given several times")] = None,
     quality: Annotated[int | None, typer.Option(help="of jpeg and webp")] = None,

@@ -16,6 +16,7 @@ from mezzotint.cli.flags import Data, Json
 from mezzotint.errors import CallerError, SetupError
 
 DAY_S = 86_400
+MAX_DAYS = 36_500
 _LIMITS = Limits()
 Database = Annotated[str | None, typer.Option(help="postgresql://USER:PASSWORD@HOST/NAME; default: SQLite")]
 
@@ -26,7 +27,7 @@ def create(
         list[str] | None,
         typer.Option(help=f"{', '.join(SCOPES)}; may be given several times; default: {', '.join(USUAL)}"),
     ] = None,
-    expires_days: Annotated[float | None, typer.Option(min=0, help="days; default: for ever")] = None,
+    expires_days: Annotated[float | None, typer.Option(help="days; default: for ever")] = None,
     running: Annotated[int, typer.Option(min=1, help="sessions that run at one time")] = _LIMITS.running,
     queued: Annotated[int, typer.Option(min=1, help="sessions that wait")] = _LIMITS.queued,
     requests_per_minute: Annotated[int, typer.Option(min=1)] = _LIMITS.requests_per_minute,
@@ -49,6 +50,11 @@ def create(
         pixel_steps_per_minute=pixel_steps_per_minute,
         stored_bytes=stored_bytes,
     )
+    if not name.isprintable():
+        raise CallerError(f"a key's name is one line of printable text; got {name[:64]!r}", code="invalid_value")
+    if expires_days is not None and not 0 < expires_days <= MAX_DAYS:  # so neither is NaN
+        message = f"--expires-days must be above 0 and at most {MAX_DAYS}; got {expires_days:g}"
+        raise CallerError(message, code="invalid_value", field="expires_days")
     expires_at = None if expires_days is None else time.time() + expires_days * DAY_S
     with _database(data, database) as url:
         key, text = asyncio.run(beside.create_key(url, name=name, scopes=scopes, limits=limits, expires_at=expires_at))

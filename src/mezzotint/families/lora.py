@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mezzotint.families.lycoris import as_plain
+from mezzotint.headers import PEFT_CONFIG, lora_file, peft_config
 
 _DOWN = (
     ".lora_A.weight",
@@ -199,16 +200,23 @@ def _layers(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Scaling:
-    """What a file says of how strong its factors are: kohya's alphas by the key's stem, peft's configs by part."""
+    """What a file says of how strong its factors are: kohya's alphas by the key's stem, peft's configs by part.
+
+    `beside`: the config that lies beside it, for parts that the file itself says nothing of.
+    """
 
     alphas: Mapping[str, float]
     configs: Mapping[str, Mapping[str, Any]]
+    beside: Mapping[str, Any]
 
     def of(self, stem: str, part: str, name: str, *, rank: int) -> float:
         """What the product of one layer's factors is multiplied by, as peft reads its config (LoraLayer)."""
         if stem in self.alphas:
             return self.alphas[stem] / rank
-        config = self.configs.get(part, {})
+        config = self.configs.get(part, self.beside)
+        ranks = {self.beside.get("r", rank), *(self.beside.get("rank_pattern") or {}).values()}
+        if config is self.beside and rank not in ranks:
+            raise ValueError(f"its factors for {name} are of rank {rank}, where {PEFT_CONFIG} says {ranks}")
         names = (name, f"text_model.{name}")  # transformers of before version 5 puts it before every layer
         own = (
             alpha
@@ -232,7 +240,7 @@ def _matches(pattern: str, name: str) -> bool:
 
 def _read(path: Path) -> tuple[dict[str, Tensor], _Scaling]:
     """Tensors by key. Raises ValueError for what is no plain LoRA."""
-    with safe_open(path, framework="pt") as file:
+    with safe_open(lora_file(path), framework="pt") as file:
         keys = list(file.keys())
         other = next((kind for kind in _OTHER_KINDS for key in keys if kind in key), None)
         if other is not None:
@@ -244,7 +252,7 @@ def _read(path: Path) -> tuple[dict[str, Tensor], _Scaling]:
     for key, value in told.items():
         part, _, field = key.rpartition(".")  # UNet factors alone: without the part's name
         configs.setdefault(part or "unet", {})[field] = value
-    return tensors, _Scaling(alphas=alphas, configs=configs)
+    return tensors, _Scaling(alphas=alphas, configs=configs, beside=peft_config(path) or {})
 
 
 def _place(stem: str, layers: Mapping[str, Mapping[str, nn.Module]], depth: int) -> tuple[str, str] | None:
