@@ -16,6 +16,7 @@ from mezzotint.errors import CallerError, InvalidRequest, MezzotintError
 from tests.process.conftest import RunningServer, wait_for
 
 SESSIONS = "/api/inference/sessions"
+JSON = {"Content-Type": "application/json"}
 
 
 def http(server: RunningServer, method: str, path: str, **options: Any) -> httpx2.Response:
@@ -189,6 +190,12 @@ def test_lists_filter_and_walk_page_by_page(server: RunningServer) -> None:
         assert [session["id"] for session in page["sessions"]] == found
 
 
+def test_a_misspelt_filter_does_not_answer_everything(server: RunningServer) -> None:
+    told = http(server, "GET", f"{SESSIONS}?stat=running&limit=1").json()
+    assert (told["code"], told["field"]) == ("unknown_field", "stat")
+    assert "did you mean state? parameters: active, state, type" in told["detail"]
+
+
 def test_one_stream_tells_of_all_sessions_and_which_shared_a_call(server: RunningServer) -> None:
     with httpx2.stream("GET", f"{server.url}/api/inference/events", timeout=30) as stream:
         lines = stream.iter_lines()
@@ -258,6 +265,10 @@ def test_a_bad_request_is_told_every_fault_in_one_problem(server: RunningServer)
         ("GET", f"{SESSIONS}?state=runing", {}, 422, "invalid_value"),
         ("GET", f"{SESSIONS}?cursor=%00", {}, 422, "invalid_value"),
         ("GET", f"{SESSIONS}?cursor=", {}, 422, "invalid_value"),
+        ("GET", f"{SESSIONS}?state=failed&state=queued", {}, 422, "duplicate_field"),
+        ("POST", f"{SESSIONS}?wait=60", {"json": {}}, 422, "unknown_field"),
+        ("GET", "/api/models?kind=lora", {}, 422, "unknown_field"),
+        ("GET", "/api/analytics?window=60", {}, 422, "unknown_field"),
         ("POST", SESSIONS, {"content": "{", "headers": {"Content-Type": "application/json"}}, 400, "invalid_json"),
         (
             "POST",
@@ -268,6 +279,8 @@ def test_a_bad_request_is_told_every_fault_in_one_problem(server: RunningServer)
         ),
         ("POST", SESSIONS, {"content": '{"seed":NaN}', "headers": {"Content-Type": "application/json"}}, 400, None),
         ("POST", SESSIONS, {"content": "steps=3"}, 415, "unsupported_media_type"),
+        ("POST", SESSIONS, {"json": {}, "headers": {"Content-Encoding": "gzip"}}, 415, "unsupported_media_type"),
+        ("POST", SESSIONS, {"content": "{", "headers": JSON | {"Content-Encoding": "identity"}}, 400, "invalid_json"),
         ("POST", SESSIONS, {"json": {"prompt": "x" * (33 << 20)}}, 413, "body_too_large"),
         ("POST", f"{SESSIONS}/x/cancel", {"json": {"reason": "x" * 2_000_000}}, 413, "body_too_large"),
         ("POST", SESSIONS, {"json": {}, "headers": {"Idempotency-Key": ""}}, 422, "invalid_value"),

@@ -85,6 +85,13 @@ def test_a_model_is_loaded_and_let_go_by_name(running: RunningServer) -> None:
     assert (twice.status_code, twice.json()["code"]) == (422, "duplicate_field")
 
 
+def test_a_model_that_one_device_holds_is_not_loaded_on_another_unasked(tmp_path: Path) -> None:
+    with RunningServer(tmp_path / "data", "--device", "cpu:0", "--device", "cpu:1") as server:
+        wait_for(lambda: all(one["state"] == "ready" for one in server.client.workers()), 60)
+        assert call(server, "POST", "/api/models/icons/load", {"device": "cpu:1"}).json()["resident_on"] == ["cpu:1"]
+        assert call(server, "POST", "/api/models/icons/load").json()["resident_on"] == ["cpu:1"]
+
+
 def test_a_model_in_use_is_not_let_go_and_its_session_goes_on_when_its_folder_goes(
     running: RunningServer, root: Path
 ) -> None:

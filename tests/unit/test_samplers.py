@@ -42,6 +42,21 @@ def test_samplers_made_alike_share_no_state(scheduler: str) -> None:
     assert torch.equal(drawn(None), alone)
 
 
+@pytest.mark.parametrize(
+    "scheduler", ["ddim", "ddpm", "dpm_multistep", "euler", "euler_ancestral", "heun", "lms", "unipc"]
+)
+def test_sixty_one_steps_do_not_end_in_noise(scheduler: str) -> None:
+    """diffusers adds a timestep -1 there, which is the noisiest."""
+    asked = request(scheduler=scheduler, num_inference_steps=61)
+    sampler = Sampler(asked, {"num_train_timesteps": 1000, "timestep_spacing": "trailing"}, 1)
+    latents = torch.ones(1, 4, 4, 4)
+    while not sampler.done:
+        assert sampler.timestep >= 0
+        latents = sampler.advance(0.1 * sampler.scaled(latents), latents)
+    assert sampler.calls == calls(scheduler, 61)
+    assert torch.isfinite(latents).all()
+
+
 def test_a_sampler_begins_at_its_first_sigma_where_two_timesteps_are_equal() -> None:
     """diffusers took the second of them, and ran out of sigmas at the last step."""
     asked = request(scheduler="dpm_multistep", num_inference_steps=50, scheduler_options={"beta_sigmas": True})

@@ -2,11 +2,12 @@
 
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel, TypeAdapter
 
 from mezzotint import answers
+from mezzotint.api.reading import check_query
 
 _PROBLEM = {"content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}}
 _TEMPLATE = "#/components/schemas/{model}"
@@ -22,8 +23,10 @@ def takes(
 
 
 def tells(body: Any, *statuses: int) -> dict[str, Any]:
-    """Further arguments of a route: the body that it answers with, as `answers` has it; 200 without `statuses`."""
-    return {"responses": {status: {"model": body} for status in statuses or (200,)}}
+    """Further arguments of a route that answers in JSON: the body, as `answers` has it; 200 without `statuses`. Query
+    parameters that such a route does not take are refused."""
+    responses = {status: {"model": body} for status in statuses or (200,)}
+    return {"responses": responses, "dependencies": [Depends(check_query)]}
 
 
 class Documented(FastAPI):

@@ -1,13 +1,16 @@
-"""Bodies in: JSON as the routes read it. Must not know a field."""
+"""What comes in: JSON as the routes read it, and the names in a URL's query. Must not know a field."""
 
 import json
+from collections import Counter
 from collections.abc import Iterable
 from typing import Annotated, Any
 
 import msgspec
-from fastapi import Header
+from fastapi import Header, Request
+from fastapi.routing import APIRoute
 
-from mezzotint.errors import CallerError
+from mezzotint.errors import CallerError, Fault, InvalidRequest
+from mezzotint.schema import nearest
 
 MAX_DEPTH = 32
 
@@ -30,6 +33,28 @@ def read_json(body: bytes) -> Any:
         if depth > MAX_DEPTH:
             raise CallerError(f"the body is nested deeper than {MAX_DEPTH} levels", code="invalid_json")
     return value
+
+
+async def check_query(request: Request) -> None:
+    """A dependency of a route. Raises InvalidRequest for each parameter that the route does not take, or that comes
+    twice: a filter that does nothing would answer what was not asked for."""
+    if not request.scope["query_string"]:
+        return
+    route: APIRoute = request.scope["route"]
+    known = [one.alias for one in route.dependant.query_params]
+    given = Counter(name for name, _ in request.query_params.multi_items())
+    faults = [_unknown(name[:64], known) for name in given if name not in known]
+    for name in (name for name, times in given.items() if times > 1 and name in known):
+        faults.append(Fault(field=name, code="duplicate_field", message=f"{name} comes {given[name]} times; give one"))
+    if faults:
+        raise InvalidRequest(faults)
+
+
+def _unknown(name: str, known: list[str]) -> Fault:
+    near = nearest(name.lower(), known)
+    hint = f"did you mean {near}? " if near else ""
+    message = f"{name} is not a parameter of this URL; {hint}parameters: {', '.join(known) or 'none'}"
+    return Fault(field=name, code="unknown_field", message=message)
 
 
 def _once_each(pairs: list[tuple[str, Any]]) -> None:

@@ -45,7 +45,7 @@ UPLOADS = {
 
 
 class Gate:
-    """Refuses what no route should see: foreign hosts and pages, other media types, bodies declared too large."""
+    """Refuses what no route should see: foreign hosts and pages, other media types, bodies compressed or too large."""
 
     def __init__(
         self,
@@ -87,6 +87,10 @@ class Gate:
         if not (length.isascii() and length.isdigit()) or int(length[:20]) > most:
             return CallerError(f"the body is over {most} bytes", code="body_too_large")
         if scope["method"] in ("POST", "PUT", "PATCH") and ("transfer-encoding" in headers or int(length)):
+            coding = headers.get("content-encoding", "identity").strip().lower()
+            if coding not in ("", "identity") and self._is_routed(scope):
+                message = f"the body must not be compressed; send it as it is, without Content-Encoding: {coding[:32]}"
+                return CallerError(message, code="unsupported_media_type", field="Content-Encoding")
             media = headers.get("content-type", "").partition(";")[0].strip().lower()
             taken = UPLOADS.get(scope["path"], _JSON)
             if media not in taken and self._is_routed(scope):

@@ -23,6 +23,7 @@ class Sampler:
     def __init__(self, request: Request, config: dict[str, Any], seed: int) -> None:
         self._scheduler = _scheduler(request, config, seed)
         self._scheduler.set_timesteps(request.num_inference_steps)
+        _drop_below_zero(self._scheduler)
         skipped = (request.num_inference_steps - request.steps) * self._scheduler.order  # by `strength`
         self._timesteps = self._scheduler.timesteps[skipped:]
         if hasattr(self._scheduler, "set_begin_index"):  # else it looks for a timestep that may be there twice
@@ -116,6 +117,21 @@ class Sampler:
             raise ValueError("it is no state of a generator") from error
         vars(self._scheduler).update(changed)
         self.calls = calls
+
+
+def _drop_below_zero(scheduler: Any) -> None:
+    """diffusers counts `trailing` timesteps in floats, and at some numbers of steps, such as 61, comes to one more: -1.
+
+    It is read as the noisiest of all, and a step there undoes the picture. Those that have times between two steps
+    (dpm_sde, kdpm2) are left as diffusers has them.
+    """
+    extra = int((scheduler.timesteps < 0).sum())
+    if extra != scheduler.order:
+        return
+    scheduler.timesteps = scheduler.timesteps[:-extra]
+    if hasattr(scheduler, "sigmas"):  # the last is where the last step leads
+        scheduler.sigmas = torch.cat([scheduler.sigmas[: -1 - extra], scheduler.sigmas[-1:]])
+        scheduler.num_inference_steps = len(scheduler.timesteps) // scheduler.order + scheduler.order - 1
 
 
 # A tree of noise, grown from its seed: it gives the same noise wherever it is asked first.

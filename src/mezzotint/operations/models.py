@@ -105,7 +105,7 @@ class ModelVerbs(Verbs):
         Raises NotFound, InvalidRequest, RunFailure, or TryLater while no worker is up.
         """
         model = self._usable(model_id)
-        worker = self._worker_for(device)
+        worker = self._worker_for(device, model_id)
         ref = await self._parts.refs.of(model.id)
         if ref is None:
             raise _unusable(model_id, "it is gone")
@@ -139,14 +139,17 @@ class ModelVerbs(Verbs):
             raise InvalidRequest([Fault(field=None, code="invalid_value", message=message)])
         return model
 
-    def _worker_for(self, device: str | None) -> LocalWorker:
-        """The device's, or the one that holds least."""
+    def _worker_for(self, device: str | None, model_id: str) -> LocalWorker:
+        """The device's, or one that has the model, or the one that holds least."""
         if device is not None:
             self._check_device(device)
         ready = [one for one in self._parts.supervisor.ready() if device in (None, one.device)]
         if not ready:
             raise TryLater("no worker is up yet; come back", code="not_ready", retry_after_s=5)
-        return min(ready, key=lambda one: one.heartbeat.weights_bytes if one.heartbeat else 0)
+        there = self._resident_on(model_id)
+        return min(
+            ready, key=lambda one: (one.device not in there, one.heartbeat.weights_bytes if one.heartbeat else 0)
+        )
 
     def _check_device(self, device: str) -> None:
         known = self._parts.supervisor.seats
