@@ -55,8 +55,9 @@ def strange(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]
 
 
 SCENARIOS = (
-    "make", "validation", "several", "paint", "paintByKeys", "dragged", "keyboard", "adapters", "restore", "watch",
-    "thrifty", "crowd", "gallery", "filters", "unseen", "machine", "hostile", "accessibleLight", "accessibleDark",
+    "make", "validation", "several", "paint", "paintByKeys", "misled", "takenOver", "narrow", "dragged", "keyboard",
+    "adapters", "restore", "watch", "thrifty", "crowd", "gallery", "filters", "unseen", "machine", "hostile",
+    "accessibleLight", "accessibleDark",
 )  # fmt: skip
 
 

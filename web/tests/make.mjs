@@ -136,6 +136,56 @@ const shades = (page, path, points) => page.evaluate(async ({ path, points }) =>
   return { size: [bitmap.width, bitmap.height], shades: points.map(at) };
 }, { path, points });
 
+/** What cannot be meant is said where it stands, and nothing is drawn without what was chosen. */
+export async function misled({ page, url, shot }) {
+  await open(page, url, "make");
+  await page.getByText("ControlNet", { exact: true }).click();
+  await page.getByRole("button", { name: "icons-canny" }).click();
+  await page.getByRole("group", { name: "Picture to follow" }).getByText(/image is missing/).waitFor();
+  await page.getByRole("button", { name: "Remove icons-canny" }).click();
+  await page.getByRole("group", { name: "Picture to follow" }).waitFor({ state: "detached" });
+  await page.getByLabel("Seed").fill("abc");
+  await page.getByText(/seed must be a whole number/).waitFor();
+  assert.equal(await page.getByLabel("Seed").getAttribute("aria-invalid"), "true");
+  assert.ok(await page.getByRole("button", { name: "Draw it" }).isDisabled());
+  await shot("misled");
+}
+
+/** A request is taken over whole: pictures by their own size, and what the form has no place for by name. */
+export async function takenOver({ page, url, shot }) {
+  const [id] = await drawn(page, url, [{ prompt: "a red apple", steps: 2, width: 64, height: 64 }]);
+  const image = `data:image/png;base64,${(await PNG(page, url, id)).toString("base64")}`;
+  await drawn(page, url, [{ prompt: "a taken pear", steps: 2, image, width: 128, height: 128, eta: 0.5 }]);
+  await open(page, url, "gallery");
+  await page.getByRole("button", { name: "a taken pear" }).first().click();
+  await page.getByRole("button", { name: "Use again" }).click();
+  const place = page.getByRole("group", { name: "Picture to start from" });
+  await place.getByText("64 × 64").waitFor();
+  await page.getByText("what is drawn will differ: eta.").waitFor();
+  assert.equal(await page.getByLabel(/^Mask/).evaluate((canvas) => canvas.width), 64);
+  await page.getByLabel(/^Mask/).click();
+  await page.getByText("Begins as").waitFor();
+  await shot("taken-over");
+  const validated = page.waitForRequest((request) => request.url().endsWith("/validate") && !request.postDataJSON().mask);
+  await dropped(place, { name: "other.png", type: "image/png", bytes: await PNG(page, url, (await drawn(page, url, [{ steps: 1 }]))[0]) });
+  await place.getByText("128 × 128").waitFor();
+  await validated; // the mask was one of another size
+}
+
+/** On a narrow screen what was just accepted is in sight, though the form stands above it. */
+export async function narrow({ page, url, shot }) {
+  await page.setViewportSize({ width: 390, height: 844 });
+  await open(page, url, "make");
+  await page.getByLabel("Prompt", { exact: true }).fill("a narrow boat");
+  await page.getByLabel("Steps").fill("4");
+  await page.getByRole("button", { name: "Draw it" }).click();
+  const card = page.getByRole("article", { name: "Session: a narrow boat" });
+  await card.waitFor();
+  await page.waitForFunction(() => document.querySelector("article").getBoundingClientRect().top < innerHeight / 2);
+  await shot("narrow");
+  await card.getByRole("img", { name: "a narrow boat", exact: true }).waitFor();
+}
+
 /** What a model cannot do is not offered; what was chosen before can still be taken back. */
 export async function lacking({ page, url, shot }) {
   await open(page, url, "make");
@@ -233,7 +283,10 @@ export async function paintByKeys({ page, url, shot }) {
   await press(...Array(3).fill("Shift+ArrowRight"), ...Array(3).fill("Shift+ArrowUp"));
   assert.deepEqual((await shades(page, await paint(), points)).shades, [255, 255, 0]);
   await shot("paint-by-keys");
+  const asked = []; // for a picture, which no tool of the mask does
+  page.on("request", (request) => request.url().endsWith(SESSIONS) && asked.push(request.url()));
   await tabTo(page, page.getByRole("button", { name: "Eraser" }));
   await press("Enter", "Shift+Tab", "Shift+Tab");
   assert.deepEqual((await shades(page, await paint(), points)).shades, [255, 0, 0]);
+  assert.deepEqual(asked, []);
 }

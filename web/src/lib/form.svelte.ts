@@ -34,10 +34,42 @@ export async function hold(picture: Blob): Promise<Held> {
   return { id, width, height, url: `/api/assets/${id}` };
 }
 
-const held = (reference: unknown, width: number, height: number): Held | null => {
+/** Its size is 0 until it was looked at. */
+const held = (reference: unknown): Held | null => {
   const id = typeof reference === "string" && reference.startsWith("asset:") ? reference.slice(6) : null;
-  return id ? { id, url: `/api/assets/${id}`, width, height } : null;
+  return id ? { id, url: `/api/assets/${id}`, width: 0, height: 0 } : null;
 };
+
+function measure(held: Held | null) {
+  if (!held) return;
+  const image = new Image();
+  image.onload = () => Object.assign(held, { width: image.naturalWidth, height: image.naturalHeight });
+  image.src = held.url;
+}
+
+const ONLY_MASKED_PX = 32; // around the painted area
+
+/** What changes a picture and has no place in the form, by its field. */
+function homeless(request: Readonly<Record<string, any>>): string[] {
+  const { eta, variation, resize_mode, scheduler_options, padding_mask_crop, hires, controlnets, type } = request;
+  const found: Record<string, unknown> = {
+    image: ["img2img", "inpainting"].includes(type) && !held(request.image),
+    mask: type === "inpainting" && !held(request.mask),
+    eta,
+    variation,
+    resize_mode: resize_mode && resize_mode !== "stretch",
+    padding_mask_crop: padding_mask_crop && padding_mask_crop !== ONLY_MASKED_PX,
+    "hires.steps": hires?.steps && hires.steps !== request.num_inference_steps,
+  };
+  for (const [name, value] of Object.entries(scheduler_options ?? {})) if (name !== "karras_sigmas") found[`scheduler_options.${name}`] = value;
+  for (const [place, one] of (controlnets ?? []).entries()) {
+    found[`controlnets[${place}].image`] = !held(one.image);
+    found[`controlnets[${place}].options`] = Object.keys(one.options ?? {}).length;
+    found[`controlnets[${place}].resize_mode`] = one.resize_mode && one.resize_mode !== "stretch";
+    found[`controlnets[${place}].control_mode`] = one.control_mode && one.control_mode !== "balanced";
+  }
+  return Object.keys(found).filter((name) => found[name]);
+}
 
 export class Form {
   prompt = $state("");
@@ -67,6 +99,8 @@ export class Form {
   hires = $state(1); // how much larger the second pass is; 1: there is none
   hires_strength = $state(0.7);
   upscaler = $state<NonNullable<HiresInput["upscaler"]>>("latent");
+  /** Fields of the request last taken over that are not drawn again. */
+  left = $state<string[]>([]);
 
   body(): Record<string, unknown> {
     const set: Record<string, unknown> = { prompt: this.prompt, preview: { every_steps: 1 } };
@@ -82,7 +116,7 @@ export class Form {
     put("guidance_scale", this.guidance_scale);
     put("scheduler", this.scheduler);
     if (this.karras_sigmas) set.scheduler_options = { karras_sigmas: true };
-    if (/^\d+$/.test(this.seed.trim()) && this.seedLocked) set.seed = this.seed.trim();
+    if (this.seedLocked) put("seed", this.seed.trim()); // also one that is none: the server says so
     put("num_images", this.num_images, 1);
     put("clip_skip", this.clip_skip);
     put("priority", this.priority, 5);
@@ -94,14 +128,14 @@ export class Form {
         set.mask = `asset:${this.mask.id}`;
         put("mask_blur", this.mask_blur, 0);
         put("mask_fill", this.mask_fill, "original");
-        if (this.only_masked) set.padding_mask_crop = 32;
+        if (this.only_masked) set.padding_mask_crop = ONLY_MASKED_PX;
       }
     }
     if (this.hires > 1 && !this.image) set.hires = { scale: this.hires, strength: this.hires_strength, upscaler: this.upscaler };
-    const controls = this.controlnets.filter((one) => one.model && one.image);
-    if (controls.length) {
-      set.controlnets = controls.map(({ model, image, preprocessor, scale, start, end }) => ({
-        model, image: `asset:${image!.id}`, preprocessor, scale, start, end,
+    // also those that lack their picture: the server says so, and nothing is drawn without what was chosen
+    if (this.controlnets.length) {
+      set.controlnets = this.controlnets.map(({ model, image, preprocessor, scale, start, end }) => ({
+        model, ...(image ? { image: `asset:${image.id}` } : {}), preprocessor, scale, start, end,
       }));
     }
     const loras = this.loras.filter((one) => one.name);
@@ -127,15 +161,15 @@ export class Form {
     this.num_images = 1;
     this.seed = seed === null ? "" : String(seed);
     this.seedLocked = seed !== null;
-    this.image = held(request.image, this.width ?? 0, this.height ?? 0);
-    this.mask = held(request.mask, this.width ?? 0, this.height ?? 0);
+    this.image = held(request.image);
+    this.mask = held(request.mask);
     this.strength = number("strength") ?? 0.8;
     this.mask_blur = number("mask_blur") ?? 0;
     this.mask_fill = text("mask_fill", "original");
     this.only_masked = number("padding_mask_crop") !== null;
     const list = (name: string) => (Array.isArray(request[name]) ? (request[name] as Record<string, unknown>[]) : []);
     this.controlnets = list("controlnets").map((one) => ({
-      key: newKey(), model: String(one.model ?? ""), image: held(one.image, 0, 0), preprocessor: String(one.preprocessor ?? "none"),
+      key: newKey(), model: String(one.model ?? ""), image: held(one.image), preprocessor: String(one.preprocessor ?? "none"),
       scale: Number(one.scale ?? 1), start: Number(one.start ?? 0), end: Number(one.end ?? 1),
     }));
     const hires = request.hires as { width: number; strength: number; upscaler: NonNullable<HiresInput["upscaler"]> } | null | undefined;
@@ -143,6 +177,14 @@ export class Form {
     this.hires_strength = hires?.strength ?? 0.7;
     this.upscaler = hires?.upscaler ?? "latent";
     this.loras = list("loras").map((one) => ({ key: newKey(), name: String(one.name ?? ""), scale: Number(one.scale ?? 1) }));
+    for (const one of [this.image, ...this.controlnets.map((control) => control.image)]) measure(one);
+    this.left = homeless(request);
+  }
+
+  /** A mask stays with a picture of its size. */
+  begin(picture: Held | null) {
+    if (picture?.width !== this.image?.width || picture?.height !== this.image?.height) this.mask = null;
+    this.image = picture;
   }
 }
 
