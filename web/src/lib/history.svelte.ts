@@ -13,7 +13,7 @@ const LATELY_S = 60; // what ended since then counts
 interface Look {
   at: number;
   devices: Device[];
-  queued: number;
+  queued: number | null; // null: more than the page knows of
   lately: Analytics["all"];
 }
 
@@ -64,7 +64,7 @@ class History {
         get<Analytics>(`/api/analytics?window_s=${LATELY_S}`),
       ]);
       const at = Date.now() / 1000;
-      const queued = live.active.filter((one) => one.state === "queued").length;
+      const queued = live.cut.has("queued") ? null : live.active.filter((one) => one.state === "queued").length;
       this.#looks = [...this.#looks.filter((look) => at - look.at < KEPT_S), { at, devices, queued, lately: all }];
     } catch {
       // the server is away, which the page says elsewhere

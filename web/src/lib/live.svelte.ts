@@ -7,8 +7,13 @@ const LIST_MS = 5000; // places in the queue are told by the list only
 const AGAIN_MS = 1500;
 const SHOW_MS = 200; // between two times that what came is shown
 
+const STATES = ["running", "paused", "queued"]; // of each a page: the newest alone would be the queue
+const PAGE = 200;
+
 class Live {
   active = $state<Session[]>([]);
+  /** States of which there are more than `active` has. */
+  cut = $state<ReadonlySet<string>>(new Set());
   reachable = $state(true);
   /** The last picture on its way of each active session, as a data URL. */
   previews = $state<Record<string, string>>({});
@@ -40,7 +45,12 @@ class Live {
   async look() {
     clearTimeout(this.#timer);
     try {
-      this.active = (await get<{ sessions: Session[] }>(`${SESSIONS}?active=true&limit=200`)).sessions;
+      const pages = await Promise.all(
+        STATES.map((state) => get<{ sessions: Session[]; next_cursor: string | null }>(`${SESSIONS}?state=${state}&limit=${PAGE}`)),
+      );
+      const found = new Map(pages.flatMap((page) => page.sessions).map((one) => [one.id, one])); // one may move meanwhile
+      this.active = [...found.values()].toSorted((a, b) => (a.id < b.id ? 1 : -1));
+      this.cut = new Set(STATES.filter((_, at) => pages[at]?.next_cursor));
       this.reachable = true;
       if (!this.#stream && !document.hidden) this.#listen();
     } catch {
@@ -83,6 +93,12 @@ class Live {
 
   #find(id: string): Session | undefined {
     return this.active.find((one) => one.id === id);
+  }
+
+  /** How many there are in a state, or all in all: "200+" where there are more than the page has. */
+  count(state?: string): string {
+    const known = this.active.filter((one) => !state || one.state === state).length;
+    return `${known}${(state ? this.cut.has(state) : this.cut.size) ? "+" : ""}`;
   }
 
   #state(session: Session & { session_id?: string }) {
