@@ -14,8 +14,6 @@ from mezzotint.errors import Fault, InvalidRequest, SetupError
 from mezzotint.facts import Model
 from mezzotint.headers import PEFT_CONFIG, PEFT_WEIGHTS, beside_file
 
-_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]{0,127}")
-
 
 def add(settings: Settings, source: str, name: str | None = None, revision: str | None = None) -> Model:
     """Copy or download a model into the first of the model folders; returns its facts. Blocks.
@@ -30,7 +28,7 @@ def add(settings: Settings, source: str, name: str | None = None, revision: str 
         raise _fault("source", f"{source[:200]!r} is no folder, no file, and no OWNER/NAME of a hub")
     own = path.resolve().name if path.exists() else source.rpartition("/")[2]
     own = (name or re.sub(r"\.safetensors$", "", own)).strip()
-    if not _ID.fullmatch(own):
+    if not facts.ID.fullmatch(own):
         raise _fault("name", f"{own[:64]!r} cannot be an id: letters, digits and . _ ~ - only; name one with --name")
     try:
         root.mkdir(parents=True, exist_ok=True)

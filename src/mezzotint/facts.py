@@ -12,7 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from mezzotint import single_file
-from mezzotint.families.table import FAMILIES, SCHEDULER_STEPS, SCHEDULERS, UNUSED_COMPONENTS, FamilyFacts
+from mezzotint.families.table import (
+    FAMILIES,
+    MAX_GUIDANCE,
+    MAX_STEPS,
+    SCHEDULER_STEPS,
+    SCHEDULERS,
+    UNUSED_COMPONENTS,
+    FamilyFacts,
+)
 from mezzotint.headers import (
     PEFT_CONFIG,
     PEFT_WEIGHTS,
@@ -37,7 +45,6 @@ MAX_NAME_CHARACTERS = 256
 _OF_PEFT = "base_model.model."
 _CHANGED_BASES = ("pissa", "olora", "corda", "loftq")
 MAX_SAMPLE = 1 << 13  # latents a side that a model may have been trained at
-MAX_STEPS, MAX_GUIDANCE = 1000, 50  # as of a request
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]{0,127}")
 
 _SCHEDULER_NAMES = {class_name: name for name, class_name in SCHEDULERS.items()}

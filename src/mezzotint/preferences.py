@@ -12,9 +12,9 @@ from typing import Any
 
 from mezzotint.errors import Fault, InvalidRequest, SetupError
 from mezzotint.facts import Model, fitting
-from mezzotint.families.table import SCHEDULER_STEPS, SCHEDULERS
+from mezzotint.families.table import MAX_GUIDANCE, MAX_STEPS, SCHEDULER_STEPS, SCHEDULERS
 from mezzotint.fieldnames import fold
-from mezzotint.schema import MAX_STEPS, nearest
+from mezzotint.schema import nearest
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 FIELDS = ("width", "height", "num_inference_steps", "guidance_scale", "scheduler", "dtype", "vae")
@@ -59,10 +59,11 @@ def _read(file: Path) -> dict[str, dict[str, Any]]:
         read: Any = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise SetupError(f"the settings of models in {file} cannot be read: {error}; mend or remove it") from error
-    found: dict[str, dict[str, Any]] = read if isinstance(read, dict) else {"": {"": None}}
-    if not all(isinstance(one, dict) and one.keys() <= set(FIELDS) for one in found.values()):
+    if not isinstance(read, dict) or not all(
+        isinstance(one, dict) and one.keys() <= set(FIELDS) for one in read.values()
+    ):
         raise SetupError(f"{file} must hold, by a model's id, some of {', '.join(FIELDS)}; mend or remove it")
-    return found
+    return read
 
 
 def check(body: Any, model: Model, models: Iterable[Model], max_pixels: int) -> dict[str, Any]:
@@ -114,7 +115,8 @@ def _steps(value: Any, _model: Model, _models: list[Model]) -> str | None:
 
 
 def _guidance(value: Any, _model: Model, _models: list[Model]) -> str | None:
-    return None if type(value) in (int, float) and 0 <= value <= 50 else "a number of 0..50"
+    fits = type(value) in (int, float) and 0 <= value <= MAX_GUIDANCE
+    return None if fits else f"a number of 0..{MAX_GUIDANCE}"
 
 
 def _one_of(names: Iterable[str]) -> Callable[[Any, Model, list[Model]], str | None]:

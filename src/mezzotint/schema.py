@@ -15,11 +15,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
 from mezzotint.errors import Fault
-from mezzotint.families.table import SCHEDULERS
+from mezzotint.families.table import MAX_GUIDANCE, SCHEDULERS
+from mezzotint.families.table import MAX_STEPS as MAX_STEPS
 from mezzotint.fieldnames import fold
 
 MAX_SEED = 2**63 - 1
-MAX_STEPS = 1000
 MAX_IMAGES = 64
 MAX_METADATA_BYTES = 16 * 1024
 MAX_BATCH = 1000  # requests of one batch
@@ -160,7 +160,8 @@ class RequestInput(BaseModel):
     height: Annotated[int | None, Field(ge=1, le=65_536, description="px; default: the model's own")] = None
     num_inference_steps: Annotated[int | None, Field(ge=1, le=MAX_STEPS, description="alias: steps")] = None
     guidance_scale: Annotated[
-        float | None, Field(ge=0, le=50, description="alias: cfg_scale; at most 1 means no guidance and half the work")
+        float | None,
+        Field(ge=0, le=MAX_GUIDANCE, description="alias: cfg_scale; at most 1 means no guidance and half the work"),
     ] = None
     scheduler: Annotated[Scheduler | None, Field(description="alias: sampler; default: the model's own")] = None
     scheduler_options: Annotated[

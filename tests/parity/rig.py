@@ -254,6 +254,17 @@ class _Watched:
         return pixels
 
 
+def save_pictures(root: Path) -> None:
+    """`image.png`, `edges.png` and `mask.png`, of 16 pixels a side."""
+    noise = np.random.default_rng(5)
+    for name in ("image", "edges"):
+        big = Image.fromarray(noise.integers(0, 256, (4, 4, 3), dtype=np.uint8), "RGB")
+        big.resize((16, 16), Image.Resampling.NEAREST).save(root / f"{name}.png")
+    mask = np.zeros((16, 16), np.uint8)
+    mask[4:11, 5:12] = 255
+    Image.fromarray(mask, "L").save(root / "mask.png")
+
+
 def difference(a: Drawn, b: Drawn) -> float:
     """Mean absolute difference of pixels, of 255."""
     return float(np.abs(a.pixels.astype(float) - b.pixels.astype(float)).mean())

@@ -4,15 +4,13 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from mezzotint.request import ControlNetUse, Hires, LoraUse, PreviewUse
 from tests.models import build_controlnet, build_lora, build_sd, build_sdxl
 from tests.parity.other_device import DEVICE
-from tests.parity.rig import Asked, Rig, assert_equal, difference
+from tests.parity.rig import Asked, Rig, assert_equal, difference, save_pictures
 from tests.requests import request
 
 FAMILIES: dict[str, Callable[[Path], Path]] = {"sd": build_sd, "sdxl": build_sdxl}
@@ -24,13 +22,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     FAMILIES[request.param](root / "tiny")
     build_controlnet(root / "edges", root / "tiny", seed=2)
     build_lora(root / "style.safetensors", root / "tiny", seed=3)
-    noise = np.random.default_rng(5)
-    for name in ("image", "edges"):
-        big = Image.fromarray(noise.integers(0, 256, (4, 4, 3), dtype=np.uint8), "RGB")
-        big.resize((16, 16), Image.Resampling.NEAREST).save(root / f"{name}.png")
-    mask = np.zeros((16, 16), np.uint8)
-    mask[4:11, 5:12] = 255
-    Image.fromarray(mask, "L").save(root / "mask.png")
+    save_pictures(root)
     return root
 
 

@@ -4,16 +4,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
-from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from mezzotint.families.table import SCHEDULERS
 from mezzotint.request import ControlNetUse, LoraUse
 from tests.models import build_controlnet, build_lora, build_sdxl
-from tests.parity.rig import COMPANY, Asked, Rig, apart, assert_equal, difference
+from tests.parity.rig import COMPANY, Asked, Rig, apart, assert_equal, difference, save_pictures
 from tests.requests import request
 
 
@@ -26,13 +24,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     build_lora(root / "kohya.safetensors", root / "tiny", seed=3, layout="kohya")
     kohya = load_file(root / "kohya.safetensors")
     save_file({renumbered(name): tensor for name, tensor in kohya.items()}, root / "stability.safetensors")
-    noise = np.random.default_rng(5)
-    for name in ("image", "edges"):
-        big = Image.fromarray(noise.integers(0, 256, (4, 4, 3), dtype=np.uint8), "RGB")
-        big.resize((16, 16), Image.Resampling.NEAREST).save(root / f"{name}.png")
-    mask = np.zeros((16, 16), np.uint8)
-    mask[4:11, 5:12] = 255
-    Image.fromarray(mask, "L").save(root / "mask.png")
+    save_pictures(root)
     return root
 
 

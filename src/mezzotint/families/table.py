@@ -38,6 +38,8 @@ SCHEDULERS: dict[str, str] = {
 # Those that ask the model twice a step, but for the last.
 TWO_CALLS = frozenset({"heun", "kdpm2", "kdpm2_ancestral", "dpm_sde"})
 
+MAX_STEPS, MAX_GUIDANCE = 1000, 50  # of a request, and of what a model brings by default
+
 # Most steps of those that cannot do as many as a request may ask for.
 SCHEDULER_STEPS: dict[str, int] = {"lcm": 50}
 
