@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 from mezzotint.catalog import Model
+from mezzotint.families import mentions
 from mezzotint.request import Request
 from mezzotint.schema import RequestInput
 
@@ -19,7 +20,7 @@ MAX_JPEG_TEXT_BYTES = 50_000  # of both prompts in UTF-16, beside which the rest
 FAR = 4
 
 
-def warnings(sent: RequestInput, request: Request, model: Model) -> Iterator[Note]:
+def warnings(sent: RequestInput, request: Request, model: Model, models: Mapping[str, Model]) -> Iterator[Note]:
     """What will not be as a caller may expect."""
     if _is_far(request, model):
         message = (
@@ -51,6 +52,24 @@ def warnings(sent: RequestInput, request: Request, model: Model) -> Iterator[Not
     for index, lora in enumerate(request.loras):
         if lora.scale == 0:
             yield _note("no_effect", "a LoRA of scale 0 changes nothing", f"loras[{index}].scale")
+    for index, name in enumerate(sent.embeddings or []):
+        if name not in request.embeddings:
+            yield _note("no_effect", f"no prompt names the embedding {name!r}", f"embeddings[{index}]")
+    yield from _unused_embeddings(sent, request, model, models)
+
+
+def _unused_embeddings(
+    sent: RequestInput, request: Request, model: Model, models: Mapping[str, Model]
+) -> Iterator[Note]:
+    """Of those that cannot be used, and whose names the prompts hold all the same."""
+    if sent.embeddings is not None:
+        return
+    unfit = [one for one in models.values() if one.kind == "embedding" and one.text_width != model.text_width]
+    names = mentions.names((one.id, one.trained_as) for one in unfit)
+    for field in ("prompt", "negative_prompt"):
+        for name in mentions.ids([getattr(request, field)], names):
+            why = models[name].reason or f"it is made for another architecture than {model.id!r}"
+            yield _note("embedding_not_used", f"embedding {name!r} is read as words: {why}", field)
 
 
 def recommendations(

@@ -125,6 +125,7 @@ class Request(TypedDict):
     resize_mode: str
     controlnets: list[ControlNetUse]
     loras: list[LoraUse]
+    embeddings: list[str]
     output: Output
     priority: int
     timeout_s: float | None
@@ -336,8 +337,9 @@ class Model(TypedDict):
     resident_on: NotRequired[list[str]]
     trigger_words: NotRequired[list[str]]
     thumbnail: NotRequired[str | None]
-    # of ControlNets, LoRAs, VAEs: the checkpoints that they can go with
+    # of ControlNets, LoRAs, VAEs, embeddings: the checkpoints that they can go with
     fits: NotRequired[list[str]]
+    tokens: NotRequired[int]  # of embeddings
     control_type: NotRequired[str | None]
     lora_defaults: NotRequired[LoraDefaults]
     # of checkpoints
@@ -413,6 +415,12 @@ class FamilyLoras(TypedDict):
     loras: list[AvailableLora]
 
 
+class AvailableEmbedding(TypedDict):
+    id: str
+    fits: list[str]
+    tokens: int  # that it stands for
+
+
 class Dialect(TypedDict):
     name: str
     prefix: str
@@ -428,6 +436,7 @@ class Capabilities(TypedDict):
     controlnets: list[AvailableControlNet]
     preprocessors: list[Preprocessor]
     loras: list[FamilyLoras]
+    embeddings: list[AvailableEmbedding]
     limits: dict[str, int]
     batching: dict[str, Any]
     dialects: list[Dialect]

@@ -174,6 +174,8 @@ def model(
         return common | {"fits": fits, "lora_defaults": asdict(value.lora_defaults)}
     if value.kind == "vae":
         return common | {"fits": fits}
+    if value.kind == "embedding":
+        return common | {"fits": fits, "tokens": value.tokens}
     return common | {
         "family": value.family,
         "types": list(value.types),

@@ -55,16 +55,18 @@ def body(facts: Facts) -> dict[str, Any]:
     checkpoints = [model for model in ready if model.kind == "checkpoint"]
     nets = [model for model in ready if model.kind == "controlnet"]
     loras = [model for model in ready if model.kind == "lora"]
-    fits = {model.id: fitting(model, checkpoints) for model in (*nets, *loras)}
+    embeddings = [model for model in ready if model.kind == "embedding"]
+    fits = {model.id: fitting(model, checkpoints) for model in (*nets, *loras, *embeddings)}
     return {
         "devices": [_device(one) for one in facts.devices],
         **types(facts),
-        "models": [_model(model, facts, fits, nets, loras) for model in checkpoints],
+        "models": [_model(model, facts, fits) for model in checkpoints],
         "default_model": next((one.id for one in checkpoints if one.id == facts.default_model), None),
         "schedulers": [_scheduler(name) for name in SCHEDULERS],
         "controlnets": [{"id": net.id, "control_type": net.control_type or None, "fits": fits[net.id]} for net in nets],
         "preprocessors": [_preprocessor(name) for name in PREPROCESSORS],
         "loras": _by_family(loras, fits, facts.models),
+        "embeddings": [{"id": one.id, "fits": fits[one.id], "tokens": one.tokens} for one in embeddings],
         "limits": dict(facts.limits) | {"max_images": MAX_IMAGES, "max_steps": MAX_STEPS},
         "batching": dict(facts.batching),
         "dialects": [{"name": name, "prefix": prefix} for name, prefix in DIALECTS.items()],
@@ -143,9 +145,10 @@ def _holds(room: int | None, model: Model) -> bool:
     return room is None or model.bytes <= room
 
 
-def _model(
-    model: Model, facts: Facts, fits: Mapping[str, Sequence[str]], nets: Iterable[Model], loras: Iterable[Model]
-) -> dict[str, Any]:
+def _model(model: Model, facts: Facts, fits: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    def going_with(kind: str) -> list[str]:
+        return [name for name, models in fits.items() if facts.models[name].kind == kind and model.id in models]
+
     return {
         "id": model.id,
         "kind": model.kind,
@@ -166,8 +169,9 @@ def _model(
         },
         "supports": {
             "types": list(model.types),
-            "controlnets": [net.id for net in nets if model.id in fits[net.id]],
-            "loras": [lora.id for lora in loras if model.id in fits[lora.id]],
+            "controlnets": going_with("controlnet"),
+            "loras": going_with("lora"),
+            "embeddings": going_with("embedding"),
             "max_clip_skip": model.text_layers - 1,
         },
     }

@@ -467,13 +467,15 @@ class Dispatcher:
             resumed=dict.fromkeys(stored, request.steps) | {one.index: one.step for one in states},
             images={image.index: image for image in session.images},
         )
+        nets, loras = 1 + len(request.controlnets), 1 + len(request.controlnets) + len(request.loras)
         submit = wire.Submit(
             session_id=session_id,
             attempt=session.attempt,
             request=request,
             model=found[0],
-            controlnets=tuple(found[1 : 1 + len(request.controlnets)]),
-            loras=tuple(found[1 + len(request.controlnets) :]),
+            controlnets=tuple(found[1:nets]),
+            loras=tuple(found[nets:loras]),
+            embeddings=tuple(found[loras:]),
             inputs=inputs(request, self._blobs.folder(session_id)),
             done=tuple(sorted(stored)),
             states=tuple((one.index, len(one.state)) for one in states),

@@ -34,6 +34,7 @@ STATUS: dict[str, int] = {
     "model_mismatch": 422,
     "controlnet_not_found": 422,
     "lora_not_found": 422,
+    "embedding_not_found": 422,
     "missing_field": 422,
     "device_not_found": 422,
     "seed_overflow": 422,

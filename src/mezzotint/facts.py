@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mezzotint import single_file
+from mezzotint.families.mentions import MAX_TOKENS
 from mezzotint.families.table import (
     FAMILIES,
     MAX_GUIDANCE,
@@ -68,7 +69,7 @@ class Model:
     """One model on disk. With `state` "invalid" only `id`, `kind`, `path`, `reason` and `stamp` mean anything."""
 
     id: str
-    kind: str  # checkpoint, controlnet, lora, vae
+    kind: str  # checkpoint, controlnet, lora, vae, embedding
     path: str
     state: str  # "ready" or "invalid"
     reason: str | None = None
@@ -92,7 +93,8 @@ class Model:
     control_type: str = ""  # what a ControlNet follows, such as "canny"; empty: not told
     trigger_words: tuple[str, ...] = ()
     lora_defaults: LoraDefaults = LoraDefaults()
-    trained_as: str = ""  # the name that a LoRA's training gave it; empty: not told
+    trained_as: str = ""  # the name that a LoRA's or an embedding's training gave it; empty: not told
+    tokens: int = 0  # that an embedding stands for
     vae: str = ""  # id of the autoencoder to use in place of its own
     vae_path: str = ""
     dtype: str = "auto"  # as set for this model; auto: as set for the server
@@ -164,6 +166,8 @@ def fitting(adapter: Model, models: Iterable[Model]) -> list[str]:
         return [model.id for model in ready if adapter.text_width in (0, model.text_width)]
     if adapter.kind == "vae":
         return [model.id for model in ready if model.latents == adapter.latents]
+    if adapter.kind == "embedding":
+        return [model.id for model in ready if model.text_width == adapter.text_width]
     return []
 
 
@@ -218,7 +222,27 @@ def _file_lora(path: Path, header: Header) -> dict[str, Any]:
     }
 
 
-_READ_FILE = {"checkpoint": _file_checkpoint, "controlnet": _file_controlnet, "vae": _file_vae, "lora": _file_lora}
+def _file_embedding(path: Path, header: Header) -> dict[str, Any]:
+    counts = {shape[0] if len(shape) == 2 else 1 for shape in header.shapes.values()}
+    if len(counts) != 1 or not 1 <= max(counts) <= MAX_TOKENS:
+        raise Unusable(
+            f"it stands for {max(counts)} tokens; an embedding is of 1 to {MAX_TOKENS}, as many for each text encoder"
+        )
+    return {
+        "bytes": path.stat().st_size,
+        "text_width": sum(shape[-1] for shape in header.shapes.values()),
+        "tokens": max(counts),
+        "trained_as": next(iter(header.shapes))[:MAX_NAME_CHARACTERS],
+    }
+
+
+_READ_FILE = {
+    "checkpoint": _file_checkpoint,
+    "controlnet": _file_controlnet,
+    "vae": _file_vae,
+    "lora": _file_lora,
+    "embedding": _file_embedding,
+}
 
 
 def _check_peft(path: Path, header: Header) -> None:

@@ -5,7 +5,6 @@ What is written holds only what determines the picture, so that equal pixels giv
 
 import io
 import json
-from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -46,15 +45,15 @@ def encode(
     request: Request,
     seed: int,
     made_with: dict[str, Any],
-    lora_hashes: Sequence[tuple[str, str]] = (),
+    hashes: infotext.Hashes,
 ) -> bytes:
     """(H, W, 3) uint8 to a file of `request.output.format`.
 
-    `made_with` holds model, loras and controlnets with their digests, versions, device_kind, dtype and executor;
-    `lora_hashes` ids of LoRAs with the SHA-256 of their tensors, empty where it is not known.
+    `made_with` holds model, loras, controlnets and embeddings with their digests, versions, device_kind, dtype and
+    executor.
     """
     output, image, file = request.output, Image.fromarray(pixels, "RGB"), io.BytesIO()
-    text = infotext.write(request, seed, made_with, lora_hashes) if output.embed_metadata else ""
+    text = infotext.write(request, seed, made_with, hashes) if output.embed_metadata else ""
     record = json.dumps(metadata(request, seed, made_with), separators=(",", ":")) if output.embed_metadata else ""
     if len(record) > MAX_METADATA_BYTES:
         record = ""

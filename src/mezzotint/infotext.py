@@ -1,15 +1,18 @@
 """A request as the text that AUTOMATIC1111 and its readers put into `parameters`. Must not import a decoder."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from mezzotint import a1111_names
 from mezzotint.request import ControlNetUse, Request
 
+# Ids with a SHA-256, empty where it is not known: "Lora hashes" of LoRAs' tensors, "TI hashes" of embeddings' files.
+Hashes = Mapping[str, Sequence[tuple[str, str]]]
 
-def write(request: Request, seed: int, made_with: dict[str, Any], lora_hashes: Sequence[tuple[str, str]] = ()) -> str:
-    """`made_with` holds at least the model's digest and Mezzotint's version; `lora_hashes` as `hashed` takes them."""
+
+def write(request: Request, seed: int, made_with: dict[str, Any], hashes: Hashes) -> str:
+    """`made_with` holds at least the model's digest and Mezzotint's version."""
     tags = "".join(f" <lora:{lora.name}:{lora.scale:g}>" for lora in request.loras)
     lines = [request.prompt + tags]
     if request.negative_prompt:
@@ -30,7 +33,7 @@ def write(request: Request, seed: int, made_with: dict[str, Any], lora_hashes: S
         **varied(request),
         **adapted(request),
         **enlarged(request),
-        **hashed(lora_hashes),
+        **hashed(hashes),
         "RNG": "CPU",
         "Version": f"mezzotint {made_with['versions']['mezzotint']}",
     }
@@ -70,10 +73,10 @@ def enlarged(request: Request) -> dict[str, str]:
     }
 
 
-def hashed(lora_hashes: Sequence[tuple[str, str]]) -> dict[str, str]:
-    """LoRAs by id, each with the SHA-256 of its tensors, or empty where that is not known."""
-    told = ", ".join(f"{name}: {sha256[:12]}" for name, sha256 in lora_hashes if sha256)
-    return {"Lora hashes": told} if told else {}
+def hashed(hashes: Hashes) -> dict[str, str]:
+    """Those that are known, as AUTOMATIC1111 shortens them."""
+    known = {key: [f"{name}: {sha256[:12]}" for name, sha256 in pairs if sha256] for key, pairs in hashes.items()}
+    return {key: ", ".join(told) for key, told in known.items() if told}
 
 
 def _control(use: ControlNetUse) -> str:

@@ -107,6 +107,7 @@ class Request:
     webhook: WebhookUse | None = None  # with a default: rows of before it have none
     preview: PreviewUse | None = None
     cancel_on_disconnect: bool = False
+    embeddings: tuple[str, ...] = ()  # those that the prompts name
 
     def seed_of(self, index: int) -> int:
         """The seed of one image. Variations of one picture share it."""

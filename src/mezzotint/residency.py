@@ -90,4 +90,5 @@ def needed(waiting: Iterable[Request]) -> tuple[str, ...]:
 
 def names_of(request: Request) -> list[str]:
     """Of the model and all adapters."""
-    return [request.model, *(one.model for one in request.controlnets), *(one.name for one in request.loras)]
+    nets, loras = (one.model for one in request.controlnets), (one.name for one in request.loras)
+    return [request.model, *nets, *loras, *request.embeddings]

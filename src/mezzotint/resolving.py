@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from mezzotint import advice, preprocessors
 from mezzotint.catalog import LoraDefaults, Model
 from mezzotint.errors import Fault, InvalidRequest
+from mezzotint.families import mentions
 from mezzotint.families.table import SCHEDULER_OPTIONS, SCHEDULER_STEPS
 from mezzotint.request import (
     ControlNetUse,
@@ -24,6 +25,7 @@ from mezzotint.request import (
 )
 from mezzotint.schema import (
     DEFAULT_STRENGTH,
+    MAX_EMBEDDINGS,
     MAX_SEED,
     MAX_STEPS,
     ControlNetInput,
@@ -120,6 +122,7 @@ def resolve(
     ]
     for index, one in enumerate(sent.loras):
         _check_lora(one.name, f"loras[{index}].name", model, world, found)
+    embeddings = _embeddings(sent, model, world, found)
     if found:
         raise InvalidRequest(found)
 
@@ -160,8 +163,9 @@ def resolve(
         webhook=None if sent.webhook is None else _webhook(sent.webhook),
         preview=_preview(sent.preview),
         cancel_on_disconnect=sent.cancel_on_disconnect,
+        embeddings=embeddings,
     )
-    return Resolved(request=request, warnings=tuple(advice.warnings(sent, request, model)))
+    return Resolved(request=request, warnings=tuple(advice.warnings(sent, request, model, world.models)))
 
 
 def own_steps(sent: RequestInput, model: Model, models: Mapping[str, Model]) -> int:
@@ -362,6 +366,24 @@ def _check_lora(name: str, field: str, model: Model, world: World, faults: list[
     fitting = {one.id: one for one in there if one.text_width in (0, model.text_width)}
     if name not in fitting:
         _tell_unfit("lora", name, field, fitting, model, world, faults)
+
+
+def _embeddings(sent: RequestInput, model: Model, world: World, faults: list[Fault]) -> tuple[str, ...]:
+    """Those that the prompts name, of those that fit or, where the request says which, of these."""
+    there = [one for one in world.models.values() if one.kind == "embedding" and one.state == "ready"]
+    fitting = {one.id: one for one in there if one.text_width == model.text_width}
+    for index, name in enumerate(sent.embeddings or []):
+        if name not in fitting:
+            _tell_unfit("embedding", name, f"embeddings[{index}]", fitting, model, world, faults)
+    chosen = [one for one in fitting.values() if sent.embeddings is None or one.id in sent.embeddings]
+    names = mentions.names((one.id, one.trained_as) for one in chosen)
+    used = mentions.ids((sent.prompt, sent.negative_prompt), names)
+    if len(used) > MAX_EMBEDDINGS:
+        message = (
+            f"the prompts name {len(used)} embeddings; at most {MAX_EMBEDDINGS} may be used, and embeddings says which"
+        )
+        faults.append(Fault(field="embeddings", code="invalid_value", message=message))
+    return tuple(used)
 
 
 def _tell_unfit(

@@ -23,6 +23,7 @@ MAX_SEED = 2**63 - 1
 MAX_IMAGES = 64
 MAX_METADATA_BYTES = 16 * 1024
 MAX_BATCH = 1000  # requests of one batch
+MAX_EMBEDDINGS = 16
 
 Type = Literal["text2img", "img2img", "inpainting", "controlnet", "lora"]
 ResizeMode = Literal["stretch", "crop", "pad"]
@@ -206,6 +207,10 @@ class RequestInput(BaseModel):
         ),
     ] = []
     loras: Annotated[list[LoraInput], Field(max_length=8, description="name, scale (alias: weight)")] = []
+    embeddings: Annotated[
+        list[Annotated[str, Field(max_length=256)]] | None,
+        Field(max_length=MAX_EMBEDDINGS, description="those that may be named; default: all that the prompts name"),
+    ] = None
     output: OutputInput = OutputInput()
     preview: Annotated[
         PreviewInput | None, Field(description="every_steps, at_steps[], max_px; pictures on the way, in the events")

@@ -21,6 +21,9 @@ OPEN_CLIP_2, OPEN_CLIP_XL = "cond_stage_model.model.", "conditioner.embedders.1.
 VOCABULARY = Path(__file__).parent / "bundled" / "clip"
 VOCABULARY_SIZE = 49_408
 
+# Tensors of an embedding -> the text encoder that reads them; a single one of any other name is for the first.
+EMBEDDED = {"clip_l": "text_encoder", "clip_g": "text_encoder_2"}
+
 _HINT_CHANNELS = [16, 32, 96, 256]
 _NOISE = {
     "num_train_timesteps": 1000,
@@ -36,7 +39,9 @@ _NOISE = {
 
 
 def kind_of(shapes: Shapes) -> str:
-    """checkpoint, controlnet, vae or lora."""
+    """checkpoint, controlnet, vae, embedding or lora."""
+    if (set(shapes) == set(EMBEDDED) or len(shapes) == 1) and all(len(shape) in (1, 2) for shape in shapes.values()):
+        return "embedding"
     if any(name.startswith(UNET) for name in shapes):
         return "checkpoint"
     if f"{CONTROL}time_embed.0.weight" in shapes or "input_hint_block.0.weight" in shapes:

@@ -43,6 +43,7 @@ class Asked:
     files: dict[str, Path] = field(default_factory=dict)
     nets: tuple[Path, ...] = ()
     loras: tuple[Path, ...] = ()
+    embeddings: tuple[Path, ...] = ()  # whose names the oracle's pipeline knows already
     latents: Tensor | None = None  # in place of the input picture, for the oracle
 
 
@@ -96,6 +97,7 @@ class Rig:
                     model=_ref(self.path, "checkpoint"),
                     controlnets=tuple(_ref(path, "controlnet") for path in one.nets),
                     loras=tuple(_ref(path, "lora") for path in one.loras),
+                    embeddings=tuple(_ref(path, "embedding") for path in one.embeddings),
                     inputs={name: str(path) for name, path in one.files.items()},
                 )
                 engine.submit(submit)
@@ -284,7 +286,8 @@ def assert_equal(ours: Drawn, theirs: Drawn) -> None:
 
 
 def _ref(path: Path, kind: str) -> wire.ModelRef:
-    return wire.ModelRef(id=path.name, kind=kind, family="", path=str(path), bytes=1, sha256=path.name)
+    name = path.stem if kind == "embedding" else path.name  # by which prompts name it
+    return wire.ModelRef(id=name, kind=kind, family="", path=str(path), bytes=1, sha256=path.name)
 
 
 def _net(path: Path, mode: str) -> Any:

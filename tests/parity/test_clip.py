@@ -72,8 +72,9 @@ def test_hidden_states_are_those_of_transformers(random_sd: Path, skip: int) -> 
 def test_a_long_prompt_is_whole_windows_one_after_another(random_sd: Path) -> None:
     family = StableDiffusion(random_sd / "tiny", torch.device("cpu"), torch.float32)
     words = "a b c d e f g h i j k l m n"  # one token each, as many as a window holds
-    assert family.windows(words, "plain") == 1
-    (one,) = family.encode([Prompt(text=words, syntax="plain", clip_skip=None, windows=1)])
+    asked = Prompt(text=words, syntax="plain", clip_skip=None)
+    assert family.windows(asked) == 1
+    (one,) = family.encode([asked])
     (two,) = family.encode([Prompt(text=f"{words} {words}", syntax="plain", clip_skip=None, windows=1)])
     assert (one.windows, two.windows) == (1, 2)
     assert torch.allclose(two.hidden[:WINDOW], one.hidden, atol=1e-5)

@@ -12,9 +12,11 @@ from typing import Any
 import httpx2
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
-from mezzotint import Mezzotint, recipes
+from mezzotint import Mezzotint, metadata, recipes
 from mezzotint.api.app import build
 from tests.models import build_controlnet, build_lora, build_sd
 from tests.pictures import encoded, picture
@@ -31,6 +33,9 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     tiny = build_sd(root / "models" / "tiny")
     build_controlnet(root / "models" / "tiny-canny", tiny)
     build_lora(root / "models" / "Sketch.safetensors", tiny)
+    noise = torch.Generator().manual_seed(1)
+    for name, width in (("EasyNeg", 32), ("ForSdxl", 2048)):
+        save_file({"emb_params": torch.randn(2, width, generator=noise)}, root / "models" / f"{name}.safetensors")
     with RunningServer(root / "data", "--models", str(root / "models")) as running:
         running.worker_pid()
         yield running
@@ -299,6 +304,23 @@ def test_options_are_kept_and_bring_the_checkpoint(served: RunningServer) -> Non
     assert post(served, "/sdapi/v1/options", {"sd_model_checkpoint": "nope"}, 404)["code"] == "model_not_found"
 
 
+def test_an_embedding_that_a_prompt_names_works_and_is_told_with_its_hash(served: RunningServer) -> None:
+    asked = TINY | {"prompt": "x", "seed": 1}
+    plain, named = (
+        post(served, "/sdapi/v1/txt2img", asked | {"negative_prompt": text}) for text in ("other", "(easyneg:1.2)")
+    )
+    assert np.abs(pixels(plain["images"][0]) - pixels(named["images"][0])).mean() > 1
+    info = json.loads(named["info"])
+    session = served.client.session(info["session_id"])
+    assert session["request"]["embeddings"] == ["EasyNeg"]
+    told = metadata.texts(base64.b64decode(named["images"][0]))
+    (used,) = json.loads(told["mezzotint"])["embeddings"]
+    assert (used["id"], len(used["sha256"])) == ("EasyNeg", 64)
+    for text in (told["parameters"], info["infotexts"][0]):
+        assert f'TI hashes: "EasyNeg: {used["sha256"][:12]}"' in text
+    assert "TI hashes" not in plain["info"]
+
+
 def test_lists_have_the_shapes_that_clients_read(served: RunningServer) -> None:
     models = get(served, "/sdapi/v1/sd-models")
     assert {one["model_name"] for one in models} == {"icons", "tiny"}
@@ -314,7 +336,12 @@ def test_lists_have_the_shapes_that_clients_read(served: RunningServer) -> None:
     assert (karras["label"], karras["default_rho"]) == ("Karras", 7.0)
     for name in ("sd-vae", "hypernetworks", "face-restorers", "realesrgan-models", "prompt-styles", "extensions"):
         assert get(served, f"/sdapi/v1/{name}") == []
-    assert get(served, "/sdapi/v1/embeddings") == {"loaded": {}, "skipped": {}}
+    embeddings = get(served, "/sdapi/v1/embeddings")
+    assert embeddings["skipped"].keys() == {"EasyNeg", "ForSdxl"}, "the caller's checkpoint is icons"
+    assert embeddings["skipped"]["EasyNeg"] == {
+        "step": None, "sd_checkpoint": None, "sd_checkpoint_name": None, "shape": 32, "vectors": 2,
+    }  # fmt: skip
+    assert post(served, "/sdapi/v1/refresh-embeddings") is None
     assert post(served, "/sdapi/v1/refresh-checkpoints") is None
     sliders = get(served, "/controlnet/module_list")["module_detail"]["canny"]["sliders"]
     assert [one["name"] for one in sliders] == ["Resolution", "Low Threshold", "High Threshold"]

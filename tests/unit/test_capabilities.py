@@ -10,7 +10,7 @@ from mezzotint.capabilities import Facts
 from mezzotint.catalog import TYPES, Model
 from mezzotint.measurements import Point
 from mezzotint.workers.wire import Work
-from tests.unit.test_request import ADAPTERS, BROKEN, OTHER, PAINTER, TINY
+from tests.unit.test_request import ADAPTERS, BROKEN, OTHER, PAINTER, TINY, adapter
 
 LIMITS = {"max_pixels": 1 << 20, "queue_size": 10, "queue_free": 10, "max_upload_bytes": 1 << 20}
 
@@ -73,6 +73,12 @@ def test_a_model_whose_weights_fit_no_device_runs_nothing() -> None:
         "5000 bytes of memory for the weights of tiny; a worker may take 4000 here"
     ]
     assert types(large, room={"cpu:0": 4000, "cuda:0": 6000})["text2img"] == ["tiny"]
+
+
+def test_embeddings_are_told_with_the_models_that_they_go_with() -> None:
+    told = capabilities.body(facts(TINY, OTHER, adapter("embedding", "neg", text_width=32, tokens=2)))
+    assert told["embeddings"] == [{"id": "neg", "fits": ["tiny"], "tokens": 2}]
+    assert [one["supports"]["embeddings"] for one in told["models"]] == [["neg"], []]
 
 
 def test_the_answer_names_what_each_model_can() -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from safetensors.torch import load_file
+import torch
+from safetensors.torch import load_file, save_file
 
 from mezzotint.catalog import (
     BUNDLED,
@@ -63,6 +64,30 @@ def test_the_bundled_model_has_its_adapters_beside_it_within_90_mb(tmp_path: Pat
     assert found["quick"].lora_defaults == LoraDefaults(num_inference_steps=4, guidance_scale=1.0, scheduler="ddim")
     assert found["icons-canny"].control_type == "canny"
     assert sum(path.stat().st_size for path in BUNDLED.rglob("*") if path.is_file()) <= 90_000_000
+
+
+def test_an_embedding_is_known_by_its_tensors_and_goes_with_models_of_its_text(root: Path) -> None:
+    files = {
+        "a1111": {"emb_params": torch.zeros(3, 32)},
+        "toy": {"<cat>": torch.zeros(32)},
+        "both": {"clip_l": torch.zeros(2, 24), "clip_g": torch.zeros(2, 8)},
+        "wide": {"emb_params": torch.zeros(1, 768)},
+        "long": {"emb_params": torch.zeros(76, 32)},
+        "uneven": {"clip_l": torch.zeros(2, 24), "clip_g": torch.zeros(1, 8)},
+        "empty": {"emb_params": torch.zeros(0, 32)},
+    }
+    for name, tensors in files.items():
+        save_file(tensors, root / f"{name}.safetensors")
+    found = scan(root)
+    assert {found[name].kind for name in files} == {"embedding"}
+    told = {name: (found[name].tokens, found[name].trained_as, fitting(found[name], found.values())) for name in files}
+    assert told["a1111"] == (3, "emb_params", ["tiny"])
+    assert told["toy"] == (1, "<cat>", ["tiny"])
+    assert (told["both"][0], told["both"][2]) == (2, ["tiny"])
+    assert told["wide"][2] == []
+    for name, words in {"long": "76 tokens", "uneven": "as many for each", "empty": "0 tokens"}.items():
+        assert found[name].state == "invalid"
+        assert words in str(found[name].reason)
 
 
 def test_a_png_beside_a_model_is_its_thumbnail(root: Path, tmp_path: Path) -> None:

@@ -217,7 +217,7 @@ def test_an_answer_of_automatic1111_with_fewer_pictures_says_why() -> None:
     late = ErrorInfo(code="timeout", message="ran longer than 6 s")
     failed = session(state=State.FAILED, error=late, images=(done,), request=request(num_images=2))
     asked = a1111_fields.read({"prompt": "x"}, MODELS, has_image=False)
-    told = json.loads(a1111_answer.info(failed, asked, MODEL, None, []))["warnings"]
+    told = json.loads(a1111_answer.info(failed, asked, MODEL, None, {}))["warnings"]
     why = "session ses_1 failed: ran longer than 6 s; 1 of its 2 pictures are done"
     assert told == [{"code": "timeout", "message": why, "field": None}]
 

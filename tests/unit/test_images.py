@@ -22,7 +22,7 @@ PIXELS = np.random.default_rng(1).integers(0, 256, (16, 24, 3), dtype=np.uint8)
 
 
 def encoded(asked: Request, seed: int = 7) -> Image.Image:
-    return Image.open(io.BytesIO(images.encode(PIXELS, asked, seed, MADE_WITH)))
+    return Image.open(io.BytesIO(images.encode(PIXELS, asked, seed, MADE_WITH, {})))
 
 
 def output(**changes: Any) -> Output:
@@ -62,11 +62,13 @@ def test_adapters_and_pictures_in_are_told_without_the_pictures() -> None:
     assert "asset" not in picture.info["mezzotint"]
 
 
-def test_loras_are_told_with_their_hashes_in_the_text_alone() -> None:
-    hashes = [("ink", "0123456789abcdef" * 4), ("fog", ""), ("oil", "fedcba9876543210" * 4)]
+def test_loras_and_embeddings_are_told_with_their_hashes_in_the_text_alone() -> None:
+    loras = [("ink", "0123456789abcdef" * 4), ("fog", ""), ("oil", "fedcba9876543210" * 4)]
+    hashes = {"Lora hashes": loras, "TI hashes": [("bad-hands", "00112233445566778899" * 3)]}
     file = images.encode(PIXELS, request(), 7, MADE_WITH, hashes)
     info = Image.open(io.BytesIO(file)).info
-    assert ', Lora hashes: "ink: 0123456789ab, oil: fedcba987654", RNG: CPU' in info["parameters"]
+    told = ', Lora hashes: "ink: 0123456789ab, oil: fedcba987654", TI hashes: "bad-hands: 001122334455", RNG: CPU'
+    assert told in info["parameters"]
     assert info["mezzotint"] == encoded(request()).info["mezzotint"]
     assert "Lora hashes" not in encoded(request()).info["parameters"]
 
@@ -79,10 +81,10 @@ def test_a_thumbnail_is_a_small_webp_of_a_picture_that_is_larger() -> None:
 
 
 def test_what_does_not_change_the_picture_does_not_change_the_file() -> None:
-    first = images.encode(PIXELS, request(), 7, MADE_WITH)
+    first = images.encode(PIXELS, request(), 7, MADE_WITH, {})
     other = request(metadata={"user": 1}, priority=9, timeout_s=3.0, device="cpu:0", cancel_on_disconnect=True)
-    assert images.encode(PIXELS, other, 7, MADE_WITH) == first
-    assert images.encode(PIXELS, request(prompt="other"), 7, MADE_WITH) != first
+    assert images.encode(PIXELS, other, 7, MADE_WITH, {}) == first
+    assert images.encode(PIXELS, request(prompt="other"), 7, MADE_WITH, {}) != first
 
 
 def test_text_outside_latin_1_survives() -> None:
@@ -103,7 +105,7 @@ def test_jpeg_and_webp_carry_it_in_exif(name: str) -> None:
 def test_a_prompt_longer_than_a_jpegs_exif_does_not_lose_the_picture(name: str, keeps: bool) -> None:
     longest = "🏠" * 10_000
     asked = request(prompt=longest, negative_prompt=longest, output=output(format=name))
-    file = images.encode(PIXELS, asked, 7, MADE_WITH)
+    file = images.encode(PIXELS, asked, 7, MADE_WITH, {})
     assert Image.open(io.BytesIO(file)).size == (24, 16)
     assert ("parameters" in texts(file)) == keeps
 

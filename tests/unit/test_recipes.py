@@ -44,7 +44,7 @@ def png(**texts: str) -> bytes:
 def test_our_own_files_give_back_the_request(form: str) -> None:
     output = Output(format=form, quality=95, embed_metadata=True)
     asked = request(prompt="é, 猫", seed=3, output=output, scheduler="euler")
-    data = images.encode(np.zeros((16, 16, 3), np.uint8), asked, 8, MADE_WITH)
+    data = images.encode(np.zeros((16, 16, 3), np.uint8), asked, 8, MADE_WITH, {})
     found = recipes.of_picture(data)
     assert found is not None
     assert (found.source, found.body["prompt"], found.body["seed"]) == ("mezzotint", "é, 猫", 8)
@@ -61,7 +61,7 @@ def test_our_own_files_give_back_the_request(form: str) -> None:
 def test_a_second_pass_comes_back_from_either_text(source: str) -> None:
     hires = Hires(width=40, height=40, upscaler="lanczos", strength=0.3, steps=20)
     asked = request(hires=hires)
-    data = images.encode(np.zeros((40, 40, 3), np.uint8), asked, 8, MADE_WITH)
+    data = images.encode(np.zeros((40, 40, 3), np.uint8), asked, 8, MADE_WITH, {})
     found = recipes.of_texts({source: metadata.texts(data)[source]})
     assert found is not None
     sent, faults = parse(found.body)

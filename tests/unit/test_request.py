@@ -418,3 +418,58 @@ def test_what_a_lora_is_made_for_comes_before_what_its_model_says_and_after_the_
     notes = [one["code"] for one in advice.recommendations(request, TINY, world.models, frozenset({"tiny"}))]
     contradicted = len(sent) > 1 or {"name": "other-sampler"} in sent.get("loras", [])[1:]
     assert ("use_lora_defaults" in notes) == contradicted
+
+
+NAMED = replace(
+    WORLD,
+    models={
+        **WORLD.models,
+        "neg": adapter("embedding", "neg", text_width=32, tokens=2, trained_as="emb_params"),
+        "toy": adapter("embedding", "toy", text_width=32, tokens=1, trained_as="<cat>"),
+        "large": adapter("embedding", "large", text_width=64, tokens=1),
+        "torn": Model(id="torn", kind="embedding", path="/nowhere", state="invalid", reason="it is truncated"),
+    },
+)
+
+
+@pytest.mark.parametrize(
+    ("sent", "used"),
+    [
+        ({"prompt": "a dog"}, ()),
+        ({"prompt": "a <cat>", "negative_prompt": "NEG, toy"}, ("toy", "neg")),
+        ({"prompt": "a toy", "negative_prompt": "neg", "embeddings": ["neg"]}, ("neg",)),
+        ({"prompt": "a toy, neg", "embeddings": []}, ()),
+        ({"prompt": "a toy, large", "model": "other"}, ("large",)),
+    ],
+    ids=str,
+)
+def test_embeddings_are_those_that_the_prompts_name_and_the_request_allows(
+    sent: dict[str, Any], used: tuple[str, ...]
+) -> None:
+    assert resolved(sent, NAMED).request.embeddings == used
+
+
+def test_an_embedding_that_cannot_be_used_is_refused_where_it_is_asked_for_and_warned_of_where_it_is_named() -> None:
+    body = {"embeddings": ["large", "torn", "ne", "ink"]}
+    assert faults(body, NAMED) == {
+        "embeddings[0]": "model_mismatch",
+        "embeddings[1]": "model_invalid",
+        "embeddings[2]": "embedding_not_found",
+        "embeddings[3]": "embedding_not_found",
+    }
+    found = resolved({"prompt": "large neg", "negative_prompt": "torn"}, NAMED)
+    assert [(one["code"], one["field"]) for one in found.warnings] == [
+        ("embedding_not_used", "prompt"),
+        ("embedding_not_used", "negative_prompt"),
+    ]
+    assert "'torn' is read as words: it is truncated" in found.warnings[1]["message"]
+    found = resolved({"prompt": "a toy", "embeddings": ["toy", "neg"]}, NAMED)
+    assert [(one["code"], one["field"]) for one in found.warnings] == [("no_effect", "embeddings[1]")]
+
+
+def test_more_embeddings_than_a_request_may_use_are_refused() -> None:
+    many = {f"e{i}": adapter("embedding", f"e{i}", text_width=32, tokens=1) for i in range(17)}
+    world = replace(WORLD, models={**WORLD.models, **many})
+    assert faults({"prompt": " ".join(many)}, world) == {"embeddings": "invalid_value"}
+    assert len(resolved({"prompt": " ".join(list(many)[:16])}, world).request.embeddings) == 16
+    assert faults({"embeddings": ["x"] * 17}) == {"embeddings": "invalid_value"}

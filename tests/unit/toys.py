@@ -11,6 +11,7 @@ from torch import Tensor
 from mezzotint.engine.engine import Engine
 from mezzotint.engine.telling import Event
 from mezzotint.families.base import Conditioning, ControlNet, Executor, Family, Prompt, Rows
+from mezzotint.families.embedding import Embedding
 from mezzotint.families.lora import Lora
 from mezzotint.request import LoraUse, Request
 from mezzotint.workers import wire
@@ -42,8 +43,8 @@ class Toy:
     def pack(self) -> None:
         pass
 
-    def windows(self, text: str, syntax: str) -> int:
-        return 1 + len(text) // 100
+    def windows(self, prompt: Prompt) -> int:
+        return 1 + len(prompt.text) // 100
 
     def encode(self, prompts: Sequence[Prompt]) -> list[Conditioning]:
         if self.encode_error is not None:
@@ -74,6 +75,10 @@ class Toy:
             raise ValueError("it fits nothing")
         self.loras.append(Lora(parts={}))
         return self.loras[-1]
+
+    def load_embedding(self, path: Path) -> Embedding:
+        self.read.append(path.name)
+        return Embedding(vectors={}, token="")
 
     def load_controlnet(self, path: Path) -> ControlNet:
         raise NotImplementedError

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import httpx2
 import pytest
+import torch
+from safetensors.torch import save_file
 
 import mezzotint
 from mezzotint.catalog import BUNDLED
@@ -45,6 +47,7 @@ def strange(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]
     build_sd(models / "patcher", inpaints=True)
     lora = shutil.copy(BUNDLED / "blob.safetensors", models / "hostile.safetensors")
     (models / "hostile.json").write_text(json.dumps({"trigger_words": HOSTILE}), encoding="utf-8")
+    save_file({"emb_params": torch.ones(2, 256)}, models / "quiet.v2.safetensors")
     for name in HOSTILE:
         shutil.copy(lora, models / f"{name.replace('/', '')}.safetensors")
     with RunningServer(
@@ -77,7 +80,7 @@ def test_a_visitor_can(scenario: str, browser: "subprocess.Popen[str]", server: 
     assert played(browser, scenario, server) == []
 
 
-@pytest.mark.parametrize("scenario", ["lacking", "hostileNames"])
+@pytest.mark.parametrize("scenario", ["lacking", "naming", "hostileNames"])
 def test_a_visitor_can_with_strange_models(
     scenario: str, browser: "subprocess.Popen[str]", strange: RunningServer
 ) -> None:

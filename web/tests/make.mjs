@@ -196,7 +196,7 @@ export async function lacking({ page, url, shot }) {
   await asked; // what is shown is what is meant
   await model.selectOption("icons");
   await page.getByText("ControlNet", { exact: true }).waitFor();
-  assert.deepEqual(await offered(), ["Start from a picture", "ControlNet", "LoRA", "A second, larger pass"]);
+  assert.deepEqual(await offered(), ["Start from a picture", "ControlNet", "LoRA", "Embeddings", "A second, larger pass"]);
   await page.getByText("LoRA", { exact: true }).click();
   await page.getByRole("button", { name: "blob", exact: true }).click();
   await model.selectOption("large");
@@ -208,6 +208,28 @@ export async function lacking({ page, url, shot }) {
   await model.selectOption("patcher");
   await page.getByText("A second, larger pass").waitFor({ state: "detached" });
   assert.ok((await offered()).includes("Start from a picture")); // and nothing else, but a mask goes with it
+}
+
+/** An embedding goes into the prompt that was written in last, and out of it again. */
+export async function naming({ page, url, shot }) {
+  await open(page, url, "make");
+  await page.getByLabel("Model", { exact: true }).selectOption("icons");
+  const prompt = page.getByLabel("Prompt", { exact: true }), negative = page.getByLabel("Negative prompt");
+  await prompt.fill("a red apple");
+  await negative.fill("blue");
+  await page.getByText("Embeddings", { exact: true }).click();
+  const quiet = page.getByRole("button", { name: "quiet.v2", exact: true });
+  await quiet.click();
+  await page.waitForFunction(() => document.querySelector('[title="quiet.v2"]').ariaPressed === "true"); // as the server reads it
+  assert.deepEqual([await prompt.inputValue(), await negative.inputValue()], ["a red apple", "blue, quiet.v2"]);
+  await quiet.scrollIntoViewIfNeeded();
+  await shot("naming");
+  await quiet.click();
+  await page.waitForFunction(() => document.querySelector('[title="quiet.v2"]').ariaPressed === "false");
+  assert.equal(await negative.inputValue(), "blue");
+  await prompt.fill("");
+  await quiet.click();
+  assert.equal(await prompt.inputValue(), "quiet.v2");
 }
 
 /** A picture that is dropped is what one starts from; elsewhere it is asked for its parameters. */

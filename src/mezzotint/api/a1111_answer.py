@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -24,7 +24,7 @@ def info(
     asked: Asked,
     model: Model | None,
     digest: str | None,
-    lora_hashes: Sequence[tuple[str, str]],
+    hashes: infotext.Hashes,
 ) -> str:
     """JSON text with every key that strict clients demand; one entry of each list for each picture that is there."""
     request, count = session.request, len(session.images)
@@ -58,12 +58,10 @@ def info(
         "seed_resize_from_w": -1,
         "seed_resize_from_h": -1,
         "denoising_strength": request.hires.strength if request.hires else request.strength,
-        "extra_generation_params": infotext.adapted(request)
-        | infotext.enlarged(request)
-        | infotext.hashed(lora_hashes),
+        "extra_generation_params": infotext.adapted(request) | infotext.enlarged(request) | infotext.hashed(hashes),
         "index_of_first_image": 0,
         "infotexts": [
-            infotext.write(said.alone(image.index), image.seed, made_with, lora_hashes) for image in session.images
+            infotext.write(said.alone(image.index), image.seed, made_with, hashes) for image in session.images
         ],
         "styles": [],
         "job_timestamp": timestamp(session),

@@ -5,7 +5,14 @@ from mezzotint.errors import InvalidRequest, MezzotintError
 PREFIXES = ("/sdapi/v1/", "/controlnet/", "/internal/")
 
 _NAMES = frozenset(
-    {"model_not_found", "lora_not_found", "controlnet_not_found", "sampler_not_found", "upscaler_not_found"}
+    {
+        "model_not_found",
+        "lora_not_found",
+        "embedding_not_found",
+        "controlnet_not_found",
+        "sampler_not_found",
+        "upscaler_not_found",
+    }
 )
 
 

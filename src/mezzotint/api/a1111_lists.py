@@ -47,8 +47,9 @@ async def loras(ops: Ops) -> list[dict[str, Any]]:
 
 
 @lists.get("/embeddings")
-async def embeddings() -> dict[str, Any]:
-    return {"loaded": {}, "skipped": {}}
+async def embeddings(ops: Ops) -> dict[str, Any]:
+    """Those that fit the caller's checkpoint, and the others."""
+    return a1111_models.embeddings(ops.facts(), await _checkpoint(ops))
 
 
 @lists.get("/latent-upscale-modes")
@@ -97,6 +98,7 @@ async def memory(ops: Ops) -> dict[str, Any]:
 
 @lists.post("/refresh-checkpoints")
 @lists.post("/refresh-loras")
+@lists.post("/refresh-embeddings")
 @lists.post("/refresh-vae")
 async def refresh(ops: Ops) -> None:
     """Look at the model folders anew."""

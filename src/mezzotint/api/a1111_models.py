@@ -5,7 +5,7 @@ from pathlib import PurePath
 from typing import Any
 
 from mezzotint import a1111_names
-from mezzotint.catalog import Model
+from mezzotint.catalog import Model, fitting
 from mezzotint.families.table import SCHEDULER_OPTIONS
 
 Digests = Mapping[str, str | None]
@@ -74,6 +74,21 @@ def loras(models: Mapping[str, Model]) -> list[dict[str, Any]]:
         }
         for model in usable(models, "lora")
     ]
+
+
+def embeddings(models: Mapping[str, Model], checkpoint: str) -> dict[str, Any]:
+    """By whether they fit a checkpoint. `shape` is the channels of a vector, `vectors` how many there are."""
+    told: dict[str, Any] = {"loaded": {}, "skipped": {}}
+    for model in usable(models, "embedding"):
+        fits = checkpoint in fitting(model, models.values())
+        told["loaded" if fits else "skipped"][model.id] = {
+            "step": None,
+            "sd_checkpoint": None,
+            "sd_checkpoint_name": None,
+            "shape": model.text_width,
+            "vectors": model.tokens,
+        }
+    return told
 
 
 def samplers() -> list[dict[str, Any]]:

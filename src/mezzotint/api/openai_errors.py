@@ -27,7 +27,7 @@ _FIELDS = {"width": "size", "height": "size", "num_images": "n"}
 _BAD = ("invalid_value", "invalid_image", "missing_required_parameter", "unsupported_parameter")
 _STATUS = {
     **dict.fromkeys(_BAD, 400),
-    **dict.fromkeys(("model_not_found", "lora_not_found", "controlnet_not_found"), 404),
+    **dict.fromkeys(("model_not_found", "lora_not_found", "embedding_not_found", "controlnet_not_found"), 404),
 }
 
 

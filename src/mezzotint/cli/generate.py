@@ -42,6 +42,9 @@ def generate(
     resize_mode: Annotated[str | None, typer.Option(help="stretch, crop, pad, original")] = None,
     controlnets: Annotated[list[str] | None, typer.Option(help=_CONTROLNET_HELP)] = None,
     loras: Annotated[list[str] | None, typer.Option(help="NAME or NAME:SCALE; may be given several times")] = None,
+    embeddings: Annotated[
+        list[str] | None, typer.Option(help="that the prompts may name; default: all that they name")
+    ] = None,
     quality: Annotated[int | None, typer.Option(help="of jpeg and webp")] = None,
     embed_metadata: Annotated[bool | None, typer.Option(help="write the parameters into the file")] = None,
     priority: Annotated[int | None, typer.Option(help="0..9, higher first")] = None,

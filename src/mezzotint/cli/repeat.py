@@ -32,6 +32,8 @@ def fields_of(file: Path, given: Collection[str], server: str | None, models: li
     recipe = recipes.with_models(recipe, _checkpoints(server, models))
     for warning in recipe.warnings:
         typer.echo(f"mezzotint: {file}: {warning}", err=True)
+    if {"prompt", "negative_prompt"} & set(given):  # which may name others
+        return {name: value for name, value in recipe.body.items() if name != "embeddings"}
     return recipe.body
 
 

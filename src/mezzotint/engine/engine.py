@@ -231,7 +231,8 @@ class Engine:
         running.executor = family.executor
         adapters = [self._residents.lora(submit.model, ref) for ref in submit.loras]
         loras = tuple((lora, asked.scale) for lora, asked in zip(adapters, request.loras, strict=True))
-        text, negative = self.prompts.read(submit, family, loras)
+        embeddings = tuple((ref.id, self._residents.embedding(submit.model, ref)) for ref in submit.embeddings)
+        text, negative = self.prompts.read(submit, family, loras, embeddings)
         passes = [inputs.read(one, submit.inputs) if submit.inputs else Pictures() for one in request.passes]
         running.pictures = passes[0]
         parts = prepare.Parts(

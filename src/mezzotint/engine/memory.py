@@ -1,4 +1,4 @@
-"""What is loaded: models, and the ControlNets and LoRAs read for them, within a budget of bytes.
+"""What is loaded: models, and the ControlNets, LoRAs and embeddings read for them, within a budget of bytes.
 
 Must not decide which session runs; it is told what the sessions need and what is likely to be needed, and lets the
 rest go by recency.
@@ -16,12 +16,13 @@ from pathlib import Path
 import torch
 
 from mezzotint.families.base import ControlNet, Family
+from mezzotint.families.embedding import Embedding
 from mezzotint.families.lora import Lora
 from mezzotint.families.weights import loaded_bytes
 from mezzotint.workers.wire import ModelRef, Submit, Work, load_of
 
 Key = tuple[ModelRef, ...]  # a model alone, or (model, adapter)
-LoadedPart = Family | ControlNet | Lora
+LoadedPart = Family | ControlNet | Lora | Embedding
 
 
 class Residents:
@@ -86,7 +87,12 @@ class Residents:
         if not adapters:
             return partial(self._load, model)
         family, path = self.family(model), Path(adapters[0].path)
-        return partial(family.load_lora if adapters[0].kind == "lora" else family.load_controlnet, path)
+        readers: dict[str, Callable[[Path], LoadedPart]] = {
+            "lora": family.load_lora,
+            "embedding": family.load_embedding,
+            "controlnet": family.load_controlnet,
+        }
+        return partial(readers[adapters[0].kind], path)
 
     def put(self, key: Key, loaded: LoadedPart, needed: Iterable[Submit]) -> None:
         """In its place, unless it was read for a model that has gone meanwhile."""
@@ -110,6 +116,10 @@ class Residents:
 
     def lora(self, model: ModelRef, adapter: ModelRef) -> Lora:
         found: Lora = self._use((model, adapter))
+        return found
+
+    def embedding(self, model: ModelRef, adapter: ModelRef) -> Embedding:
+        found: Embedding = self._use((model, adapter))
         return found
 
     def controlnet(self, model: ModelRef, adapter: ModelRef) -> ControlNet:
@@ -141,7 +151,7 @@ class Residents:
 
 def names_of(submit: Submit) -> set[str]:
     """Ids of all that a session needs."""
-    return {ref.id for ref in (submit.model, *submit.controlnets, *submit.loras)}
+    return {ref.id for ref in (submit.model, *_adapters(submit))}
 
 
 def give_back() -> None:
@@ -154,5 +164,8 @@ def give_back() -> None:
 
 
 def _keys(submit: Submit) -> Sequence[Key]:
-    adapters = (*submit.controlnets, *submit.loras)
-    return [(submit.model,), *dict.fromkeys((submit.model, adapter) for adapter in adapters)]
+    return [(submit.model,), *dict.fromkeys((submit.model, adapter) for adapter in _adapters(submit))]
+
+
+def _adapters(submit: Submit) -> tuple[ModelRef, ...]:
+    return *submit.controlnets, *submit.loras, *submit.embeddings

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from mezzotint.engine.stopwatch import Stopwatch
 from mezzotint.families.base import Conditioning, Family, Prompt
+from mezzotint.families.embedding import EmbeddingSet
 from mezzotint.families.lora import LoraSet
 from mezzotint.workers import wire
 
@@ -20,24 +21,25 @@ class Prompts:
         self._kept: OrderedDict[tuple[object, ...], Conditioning] = OrderedDict()
         self.hits = self.misses = 0  # encodings that were there already, and those that were not
 
-    def read(self, submit: wire.Submit, family: Family, loras: LoraSet) -> tuple[Conditioning, Conditioning | None]:
+    def read(
+        self, submit: wire.Submit, family: Family, loras: LoraSet, embeddings: EmbeddingSet = ()
+    ) -> tuple[Conditioning, Conditioning | None]:
         """The prompt and, with guidance, the negative one, both as long as the longer."""
         request = submit.request
-        syntax = request.prompt_syntax
-        guided = request.guidance_scale > 1
-        windows = family.windows(request.prompt, syntax)
-        if guided:
-            windows = max(windows, family.windows(request.negative_prompt, syntax))
-        # diffusers applies clip_skip to the prompt only
-        skip = request.clip_skip
-        prompt = Prompt(text=request.prompt, syntax=syntax, clip_skip=skip, windows=windows, loras=loras)
-        text = self._encode(submit, family, prompt)
-        if not guided:
-            return text, None
-        negative = Prompt(
-            text=request.negative_prompt, syntax=syntax, clip_skip=None, windows=windows, negative=True, loras=loras
+        prompt = Prompt(
+            text=request.prompt,
+            syntax=request.prompt_syntax,
+            clip_skip=request.clip_skip,
+            loras=loras,
+            embeddings=embeddings,
         )
-        return text, self._encode(submit, family, negative)
+        if request.guidance_scale <= 1:
+            return self._encode(submit, family, replace(prompt, windows=family.windows(prompt))), None
+        # diffusers applies clip_skip to the prompt only
+        negative = replace(prompt, text=request.negative_prompt, clip_skip=None, negative=True)
+        windows = max(family.windows(prompt), family.windows(negative))
+        text = self._encode(submit, family, replace(prompt, windows=windows))
+        return text, self._encode(submit, family, replace(negative, windows=windows))
 
     def forget(self) -> None:
         """Let go of all, for memory's sake."""
@@ -45,7 +47,8 @@ class Prompts:
 
     def _encode(self, submit: wire.Submit, family: Family, prompt: Prompt) -> Conditioning:
         scales = tuple(scale for _, scale in prompt.loras)
-        key = (submit.model, submit.loras, scales, replace(prompt, loras=()))  # no tensors: they would never be let go
+        plain = replace(prompt, loras=(), embeddings=())  # no tensors: they would never be let go
+        key = (submit.model, submit.loras, scales, submit.embeddings, plain)
         if key in self._kept:
             self.hits += 1
         else:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from mezzotint.families.embedding import Embedding, EmbeddingSet
 from mezzotint.families.lora import Lora, LoraSet
 
 MAX_WINDOWS = 8
@@ -20,9 +21,10 @@ class Prompt:
     text: str
     syntax: str  # "plain" or "weighted"
     clip_skip: int | None
-    windows: int  # encode to at least so many windows, padded with empty ones
+    windows: int = 1  # encode to at least so many windows, padded with empty ones
     negative: bool = False  # some architectures read an empty one as "nothing" instead of as a text
     loras: LoraSet = ()
+    embeddings: EmbeddingSet = ()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -99,8 +101,8 @@ class Family(Protocol):
     def pack(self) -> None:
         """Spend some load time and memory on faster calls. Changes results by the last bits of float32 at most."""
 
-    def windows(self, text: str, syntax: str) -> int:
-        """How many encoder windows a text takes, at least 1, at most MAX_WINDOWS."""
+    def windows(self, prompt: Prompt) -> int:
+        """How many encoder windows its text takes, at least 1, at most MAX_WINDOWS."""
 
     def encode(self, prompts: Sequence[Prompt]) -> list[Conditioning]:
         """May be slow: the engine calls it between steps. Result i depends on prompt i only."""
@@ -116,6 +118,9 @@ class Family(Protocol):
 
     def load_lora(self, path: Path) -> Lora:
         """Read an adapter for this model. Raises ValueError when it does not fit."""
+
+    def load_embedding(self, path: Path) -> Embedding:
+        """Read an embedding for this model's text encoders. Raises ValueError when it does not fit."""
 
     def load_controlnet(self, path: Path) -> ControlNet:
         """Read a ControlNet for this model. Raises OSError, ValueError or RuntimeError when it does not fit."""

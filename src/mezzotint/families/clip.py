@@ -70,14 +70,22 @@ class ClipTextEncoder(nn.Module):
         module.load_state_dict(named, assign=True)
         return module.to(device).eval().requires_grad_(False)
 
-    def forward(self, ids: Tensor, skip: int = 0) -> Tensor:
+    @property
+    def width(self) -> int:
+        """Channels."""
+        return int(self.embeddings.token_embedding.weight.shape[1])
+
+    def forward(self, ids: Tensor, skip: int = 0, named: Tensor | None = None) -> Tensor:
         """The last `skip` layers are left out; the final norm always comes (diffusers' `clip_skip`)."""
-        normed: Tensor = self.final_layer_norm(self.states(ids)[-1 - skip])
+        normed: Tensor = self.final_layer_norm(self.states(ids, named)[-1 - skip])
         return normed
 
-    def states(self, ids: Tensor) -> list[Tensor]:
-        """The embeddings, then what each layer makes of them, without the final norm."""
-        states = [self.embeddings(ids)]
+    def states(self, ids: Tensor, named: Tensor | None = None) -> list[Tensor]:
+        """The embeddings, then what each layer makes of them, without the final norm.
+
+        `named`: (m, channels), in the place of tokens below zero: row i is -1 - i.
+        """
+        states = [self.embeddings(ids, named)]
         for layer in self.encoder.layers:
             states.append(layer(states[-1]))
         return states
@@ -95,8 +103,11 @@ class _Embeddings(nn.Module):
         self.token_embedding = _embedding(int(config["vocab_size"]), width)
         self.position_embedding = _embedding(int(config["max_position_embeddings"]), width)
 
-    def forward(self, ids: Tensor) -> Tensor:
-        return self.token_embedding(ids) + self.position_embedding.weight[: ids.shape[1]]
+    def forward(self, ids: Tensor, named: Tensor | None) -> Tensor:
+        tokens = self.token_embedding(ids.clamp(min=0))
+        if named is not None:
+            tokens = torch.where((ids < 0).unsqueeze(-1), named[(-1 - ids).clamp(min=0)], tokens)
+        return tokens + self.position_embedding.weight[: ids.shape[1]]
 
 
 class _Encoder(nn.Module):

@@ -14,6 +14,7 @@ from mezzotint.families import weighting
 from mezzotint.families.base import MAX_WINDOWS, Conditioning, ControlNet, Executor, Prompt, Rows
 from mezzotint.families.clip import ClipTextEncoder, ClipTokenizer
 from mezzotint.families.control import DiffusersControlNet, add_up
+from mezzotint.families.embedding import Embedding, Named, read_embedding
 from mezzotint.families.layouts import layout_of
 from mezzotint.families.lora import Adapted, Lora, read_lora
 from mezzotint.families.packing import pack
@@ -70,8 +71,8 @@ class StableDiffusion:
             whole = (self.unet, self.vae) if self.dtype == torch.float32 else ()
             self.copied_bytes += sum(map(pack, (*whole, *self.text_encoders.values())))
 
-    def windows(self, text: str, syntax: str) -> int:
-        return min(MAX_WINDOWS, len(chunks_of(text, syntax, self.tokenizer)))
+    def windows(self, prompt: Prompt) -> int:
+        return min(MAX_WINDOWS, len(chunks_of(prompt, self.tokenizer, Named(prompt.embeddings, "text_encoder"))))
 
     def encode(self, prompts: Sequence[Prompt]) -> list[Conditioning]:
         return [self._encode(prompt) for prompt in prompts]
@@ -106,6 +107,10 @@ class StableDiffusion:
     def load_lora(self, path: Path) -> Lora:
         return read_lora(path, {"unet": self.unet, **self.text_encoders}, self.device)
 
+    def load_embedding(self, path: Path) -> Embedding:
+        widths = {part: encoder.width for part, encoder in self.text_encoders.items()}
+        return read_embedding(path, widths, self.tokenizer.window - 2, self.device)
+
     def load_controlnet(self, path: Path) -> ControlNet:
         return DiffusersControlNet(path, self.unet, self.device, self.dtype, self._added)
 
@@ -120,11 +125,12 @@ class StableDiffusion:
         return {}
 
     def _encode(self, prompt: Prompt) -> Conditioning:
-        chunks = chunks_of(prompt.text, prompt.syntax, self.tokenizer)
+        named = Named(prompt.embeddings, "text_encoder")
+        chunks = chunks_of(prompt, self.tokenizer, named)
         count = max(prompt.windows, min(MAX_WINDOWS, len(chunks)))
         framed = Framed(self.tokenizer, chunks[:count], count, self.device)
         with torch.inference_mode(), self._adapted_texts["text_encoder"].using([prompt.loras] * count):
-            hidden = framed.weigh(self.text_encoder(framed.ids, skip=prompt.clip_skip or 0))
+            hidden = framed.weigh(self.text_encoder(framed.ids, prompt.clip_skip or 0, named.table))
         return Conditioning(hidden=hidden.flatten(0, 1), windows=count, cut=len(chunks) > MAX_WINDOWS)
 
 
@@ -157,18 +163,22 @@ def decoder_in_torch(vae: Any) -> Callable[[Tensor], Tensor]:
     return run
 
 
-def chunks_of(text: str, syntax: str, tokenizer: ClipTokenizer) -> list[Chunk]:
-    """Token ids with their weights, by windows. At least one window, the last ones maybe beyond what is encoded."""
+def chunks_of(prompt: Prompt, tokenizer: ClipTokenizer, named: Named) -> list[Chunk]:
+    """Token ids with their weights, by windows. At least one window, the last ones maybe beyond what is encoded.
+
+    An embedding is never split: one that does not fit into a window any more begins the next, as in AUTOMATIC1111.
+    """
     inside = tokenizer.window - 2
     chunks: list[Chunk] = [[]]
-    for part, weight in weighting.parse(text) if syntax == "weighted" else weighting.plain(text):
+    for part, weight in weighting.parse(prompt.text) if prompt.syntax == "weighted" else weighting.plain(prompt.text):
         if part is weighting.BREAK:
             chunks.append([])
             continue
-        for token in tokenizer.ids(part):
-            if len(chunks[-1]) == inside:
-                chunks.append([])
-            chunks[-1].append((token, weight))
+        for text, tokens in named.pieces(part):
+            for together in [tokens] if tokens else [[token] for token in tokenizer.ids(text)]:
+                if len(chunks[-1]) + len(together) > inside:
+                    chunks.append([])
+                chunks[-1] += [(token, weight) for token in together]
     return chunks
 
 

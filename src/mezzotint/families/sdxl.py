@@ -8,6 +8,7 @@ from torch import Tensor
 
 from mezzotint.families.base import MAX_WINDOWS, Conditioning, Prompt, Rows
 from mezzotint.families.clip import ClipTextEncoder, ClipTokenizer
+from mezzotint.families.embedding import Named
 from mezzotint.families.lora import Adapted
 from mezzotint.families.sd import Framed, StableDiffusion, chunks_of
 
@@ -27,27 +28,26 @@ class StableDiffusionXL(StableDiffusion):
         self._adapted_texts["text_encoder_2"] = Adapted(self._second, "text_encoder_2")
         self._empty_is_nothing = bool(self.layout.config("model_index").get("force_zeros_for_empty_prompt", True))
 
-    def windows(self, text: str, syntax: str) -> int:
+    def windows(self, prompt: Prompt) -> int:
         """The second encoder pads with a sign that prompts use, and so may count their tokens otherwise."""
-        return max(
-            super().windows(text, syntax), min(MAX_WINDOWS, len(chunks_of(text, syntax, self._second_tokenizer)))
-        )
+        second = chunks_of(prompt, self._second_tokenizer, Named(prompt.embeddings, "text_encoder_2"))
+        return max(super().windows(prompt), min(MAX_WINDOWS, len(second)))
 
     def _encode(self, prompt: Prompt) -> Conditioning:
         """Of each encoder the last layer but one, of the second also the pooled text."""
-        read = [chunks_of(prompt.text, prompt.syntax, frame) for frame in (self.tokenizer, self._second_tokenizer)]
+        tokenizers = self.tokenizer, self._second_tokenizer
+        named = [Named(prompt.embeddings, part) for part in self.text_encoders]
+        read = [chunks_of(prompt, *both) for both in zip(tokenizers, named, strict=True)]
         longest = max(map(len, read))
         count = max(prompt.windows, min(MAX_WINDOWS, longest))
         hidden: list[Tensor] = []
         with torch.inference_mode(), ExitStack() as stack:
             for adapted in self._adapted_texts.values():
                 stack.enter_context(adapted.using([prompt.loras] * count))
-            for frame, encoder, chunks in (
-                (self.tokenizer, self.text_encoder, read[0]),
-                (self._second_tokenizer, self._second, read[1]),
-            ):
-                framed = Framed(frame, chunks[:count], count, self.device)
-                states = encoder.states(framed.ids)
+            encoders = self.text_encoders.values()
+            for tokenizer, encoder, own, chunks in zip(tokenizers, encoders, named, read, strict=True):
+                framed = Framed(tokenizer, chunks[:count], count, self.device)
+                states = encoder.states(framed.ids, own.table)
                 hidden.append(framed.weigh(states[-2 - (prompt.clip_skip or 0)]))
                 # of all windows, since adapters count rows; the first one's is read
                 pooled = encoder.pool(states[-1], framed.end)[0]

@@ -72,10 +72,15 @@ class ModelVerbs(Verbs):
         known = self._parts.catalog.known_digest
         return await asyncio.to_thread(lambda: {name: known(name) for name in usable})
 
-    async def lora_hashes(self, session: Session) -> list[tuple[str, str]]:
-        """Ids of the session's LoRAs with the SHA-256 of their tensors, as they are now; empty where not known."""
-        names, known = [lora.name for lora in session.request.loras], self._parts.catalog.tensors_digest
-        return await asyncio.to_thread(lambda: [(name, known(name)) for name in names])
+    async def hashes(self, session: Session) -> dict[str, list[tuple[str, str]]]:
+        """Of what the session draws with beside its model, as they are now and as AUTOMATIC1111's texts have them."""
+        catalog, request = self._parts.catalog, session.request
+        return await asyncio.to_thread(
+            lambda: {
+                "Lora hashes": [(lora.name, catalog.tensors_digest(lora.name)) for lora in request.loras],
+                "TI hashes": [(name, catalog.known_digest(name) or "") for name in request.embeddings],
+            }
+        )
 
     def file_time(self, model: Model) -> int:
         """Unix seconds of its last change on disk; 0 when it is gone."""

@@ -254,6 +254,7 @@ class Worker:
                     for use, ref in zip(request.loras, submit.loras, strict=True)
                 ],
                 "controlnets": [{"id": ref.id, "sha256": ref.sha256} for ref in submit.controlnets],
+                "embeddings": [{"id": ref.id, "sha256": ref.sha256} for ref in submit.embeddings],
                 "versions": versions,
                 "device_kind": device.type,
                 "dtype": model.dtype,
@@ -261,7 +262,10 @@ class Worker:
             }
             if model.executor == "openvino":
                 made["versions"] = versions | {"openvino": profiles.versions()["openvino"]}
-            hashes = [(ref.id, ref.tensors_sha256) for ref in submit.loras]
+            hashes = {
+                "Lora hashes": [(ref.id, ref.tensors_sha256) for ref in submit.loras],
+                "TI hashes": [(ref.id, ref.sha256) for ref in submit.embeddings],
+            }
             file = images.encode(pixels.numpy(), request, request.seed, made, hashes)
             return file, images.thumbnail(pixels.numpy())
 

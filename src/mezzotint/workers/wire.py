@@ -42,8 +42,8 @@ class Work(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ModelRef(msgspec.Struct, frozen=True, kw_only=True):
-    """Where a model, ControlNet or LoRA lies, what it is and what is to run it; the worker opens nothing else but a
-    session's inputs."""
+    """Where a model, or what goes with one, lies, what it is and what is to run it; the worker opens nothing else but
+    a session's inputs."""
 
     id: str
     kind: str
@@ -73,6 +73,7 @@ class Submit(_Message, frozen=True, kw_only=True, tag="submit"):
     model: ModelRef
     controlnets: tuple[ModelRef, ...] = ()  # in the order of the request's
     loras: tuple[ModelRef, ...] = ()
+    embeddings: tuple[ModelRef, ...] = ()
     inputs: dict[str, str] = {}  # a picture's field, such as "controlnets[0].image" -> its normalised PNG
     done: tuple[int, ...] = ()  # images that are stored already
     states: tuple[tuple[int, int], ...] = ()  # image and length of its state: it goes on from there

@@ -86,6 +86,15 @@ export interface components {
                 [key: string]: string;
             };
         };
+        /** AvailableEmbedding */
+        AvailableEmbedding: {
+            /** Id */
+            id: string;
+            /** Fits */
+            fits: string[];
+            /** Tokens */
+            tokens: number;
+        };
         /** AvailableLora */
         AvailableLora: {
             /** Id */
@@ -163,6 +172,8 @@ export interface components {
             preprocessors: components["schemas"]["Preprocessor"][];
             /** Loras */
             loras: components["schemas"]["FamilyLoras"][];
+            /** Embeddings */
+            embeddings: components["schemas"]["AvailableEmbedding"][];
             /** Limits */
             limits: {
                 [key: string]: number;
@@ -414,6 +425,8 @@ export interface components {
             thumbnail?: string | null;
             /** Fits */
             fits?: string[];
+            /** Tokens */
+            tokens?: number;
             /** Control Type */
             control_type?: string | null;
             lora_defaults?: components["schemas"]["LoraDefaults"];
@@ -566,6 +579,8 @@ export interface components {
             controlnets: components["schemas"]["ControlNetUse"][];
             /** Loras */
             loras: components["schemas"]["LoraUse"][];
+            /** Embeddings */
+            embeddings: string[];
             output: components["schemas"]["Output"];
             /** Priority */
             priority: number;
@@ -651,6 +666,8 @@ export interface components {
             controlnets: components["schemas"]["ControlNetUse"][];
             /** Loras */
             loras: components["schemas"]["LoraUse"][];
+            /** Embeddings */
+            embeddings: string[];
             output: components["schemas"]["Output"];
             /** Priority */
             priority: number;
@@ -1299,6 +1316,11 @@ export interface components {
              */
             loras: components["schemas"]["LoraInput"][];
             /**
+             * Embeddings
+             * @description those that may be named; default: all that the prompts name
+             */
+            embeddings?: string[] | null;
+            /**
              * @default {
              *       "format": "png",
              *       "quality": 95,
@@ -1443,6 +1465,7 @@ export type Asset = components['schemas']['Asset'];
 export type Attempt = components['schemas']['Attempt'];
 export type AvailableControlNet = components['schemas']['AvailableControlNet'];
 export type AvailableDevice = components['schemas']['AvailableDevice'];
+export type AvailableEmbedding = components['schemas']['AvailableEmbedding'];
 export type AvailableLora = components['schemas']['AvailableLora'];
 export type Batch = components['schemas']['Batch'];
 export type BatchItem = components['schemas']['BatchItem'];
