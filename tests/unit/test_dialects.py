@@ -153,7 +153,8 @@ def test_what_is_said_in_openais_words_and_in_ours_is_refused(sent: dict[str, An
 # what the clients know: code -> status. A failed session is 422, which they do not repeat.
 OPENAI: dict[str, int] = {
     "invalid_value": 400, "invalid_image": 400, "missing_required_parameter": 400, "unsupported_parameter": 400,
-    "model_not_found": 404, "lora_not_found": 404, "controlnet_not_found": 404, "unknown_url": 404,
+    "model_not_found": 404, "lora_not_found": 404, "embedding_not_found": 404, "controlnet_not_found": 404,
+    "unknown_url": 404,
     "session_not_found": 404, "image_not_found": 404, "invalid_api_key": 401, "forbidden": 403, "cross_site": 403,
     "malformed_host": 400, "bad_host": 421, "body_too_large": 413, "body_too_slow": 408, "method_not_allowed": 405,
     "unsupported_media_type": 415, "out_of_memory": 422, "timeout": 422, "expired": 422, "cancelled": 422,

@@ -214,7 +214,7 @@ export async function lacking({ page, url, shot }) {
 export async function naming({ page, url, shot }) {
   await open(page, url, "make");
   await page.getByLabel("Model", { exact: true }).selectOption("icons");
-  const prompt = page.getByLabel("Prompt", { exact: true }), negative = page.getByLabel("Negative prompt");
+  const prompt = page.getByLabel("Prompt", { exact: true }), negative = page.getByLabel("What to keep out");
   await prompt.fill("a red apple");
   await negative.fill("blue");
   await page.getByText("Embeddings", { exact: true }).click();
