@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 import torch
 from peft.tuners.loha.layer import HadaWeight
+from peft.tuners.lokr.layer import make_kron, make_weight_cp
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional
 
 from mezzotint.families.lora import read_lora
+from mezzotint.families.lycoris import as_plain
 from mezzotint.request import LoraUse
 from tests.models import build_lora, build_sd
 from tests.parity.rig import COMPANY, Asked, Rig, assert_equal, difference
@@ -99,6 +101,67 @@ def test_a_loha_is_the_product_that_peft_makes_of_it(rig: Rig, tmp_path: Path, r
         torch.testing.assert_close(read[name].up @ read[name].down.flatten(1), theirs, rtol=1e-4, atol=1e-4)
     asked = Asked(request=request(loras=(LoraUse(name="loha", scale=0.05),)), loras=(tmp_path / "loha.safetensors",))
     assert difference(rig.draw([asked])[0][0], rig.draw([request()])[0][0]) > 1
+
+
+def _w1(*names: str) -> dict[str, tuple[int, ...]]:
+    return {name: {"w1": (4, 2), "w1_a": (4, 2), "w1_b": (2, 2)}[name] for name in names}
+
+
+LOKR: list[tuple[dict[str, tuple[int, ...]], int | None]] = [
+    ({**_w1("w1"), "w2": (8, 6)}, None),
+    ({**_w1("w1"), "w2_a": (8, 3), "w2_b": (3, 6)}, 3),
+    ({**_w1("w1_a", "w1_b"), "w2_a": (8, 1), "w2_b": (1, 6)}, 1),
+    ({**_w1("w1_a", "w1_b"), "w2": (8, 6)}, 2),
+]
+MIDDLE = ({**_w1("w1"), "t2": (3, 3), "w2_a": (3, 8), "w2_b": (3, 6)}, 3)  # of convolutions alone
+
+
+@pytest.mark.parametrize(
+    ("factors", "rank", "kernel"),
+    [(*one, kernel) for kernel in ((), (3, 3)) for one in LOKR] + [(*MIDDLE, (3, 3))],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else str(value),
+)
+def test_a_lokr_is_the_product_that_peft_makes_of_it(
+    factors: dict[str, tuple[int, ...]], rank: int | None, kernel: tuple[int, ...]
+) -> None:
+    noise = torch.Generator().manual_seed(8)
+    drawn = {name: torch.randn(shape, generator=noise) for name, shape in factors.items()}
+    if kernel:  # the last of the factors carries it
+        last = "t2" if "t2" in factors else "w2" if "w2" in factors else "w2_b"
+        shape = (*factors[last], *kernel)
+        drawn[last] = torch.randn(shape, generator=noise)
+        if last == "w2_b":
+            drawn[last] = drawn[last].flatten(1)
+    stem = "lora_unet_anything"
+    plain = as_plain(
+        {f"{stem}.lokr_{name}": tensor for name, tensor in drawn.items()} | {f"{stem}.alpha": torch.tensor(1.5)}
+    )
+    assert plain.keys() == {f"{stem}.{end}" for end in ("lora_down.weight", "lora_up.weight", "alpha")}
+    down, up, alpha = (plain[f"{stem}.{end}"] for end in ("lora_down.weight", "lora_up.weight", "alpha"))
+    w1 = drawn["w1"] if "w1" in drawn else drawn["w1_a"] @ drawn["w1_b"]
+    if "t2" in drawn:
+        w2 = make_weight_cp(drawn["t2"], drawn["w2_a"], drawn["w2_b"])
+    else:
+        w2 = drawn["w2"] if "w2" in drawn else drawn["w2_a"] @ drawn["w2_b"]
+    theirs = make_kron(w1, w2, 1.5 / rank if rank else 1.0)
+    ours = up @ down.flatten(1) * (float(alpha) / len(down))
+    torch.testing.assert_close(ours, theirs.reshape(ours.shape), rtol=1e-4, atol=1e-4)
+    assert len(down) <= min(ours.shape)
+
+
+def test_a_lokr_changes_the_picture_and_one_that_lacks_a_factor_is_refused(rig: Rig, tmp_path: Path) -> None:
+    noise = torch.Generator().manual_seed(9)
+    outs, ins = rig.family.unet.get_parameter(f"{QUERY}.weight").shape
+    stem = f"lora_unet_{QUERY.replace('.', '_')}"
+    shapes = {"w1": (4, 4), "w2_a": (outs // 4, 2), "w2_b": (2, ins // 4)}
+    tensors = {f"{stem}.lokr_{name}": torch.randn(shape, generator=noise) for name, shape in shapes.items()}
+    save_file(tensors, tmp_path / "lokr.safetensors")
+    asked = Asked(request=request(loras=(LoraUse(name="lokr", scale=0.5),)), loras=(tmp_path / "lokr.safetensors",))
+    assert difference(rig.draw([asked])[0][0], rig.draw([request()])[0][0]) > 1
+    del tensors[f"{stem}.lokr_w2_b"]
+    save_file(tensors, tmp_path / "half.safetensors")
+    with pytest.raises(ValueError, match="has no lokr_w2"):
+        rig.family.load_lora(tmp_path / "half.safetensors")
 
 
 def test_a_locon_with_a_middle_factor_is_its_three_convolutions(rig: Rig, tmp_path: Path) -> None:

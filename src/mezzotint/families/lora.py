@@ -32,7 +32,7 @@ _DOWN = (
 )
 _UP = (".lora_B.weight", ".lora.up.weight", ".lora_up.weight", "_lora.up.weight", ".lora_linear_layer.up.weight")
 _KOHYA = {"lora_unet_": "unet", "lora_te_": "text_encoder", "lora_te1_": "text_encoder", "lora_te2_": "text_encoder_2"}
-_OTHER_KINDS = ("hada_t1", "lokr_w1", "oft_diag", "dora_scale", "lora_magnitude_vector")
+_OTHER_KINDS = ("hada_t1", "oft_diag", "dora_scale", "lora_magnitude_vector")
 _WITHOUT_EFFECT = (".alpha", "position_ids")  # alphas are read with their factors
 _SHOWN = 3  # names of tensors in an error
 
