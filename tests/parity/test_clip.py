@@ -1,10 +1,12 @@
 """transformers is the oracle of our text encoder and tokenizer, in both layouts that folders have."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -44,10 +46,22 @@ def older(random_sd: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("text", TEXTS)
-@pytest.mark.parametrize("layout", ["whole", "older"])
-def test_tokens_are_those_of_transformers(random_sd: Path, older: Path, layout: str, text: str) -> None:
-    folder = random_sd / "tiny" / "tokenizer" if layout == "whole" else older
+@pytest.fixture(scope="module")
+def padded(random_sd: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As transformers saves a tokenizer that was used to fill windows: the file itself says to pad and to cut."""
+    folder = tmp_path_factory.mktemp("padded")
+    shutil.copytree(random_sd / "tiny" / "tokenizer", folder, dirs_exist_ok=True)
+    used = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    used.enable_padding(length=WINDOW, pad_id=1, pad_token="<|endoftext|>")
+    used.enable_truncation(WINDOW)
+    used.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.mark.parametrize("text", [*TEXTS, "more words than a window holds " * 9])
+@pytest.mark.parametrize("layout", ["whole", "older", "padded"])
+def test_tokens_are_those_of_transformers(random_sd: Path, older: Path, padded: Path, layout: str, text: str) -> None:
+    folder = {"whole": random_sd / "tiny" / "tokenizer", "older": older, "padded": padded}[layout]
     oracle = CLIPTokenizer.from_pretrained(folder)
     ours = ClipTokenizer(folder)
     assert ours.ids(text) == oracle(text, add_special_tokens=False, verbose=False).input_ids

@@ -31,6 +31,8 @@ class ClipTokenizer:
         start, end, pad = (_name(special.get(kind, otherwise)) for kind, otherwise in _SPECIAL.items())
         whole = folder / "tokenizer.json"
         self._tokenizer = Tokenizer.from_file(str(whole)) if whole.exists() else _from_vocabulary(folder)
+        self._tokenizer.no_padding()  # a file may say to fill a window, and to cut what is longer
+        self._tokenizer.no_truncation()
         # as transformers does: also a `!` that pads is a token of its own wherever it stands
         self._tokenizer.add_special_tokens([start, end, pad])
         self.start, self.end, self.pad = (self._id(name) for name in (start, end, pad))
