@@ -16,11 +16,10 @@ def rig() -> Rig:
 
 
 def test_its_pictures_equal_the_pipelines(rig: Rig) -> None:
+    texts = [("a slice of pizza", ""), ("a red apple, noto style", "fluent style")]
     asked = [
         request(prompt=prompt, negative_prompt=negative, seed=seed, width=128, height=128, num_inference_steps=4)
-        for seed, (prompt, negative) in enumerate(
-            [("a slice of pizza", ""), ("a red apple, noto style", "fluent style")]
-        )
+        for seed, (prompt, negative) in enumerate(texts)
     ]
     for one, drawn in zip(asked, rig.draw(asked), strict=True):
         assert_equal(drawn[0], rig.oracle(one))
