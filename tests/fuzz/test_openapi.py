@@ -25,7 +25,19 @@ from tests.process.conftest import RunningServer
 
 CASES = int(os.environ.get("FUZZ_CASES", "200"))
 SAYING = 45  # calls that take something, about; the others have one case each
-ABSENT = {"model", "device", "type", "image", "mask", "controlnets", "loras", "webhook", "strength", "hires"}
+ABSENT = {
+    "model",
+    "device",
+    "type",
+    "image",
+    "mask",
+    "controlnets",
+    "loras",
+    "embeddings",
+    "webhook",
+    "strength",
+    "hires",
+}
 LEFT_OUT = {"/api/inference/events"}  # a stream without an end
 MOST = {
     "steps": 1, "num_inference_steps": 1, "hr_second_pass_steps": 1, "n": 1, "n_iter": 1, "batch_size": 1,

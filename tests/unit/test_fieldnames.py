@@ -99,6 +99,7 @@ FIELDS = {
     "resize_mode": st.sampled_from(get_args(ResizeMode)),
     "controlnets": st.lists(some(**CONTROLNET), max_size=2),
     "loras": st.lists(st.fixed_dictionaries(LORA), max_size=2),
+    "embeddings": st.lists(TEXT, max_size=4),
     "output": some(**OUTPUT),
     "priority": st.integers(0, 9),
     **dict.fromkeys(("timeout_s", "expires_s"), st.floats(0.5, 1000)),
