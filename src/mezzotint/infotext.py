@@ -8,8 +8,17 @@ from mezzotint import a1111_names
 from mezzotint.request import ControlNetUse, Request
 
 
-def write(request: Request, seed: int, made_with: dict[str, Any], lora_hashes: Sequence[tuple[str, str]] = ()) -> str:
-    """`made_with` holds at least the model's digest and Mezzotint's version; `lora_hashes` as `hashed` takes them."""
+def write(
+    request: Request,
+    seed: int,
+    made_with: dict[str, Any],
+    lora_hashes: Sequence[tuple[str, str]] = (),
+    vae: tuple[str, str] = ("", ""),
+) -> str:
+    """`made_with` holds at least the model's digest and Mezzotint's version; `lora_hashes` as `hashed` takes them.
+
+    `vae`: the file name of another autoencoder than the model's own and its SHA-256, each empty where there is none.
+    """
     tags = "".join(f" <lora:{lora.name}:{lora.scale:g}>" for lora in request.loras)
     lines = [request.prompt + tags]
     if request.negative_prompt:
@@ -25,6 +34,8 @@ def write(request: Request, seed: int, made_with: dict[str, Any], lora_hashes: S
         "Size": f"{request.width}x{request.height}",
         "Model hash": made_with["model"]["sha256"][:10],
         "Model": request.model,
+        "VAE hash": vae[1][:10],
+        "VAE": vae[0],
         **({} if strength is None else {"Denoising strength": f"{strength:g}"}),
         **({"Clip skip": request.clip_skip + 1} if request.clip_skip else {}),
         **varied(request),

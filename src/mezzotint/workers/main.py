@@ -262,7 +262,8 @@ class Worker:
             if model.executor == "openvino":
                 made["versions"] = versions | {"openvino": profiles.versions()["openvino"]}
             hashes = [(ref.id, ref.tensors_sha256) for ref in submit.loras]
-            file = images.encode(pixels.numpy(), request, request.seed, made, hashes)
+            vae = Path(model.vae).name, model.vae_sha256
+            file = images.encode(pixels.numpy(), request, request.seed, made, hashes, vae)
             return file, images.thumbnail(pixels.numpy())
 
         meter = HostMeter() if device.type == "cpu" else CudaMeter(device)
