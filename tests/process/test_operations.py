@@ -162,6 +162,13 @@ def test_every_operation_answers_what_its_route_does(server: RunningServer) -> N
     assert (batch["state"], batch["counts"]) == ("succeeded", {"succeeded": 2})
 
 
+@pytest.mark.parametrize("said", [{"Type": "text2img"}, {"type": "text2img"}, {"TYPE": None}])
+def test_a_type_that_is_the_operations_may_be_said_in_any_spelling(server: RunningServer, said: dict[str, Any]) -> None:
+    told = operate(server, "inference.text2img", **FIVE, **said)
+    assert told["data"]["type"] == "text2img"
+    server.client.wait(told["data"]["id"])
+
+
 @pytest.mark.parametrize(
     ("kind", "data", "code", "field", "status"),
     [
@@ -172,6 +179,7 @@ def test_every_operation_answers_what_its_route_does(server: RunningServer) -> N
         ("inference.get_pipeline_info", {"model": "none"}, "model_not_found", None, 422),
         ("inference.get_capabilities", {"device_id": "cuda:9"}, "device_not_found", None, 422),
         ("inference.text2img", {"type": "img2img"}, "invalid_value", "type", 422),
+        ("inference.text2img", {"type": "text2img", "Type": "text2img"}, "duplicate_field", "type", 422),
         ("inference.img2img", {"prompt": "x"}, "missing_field", "image", 422),
         ("inference.text2img", {"wait_s": 0}, "invalid_value", "data.wait_s", 422),
         ("inference.text2img", {"steps": 1000, "timeout_s": 0.1, "wait_s": 60}, "timeout", None, 422),

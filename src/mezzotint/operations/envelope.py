@@ -22,7 +22,7 @@ from mezzotint.inputs import (
     read,
     without,
 )
-from mezzotint.schema import field_of, nearest
+from mezzotint.schema import nearest
 from mezzotint.session import Session, State
 
 if TYPE_CHECKING:
@@ -76,11 +76,12 @@ def _generate(kind: str) -> Operation:
     async def run(operations: "Operations", data: Data, call: Call) -> Data:
         body, told = without(data, "wait_s")
         wait_s = read(told, WaitInput, "data.").wait_s
-        said = next((value for key, value in body.items() if field_of(key) == "type"), kind)
-        if said != kind:
-            message = f"type {str(said)[:64]!r} is not that of inference.{kind}; leave it out"
-            raise InvalidRequest([Fault(field="type", code="invalid_value", message=message)])
-        session = await operations.create({"type": kind} | body, call.key, route=_ROUTE)
+        body, types = without(body, "type")
+        for said in types.values():
+            if said not in (None, kind):
+                message = f"type {str(said)[:64]!r} is not that of inference.{kind}; leave it out"
+                raise InvalidRequest([Fault(field="type", code="invalid_value", message=message)])
+        session = await operations.create(dict.fromkeys(types or ("type",), kind) | body, call.key, route=_ROUTE)
         if wait_s is not None:
             session = await operations.wait(session, wait_s, call.leaving)
         return _told(session)
