@@ -4,7 +4,7 @@ import functools
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, func, insert, select, true, update
+from sqlalchemy import Connection, Select, bindparam, delete, func, insert, select, true, update
 
 from mezzotint import failpoints
 from mezzotint.api_keys import ApiKey
@@ -51,7 +51,7 @@ Keys = list[ApiKey]
 # Built once, as those of changes.py.
 _BEGUN = {
     "attempt": sessions.c.attempt + 1,
-    "started_at": func.coalesce(sessions.c.started_at, bindparam("at_time")),
+    "started_at": func.coalesce(sessions.c.started_at, bindparam("as_of")),
 }
 _CLAIM = moving(IN_TIME, **_BEGUN)
 _LEAVE = moving(OWNED)
@@ -226,14 +226,15 @@ class Store:
         as_of: float | None = None,
     ) -> Session | None:
         """Queued to running, as a new attempt that goes on from so many steps. What has never started and is past its
-        time expires instead: None. `as_of` is by when it has waited, where the clock of `now` may have been set.
+        time expires instead: None. `as_of` is by when it has waited, where the clock of `now` may have been set: then
+        it starts, so that it was queued from `created_at` to `started_at`.
         """
         as_of = now if as_of is None else as_of
         change = Change(session_id, State.QUEUED, State.RUNNING, "claimed", now, steps_resumed)
 
         def run(work: Work) -> Session | None:
             journal.trim(work.connection, session_id)
-            claimed = move(work, change, _CLAIM, at_time=now, as_of=as_of, worker=worker, device=device)
+            claimed = move(work, change, _CLAIM, as_of=as_of, worker=worker, device=device)
             if claimed is None:
                 expire(work, session_id, now, as_of)
             return claimed
@@ -404,15 +405,17 @@ class Store:
 
     async def prune(self, *, before: float, limit: int = 100) -> Names:
         """Forget sessions that ended before then, the oldest first, `limit` at most. Returns their ids; files stay."""
-        old = select(sessions.c.id).where(sessions.c.state.in_(FINAL), sessions.c.ended_at < before)
-        old = old.order_by(sessions.c.ended_at).limit(limit)
 
         def run(work: Work) -> Names:
-            ids = [*work.connection.scalars(old)]
+            ids = [*work.connection.scalars(_ended_before(before, limit))]
             work.connection.execute(delete(sessions).where(sessions.c.id.in_(ids)))
             return ids
 
         return await self._database.write(run)
+
+    async def ended_before(self, moment: float, *, limit: int) -> Names:
+        """What `prune` would forget."""
+        return await self._database.read(lambda connection: [*connection.scalars(_ended_before(moment, limit))])
 
     async def pictures(self, session_ids: Collection[str]) -> dict[str, frozenset[str] | None]:
         """The digests of each session's pictures, None of one that has not ended; unknown ids are left out."""
@@ -476,6 +479,11 @@ class Store:
         query = query.order_by(sessions.c.id.desc()).limit(limit + 1)
         page = await self._database.read(lambda connection: load(connection, query))
         return page[:limit], page[limit - 1].id if len(page) > limit else None
+
+
+def _ended_before(moment: float, limit: int) -> Select[tuple[str]]:
+    old = select(sessions.c.id).where(sessions.c.state.in_(FINAL), sessions.c.ended_at < moment)
+    return old.order_by(sessions.c.ended_at).limit(limit)
 
 
 def _record(work: Work, session_id: str, attempt: int, image: ImageRecord) -> bool:
