@@ -157,7 +157,7 @@ OPENAI: dict[str, int] = {
     "session_not_found": 404, "image_not_found": 404, "invalid_api_key": 401, "forbidden": 403, "cross_site": 403,
     "malformed_host": 400, "bad_host": 421, "body_too_large": 413, "body_too_slow": 408, "method_not_allowed": 405,
     "unsupported_media_type": 415, "range_not_satisfiable": 416, "out_of_memory": 422, "timeout": 422, "expired": 422,
-    "cancelled": 422,
+    "cancelled": 422, "headers_too_large": 431,
     "idempotency_mismatch": 422, "queue_full": 429, "quota_exceeded": 429, "not_ready": 503, "storage_full": 507,
     "worker_lost": 500, "internal": 500,
 }  # fmt: skip
