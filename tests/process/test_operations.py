@@ -1,5 +1,6 @@
 """Batches, and every operation by name, on a real server and without one."""
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,23 @@ def test_every_operation_answers_what_its_route_does(server: RunningServer) -> N
     assert (len(state["workers"]), state["queue"]["depth"]) == (1, 0)
     batch = operate(server, "inference.batch_process", requests=[FIVE, FIVE], wait_s=60)["data"]
     assert (batch["state"], batch["counts"]) == ("succeeded", {"succeeded": 2})
+
+
+def test_who_waits_for_a_batch_is_answered_also_when_a_session_of_it_was_removed(server: RunningServer) -> None:
+    told: list[dict[str, Any]] = []
+    asked = [FIVE | {"steps": 1000}, FIVE | {"metadata": {"which": "short"}}]
+    waiting = threading.Thread(
+        target=lambda: told.append(operate(server, "inference.batch_process", requests=asked, wait_s=60))
+    )
+    waiting.start()
+
+    def short() -> str | None:
+        found = server.client.sessions(state="succeeded")
+        return next((one["id"] for one in found if one["metadata"] == {"which": "short"}), None)
+
+    server.client.delete(wait_for(short, 60))
+    waiting.join()
+    assert [item["state"] for item in told[0]["data"]["items"]] == ["succeeded", None]
 
 
 @pytest.mark.parametrize("said", [{"Type": "text2img"}, {"type": "text2img"}, {"TYPE": None}])

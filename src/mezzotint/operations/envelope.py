@@ -4,13 +4,14 @@ Must not hold a rule of its own: each name is a verb that has its own route too.
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mezzotint import bodies
-from mezzotint.errors import CallerError, ErrorInfo, Fault, InvalidRequest, MezzotintError, RunFailure
+from mezzotint.errors import CallerError, ErrorInfo, Fault, InvalidRequest, MezzotintError, NotFound, RunFailure
 from mezzotint.inputs import (
     CancelInput,
     DeviceIdInput,
@@ -105,7 +106,8 @@ async def _batch(operations: "Operations", data: Data, call: Call) -> Data:
     for item in batch["items"]:
         left = deadline - time.monotonic()
         if item["session_id"] is not None and left > 0:
-            await operations.wait(await operations.get(item["session_id"]), left, call.leaving)
+            with contextlib.suppress(NotFound):  # it ended and was removed meanwhile
+                await operations.wait(await operations.get(item["session_id"]), left, call.leaving)
     batch = await operations.batch(batch["id"])
     if batch["state"] in ("failed", "cancelled"):
         raise RunFailure(ErrorInfo(code=_first_error(batch), message=f"batch {batch['id']} {batch['state']}"))
