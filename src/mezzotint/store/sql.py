@@ -35,9 +35,10 @@ from mezzotint.store.changes import (
 )
 from mezzotint.store.database import Database
 from mezzotint.store.intake import Intake
+from mezzotint.store.options import Options
 from mezzotint.store.outbox import Outbox
 from mezzotint.store.rows import Attempt, Once, Transition
-from mezzotint.store.tables import a1111_options, images, prompt_of, sessions, transitions
+from mezzotint.store.tables import images, prompt_of, sessions, transitions
 
 # inside Store, `list` is the method
 Sessions = list[Session]
@@ -90,6 +91,7 @@ class Store:
         self.batches = Batches(database, self._intake)
         self._events = events
         self.outbox = Outbox(database)
+        self.options = Options(database)
 
     @classmethod
     async def open(
@@ -174,23 +176,6 @@ class Store:
     async def any_api_key(self) -> bool:
         """Whether one was ever made, in force or not."""
         return await self._database.read(api_keys.any_made)
-
-    async def options(self, owner: str) -> dict[str, Any]:
-        query = select(a1111_options.c.value).where(a1111_options.c.owner == owner)
-        return await self._database.read(lambda connection: connection.scalar(query) or {})
-
-    async def keep_options(self, owner: str, values: dict[str, Any]) -> None:
-        """Put these beside or in place of the owner's others."""
-        row = a1111_options.c.owner == owner
-
-        def run(work: Work) -> None:
-            known = work.connection.scalar(select(a1111_options.c.value).where(row))
-            if known is None:
-                work.connection.execute(insert(a1111_options).values(owner=owner, value=values))
-            else:
-                work.connection.execute(update(a1111_options).where(row).values(value=known | values))
-
-        await self._database.write(run)
 
     async def transitions(self, session_id: str) -> Transitions:
         """The session's history in order; empty for an unknown one."""
