@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from mezzotint import astray
+from mezzotint.batches import Batch, Item
 from mezzotint.catalog import Catalog
 from mezzotint.checkpoints import Checkpoints
 from mezzotint.dispatcher import IMAGES_AT_ONCE, Dispatcher
@@ -195,6 +196,31 @@ async def test_what_a_session_was_queued_is_the_time_from_acceptance_to_start_ho
         assert live.spans["queued"] == pytest.approx(queued, abs=1e-6)
         whole = sum(live.spans_now().values())
         assert whole == pytest.approx(time.time() - live.session.created_at, abs=0.02), "no time is lost"
+
+
+async def test_a_batch_is_queued_while_its_pictures_are_laid_out_and_a_lost_session_while_it_is_written(
+    tmp_path: Path, random_sd: Path
+) -> None:
+    worker = Worker("wrk_1", 10_000)
+    up = [worker]
+    async with dispatching(tmp_path, random_sd, lambda: up) as dispatcher:
+        late, slow = (Resolved(request=request(expires_s=limit), warnings=()) for limit in (0.05, None))
+        accepted = {"ses_1": late, "ses_2": slow}
+        items = tuple(Item(index=index, session_id=session_id) for index, session_id in enumerate(accepted))
+        await dispatcher.accept_batch(Batch(id="bat_1", created_at=time.time() - 0.1, items=items), accepted)
+        assert [one.session_id for one in await submits(worker, 1)] == ["ses_2"]
+        expired = await dispatcher._store.get("ses_1")
+        assert expired is not None
+        assert expired.state == "expired"
+        created_at = expired.created_at
+        up.clear()
+        async with dispatcher._store._database.writing:
+            losing = asyncio.create_task(dispatcher._reports.lost(worker))  # type: ignore[arg-type]
+            await asyncio.sleep(0.1)
+        await losing
+        waiting = dispatcher._line.get("ses_2")
+        assert waiting is not None
+        assert waiting.waited_s == pytest.approx(time.time() - created_at, abs=0.02)
 
 
 async def test_a_session_in_nobodys_hands_is_counted_by_the_second_look(
