@@ -27,7 +27,8 @@ def add(settings: Settings, source: str, name: str | None = None, revision: str 
     if not path.exists() and not hub.ID.fullmatch(source):
         raise _fault("source", f"{source[:200]!r} is no folder, no file, and no OWNER/NAME of a hub")
     own = path.resolve().name if path.exists() else source.rpartition("/")[2]
-    own = (name or re.sub(r"\.safetensors$", "", own)).strip()
+    path = facts.model_at(path) or path
+    own = (name or re.sub(r"\.safetensors$", "", own, flags=re.IGNORECASE)).strip()
     if not facts.ID.fullmatch(own):
         raise _fault("name", f"{own[:64]!r} cannot be an id: letters, digits and . _ ~ - only; name one with --name")
     try:
@@ -76,7 +77,7 @@ def _fetch(settings: Settings, source: str, revision: str | None, draft: Path) -
 
 def _place(got: Path, root: Path, own: str) -> Path:
     """Move it to its name; what stands beside a file goes first, so that the model is never seen without it."""
-    target = root / (own + (got.suffix if got.is_file() else ""))
+    target = root / (own + (got.suffix.lower() if got.is_file() else ""))
     if got.is_file() and beside_file(got).exists():
         beside_file(got).rename(beside_file(target))
     got.rename(target)

@@ -20,7 +20,7 @@ from mezzotint.facts import TYPES as TYPES
 from mezzotint.facts import LoraDefaults as LoraDefaults
 from mezzotint.facts import Model as Model
 from mezzotint.facts import fitting as fitting
-from mezzotint.headers import COMPONENT_SUFFIXES, PEFT_CONFIG, PEFT_WEIGHTS, PICKLES, lora_file, told_beside, walk
+from mezzotint.headers import COMPONENT_SUFFIXES, lora_file, told_beside, walk, weight_files
 from mezzotint.preferences import Preferences
 
 BUNDLED = Path(__file__).parent / "bundled"
@@ -29,7 +29,6 @@ MAX_THUMBNAIL_BYTES = 4 * 1024 * 1024
 HASHED_AT_ONCE_BYTES = 4 * 1024 * 1024
 
 _TENSORS = "\0tensors"
-_MARKS = ("model_index.json", "config.json", PEFT_CONFIG, PEFT_WEIGHTS)  # a folder with one of these is a model
 _DIGEST = re.compile(rb"[0-9a-f]{64}")
 
 
@@ -117,6 +116,20 @@ class Catalog:
             return self._noted(lora_file(Path(model.path)), _TENSORS) or ""
         except OSError:
             return ""
+
+    def vae(self, model_id: str) -> tuple[str, str]:
+        """Name of the file or folder that a model's autoencoder comes from, empty when it is its own; and the SHA-256
+        of those weights, by which programs know them: empty as `tensors_digest` is, and when they are several files.
+        """
+        model = self.models.get(model_id)
+        if model is None or not model.vae:
+            return "", ""
+        path = Path(model.vae_path)
+        files = [path] if path.is_file() else weight_files(path)
+        try:
+            return path.name, (self._noted(files[0]) or "") if len(files) == 1 else ""
+        except OSError:
+            return path.name, ""
 
     def known_digest(self, model_id: str) -> str | None:
         """The digest when all that it takes was hashed before; None when it would have to be hashed now, or is gone."""
@@ -210,11 +223,15 @@ def model_files(path: Path) -> list[Path]:
 
 def thumbnail(model: Model) -> Path | None:
     """The picture by which people know a model, `NAME.png` beside its file or folder; None without one of use."""
-    path = Path(model.path)
-    found = path.with_name(f"{path.stem if path.suffix == '.safetensors' else path.name}.png")
-    if not found.is_file() or not found.resolve().is_relative_to(path.parent.resolve()):
+    found = thumbnail_file(model)
+    if not found.is_file() or not found.resolve().is_relative_to(found.parent.resolve()):
         return None
     return found if found.stat().st_size <= MAX_THUMBNAIL_BYTES else None
+
+
+def thumbnail_file(model: Model) -> Path:
+    path = Path(model.path)
+    return path.with_name(f"{path.stem if path.suffix.lower() == '.safetensors' else path.name}.png")
 
 
 def _candidates(root: Path) -> list[Path]:
@@ -223,15 +240,14 @@ def _candidates(root: Path) -> list[Path]:
     if not root.is_dir():
         return []
     found = [
-        path
-        for path in root.iterdir()
-        if not path.name.startswith(".")
-        and (
-            any(os.path.exists(path / name) for name in _MARKS)  # False for a folder of others, such as lost+found
-            or path.suffix in PICKLES | {".safetensors"}
-        )
+        one for path in root.iterdir() if not path.name.startswith(".") and (one := facts.model_at(path)) is not None
     ]
-    return sorted(found, key=lambda path: (facts.id_of(path) not in (path.name, path.stem), path))  # own names first
+
+    def place(path: Path) -> tuple[bool, Path]:
+        named = facts.named_by(path, root)
+        return facts.id_of(named) not in (named.name, named.stem), path  # own names first
+
+    return sorted(found, key=place)
 
 
 def _unchanged(known: Model | None, path: Path) -> Model | None:

@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from mezzotint.catalog import BUNDLED_MODEL
 from mezzotint.errors import BadSetting
+from mezzotint.rules import DEVICE, HUB, LOG_LEVEL, broken
 from mezzotint.schema import nearest
 from mezzotint.webhook_rules import Policy, policy
 
@@ -53,7 +54,7 @@ class Settings(BaseSettings):
     ] = ()
     default_model: Annotated[str, Field(description="model of requests that name none")] = BUNDLED_MODEL
     devices: Annotated[
-        tuple[Annotated[str, Field(pattern=r"^(cpu|cuda):\d{1,3}$")], ...],
+        tuple[Annotated[str, Field(pattern=DEVICE)], ...],
         NoDecode,
         Field(description="devices to use, such as cpu:0; default: every CUDA device, else cpu:0"),
     ] = ()
@@ -95,7 +96,7 @@ class Settings(BaseSettings):
         SecretStr | None,
         Field(description="whsec_ and base64 of 32 random bytes, which signs webhooks; two while one rotates"),
     ] = None
-    hub: Annotated[str, Field(pattern="^https?://[^/]+$", description="where `models add OWNER/NAME` looks")] = (
+    hub: Annotated[str, Field(pattern=HUB, description="where `models add OWNER/NAME` looks")] = (
         "https://huggingface.co"
     )
     hub_hosts: Annotated[
@@ -106,9 +107,7 @@ class Settings(BaseSettings):
         ),
     ] = ("huggingface.co", "hf.co")
     drain_s: Annotated[float, Field(ge=0, le=3600, description="time that running sessions get at a stop")] = 30.0
-    log_level: Annotated[str, Field(pattern="^(debug|info|warning|error)$", description="least severe line to log")] = (
-        "info"
-    )
+    log_level: Annotated[str, Field(pattern=LOG_LEVEL, description="least severe line to log")] = "info"
 
     @property
     def on_loopback(self) -> bool:
@@ -152,6 +151,5 @@ def load_settings(**given: Any) -> Settings:
         return Settings(**given)
     except ValidationError as error:
         first = error.errors()[0]
-        raise BadSetting(
-            f"setting {'.'.join(map(str, first['loc']))}: {first['msg']}; got {first['input']!r}"
-        ) from error
+        name = str(first["loc"][0])
+        raise BadSetting(f"setting {name} {broken(first, Settings.model_fields[name])}") from error

@@ -98,7 +98,7 @@ class Dispatcher:
         for session in sorted(await self._store.queued(), key=lambda session: session.id):
             elapsed = max(0.0, time.time() - session.created_at - sum(session.spans.values()))
             spans = session.spans | {"queued": session.spans.get("queued", 0.0) + elapsed}
-            self._line.join(session, spans)
+            self._line.join(session, spans, time.monotonic())
             if not self._events.knows(session.id):  # else it was told with its recovery
                 self._events.tell(session.id, "state", self.view(session))
         for ended in await self._store.ended(since=time.time() - REMEMBERED_S, owner=None, limit=REMEMBERED):
@@ -141,26 +141,28 @@ class Dispatcher:
     ) -> Session:
         """Store a new session and put it in the queue. It is durable when this returns. Raises TryLater, Conflict."""
         self.check_accepting()
+        since = time.monotonic()
         session = await self._store.add(
             session_id, resolved.request, warnings=resolved.warnings, now=time.time(), owner=owner, once=once
         )
         if session.id != session_id:  # the key stands for an earlier one
             return self.view(session)
-        self._join(session)
+        self._join(session, since)
         self._wake.set()
         return self.view(session)
 
     async def accept_batch(self, batch: Batch, accepted: Mapping[str, Resolved], once: Once | None = None) -> Batch:
         """Store a batch with its sessions, by id, and queue them: all or none. Raises TryLater, Conflict."""
         self.check_accepting()
+        since = time.monotonic() - max(0.0, time.time() - batch.created_at)  # since then pictures were laid out
         stored, sessions = await self._store.batches.add(batch, accepted, once=once)
         for session in sessions:
-            self._join(session)
+            self._join(session, since)
         self._wake.set()
         return stored
 
-    def _join(self, session: Session) -> None:
-        self._line.join(session, {})
+    def _join(self, session: Session, since: float) -> None:
+        self._line.join(session, {}, since)
         self._residency.used(session.request.model, session.created_at)
 
     def check_accepting(self) -> None:
@@ -216,7 +218,7 @@ class Dispatcher:
 
     async def resume(self, session_id: str) -> Session:
         """Back to its old place in the queue. Raises NotFound, or Conflict when it is not paused."""
-        session, now = await self._store.get(session_id), time.time()
+        session, now, since = await self._store.get(session_id), time.time(), time.monotonic()
         if session is None:
             raise NotFound(f"session {session_id[:64]!r} is not here", code="session_not_found")
         if session.state is not State.PAUSED:
@@ -226,7 +228,7 @@ class Dispatcher:
         resumed = await self._store.resume(session_id, now=now, spans=spans)
         if resumed is None:
             raise Conflict(f"session {session_id!r} has just been resumed or cancelled", code="illegal_state")
-        self._line.join(resumed, spans)
+        self._line.join(resumed, spans, since)
         self._wake.set()
         return self.view(resumed)
 
@@ -444,15 +446,16 @@ class Dispatcher:
         print_ = fingerprint(request, found)
         states = [one for one in kept if one.print == print_]
         steps = len(stored) * request.steps + sum(one.step for one in states)
+        since = time.monotonic()
+        spans = waiting.spans_at(since)
         session = await self._store.claim(
             session_id,
             worker=worker.id,
             device=worker.device,
             steps_resumed=steps,
             now=time.time(),
-            as_of=waiting.session.created_at + waiting.waited_s,
+            as_of=waiting.session.created_at + sum(spans.values()),
         )
-        spans = waiting.spans_now()
         if self._line.leave(session_id) is None or session is None:
             return  # cancelled meanwhile
         live = self._lives[session_id] = Live(
@@ -460,7 +463,7 @@ class Dispatcher:
             worker=worker,
             spans=spans,
             phase="loading",
-            since=time.monotonic(),
+            since=since,
             progress=Progress(steps=request.steps, fraction=min(0.999, steps / (request.steps * request.num_images))),
             model=found[0],
             print=print_,

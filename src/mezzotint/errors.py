@@ -45,6 +45,8 @@ STATUS: dict[str, int] = {
     "body_too_large": 413,
     "body_too_slow": 408,
     "unsupported_media_type": 415,
+    "range_not_satisfiable": 416,
+    "headers_too_large": 431,
     "malformed_host": 400,
     "bad_host": 421,
     "cross_site": 403,

@@ -26,6 +26,7 @@ from mezzotint.headers import (
     PEFT_CONFIG,
     PEFT_WEIGHTS,
     PICKLES,
+    TRAINED_LORA,
     Header,
     Unusable,
     beside,
@@ -48,6 +49,7 @@ _CHANGED_BASES = ("pissa", "olora", "corda", "loftq")
 MAX_SAMPLE = 1 << 13  # latents a side that a model may have been trained at
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]{0,127}")
 
+_MARKS = ("model_index.json", "config.json", PEFT_CONFIG, PEFT_WEIGHTS)  # a folder with one of these is a model
 _SCHEDULER_NAMES = {class_name: name for name, class_name in SCHEDULERS.items()}
 _CONTROL_LEVELS = (16, 32, 96, 256)  # of a ControlNet whose config says nothing
 _CONTROL_TYPES = (
@@ -100,9 +102,17 @@ class Model:
     dtype: str = "auto"  # as set for this model; auto: as set for the server
 
 
+def model_at(path: Path) -> Path | None:
+    """What is a model of what lies in a model folder: itself, or the LoRA in a folder of diffusers' training."""
+    # os.path.exists: False in a folder of others, such as lost+found
+    if any(os.path.exists(path / name) for name in _MARKS) or path.suffix.lower() in PICKLES | {".safetensors"}:
+        return path
+    return path / TRAINED_LORA if os.path.exists(path / TRAINED_LORA) else None
+
+
 def read(path: Path, root: Path) -> Model:
     """The facts of a folder or file below `root`. Never raises: what is wrong is the reason."""
-    name, kind, stamp = id_of(path), "checkpoint", ""
+    name, kind, stamp = id_of(named_by(path, root)), "checkpoint", ""
     try:
         if not path.is_file() and not path.is_dir():
             raise Unusable("it is a link to nothing, or no plain file")
@@ -135,6 +145,11 @@ def read(path: Path, root: Path) -> Model:
     except Exception as error:  # noqa: BLE001  a stranger wrote what is read; one bad model must not hide the others
         reason = f"its configuration cannot be read ({type(error).__name__})"
     return Model(id=name, kind=kind, path=str(path), stamp=stamp, state="invalid", reason=reason)
+
+
+def named_by(path: Path, root: Path) -> Path:
+    """What a model has its name from: itself, but of a LoRA as it was trained the folder."""
+    return path.parent if path.name == TRAINED_LORA and path.parent != root else path
 
 
 def id_of(path: Path) -> str:
@@ -177,7 +192,7 @@ def fitting(adapter: Model, models: Iterable[Model]) -> list[str]:
 def _open(path: Path, root: Path) -> Header:
     if not path.resolve().is_relative_to(root.resolve()):
         raise Unusable("it is a link out of the model folder")
-    if path.suffix in PICKLES:
+    if path.suffix.lower() in PICKLES:
         raise Unusable(
             f"{path.suffix} files are pickles, which can carry code, and are never opened; get its .safetensors form, "
             "or convert it on a machine where that code may run"

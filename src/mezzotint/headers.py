@@ -21,6 +21,7 @@ MAX_WIDTH = 1 << 20
 
 COMPONENT_SUFFIXES = frozenset({".json", ".txt", ".model", ".safetensors"})
 PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"})
+TRAINED_LORA = "pytorch_lora_weights.safetensors"  # as diffusers' scripts leave it, beside logs and checkpoints
 PEFT_WEIGHTS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"  # a pair, as PEFT saves it
 _CODE = PICKLES | {".py", ".pyc", ".so", ".h5", ".msgpack"}
 _PLAIN_WEIGHTS = re.compile(r"(diffusion_pytorch_)?model(-\d+-of-\d+)?\.safetensors")
@@ -126,9 +127,9 @@ def check_files(path: Path, root: Path) -> None:
             raise Unusable(f"{inside} is a link out of the model folder")
         if not file.is_file():
             raise Unusable(f"{inside} is not a plain file")
-        if file.suffix in PICKLES:
+        if file.suffix.lower() in PICKLES:
             raise Unusable(f"{inside} is a pickle, which can carry code; keep its .safetensors form only")
-        if file.suffix in _CODE:
+        if file.suffix.lower() in _CODE:
             raise Unusable(f"{inside} can carry code; keep safetensors and JSON only")
         if len(inside.parts) > 1 and file.suffix not in COMPONENT_SUFFIXES:
             raise Unusable(f"{inside} is of no known kind; components hold .json, .txt, .model, .safetensors")
@@ -164,13 +165,15 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def beside(path: Path) -> dict[str, Any]:
-    """What its owner says of a model: the optional mezzotint.json of a folder, or NAME.json beside a file."""
+    """What its owner says of a model: the optional mezzotint.json of its folder, or NAME.json beside a file."""
     told = beside_file(path)
     return read_json(told) if told.exists() else {}
 
 
 def beside_file(path: Path) -> Path:
-    return path / "mezzotint.json" if path.is_dir() else path.with_suffix(".json")
+    told = (path if path.is_dir() else path.parent) / "mezzotint.json"
+    in_its_folder = path.is_dir() or (path.name == TRAINED_LORA and told.exists())
+    return told if in_its_folder else path.with_suffix(".json")
 
 
 def told_beside(path: Path) -> list[Path]:

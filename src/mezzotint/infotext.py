@@ -11,8 +11,13 @@ from mezzotint.request import ControlNetUse, Request
 Hashes = Mapping[str, Sequence[tuple[str, str]]]
 
 
-def write(request: Request, seed: int, made_with: dict[str, Any], hashes: Hashes) -> str:
-    """`made_with` holds at least the model's digest and Mezzotint's version."""
+def write(
+    request: Request, seed: int, made_with: dict[str, Any], hashes: Hashes, vae: tuple[str, str] = ("", "")
+) -> str:
+    """`made_with` holds at least the model's digest and Mezzotint's version.
+
+    `vae`: the file name of another autoencoder than the model's own and its SHA-256, each empty where there is none.
+    """
     tags = "".join(f" <lora:{lora.name}:{lora.scale:g}>" for lora in request.loras)
     lines = [request.prompt + tags]
     if request.negative_prompt:
@@ -28,6 +33,8 @@ def write(request: Request, seed: int, made_with: dict[str, Any], hashes: Hashes
         "Size": f"{request.width}x{request.height}",
         "Model hash": made_with["model"]["sha256"][:10],
         "Model": request.model,
+        "VAE hash": vae[1][:10],
+        "VAE": vae[0],
         **({} if strength is None else {"Denoising strength": f"{strength:g}"}),
         **({"Clip skip": request.clip_skip + 1} if request.clip_skip else {}),
         **varied(request),

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mezzotint.errors import Fault, InvalidRequest
 from mezzotint.fieldnames import fold
+from mezzotint.rules import broken
 from mezzotint.schema import MAX_BATCH, field_of, metadata_fault, nearest
 
 MAX_WAIT_S = 600
@@ -100,7 +101,9 @@ def read(body: Any, schema: type[T], path: str = "") -> T:
     try:
         found = schema.model_validate(fields)
     except ValidationError as error:
-        raise InvalidRequest([*faults, *(_fault(item, path) for item in error.errors(include_url=False))]) from error
+        raise InvalidRequest(
+            [*faults, *(_fault(item, schema, path) for item in error.errors(include_url=False))]
+        ) from error
     if faults:
         raise InvalidRequest(faults)
     return found
@@ -131,9 +134,9 @@ def _unknown(field: str, key: str, names: Mapping[str, str]) -> Fault:
     return Fault(field=field, code="unknown_field", message=f"{field} is not a field here{hint}")
 
 
-def _fault(item: Any, path: str) -> Fault:
-    field = path + str(item["loc"][0])
+def _fault(item: Any, schema: type[_Input], path: str) -> Fault:
+    name = str(item["loc"][0])
+    field = path + name
     if item["type"] == "missing":
         return Fault(field=field, code="missing_field", message=f"{field} is missing")
-    message = f"{field} {item['msg'].replace('Input should', 'must').replace('List should', 'must')}"
-    return Fault(field=field, code="invalid_value", message=message)
+    return Fault(field=field, code="invalid_value", message=f"{field} {broken(item, schema.model_fields[name])}")

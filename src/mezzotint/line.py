@@ -12,7 +12,7 @@ from mezzotint.session import Session
 @dataclass(kw_only=True, slots=True)
 class Waiting:
     session: Session
-    since: float  # monotonic
+    since: float  # monotonic: what was before is in `spans`
     spans: dict[str, float]
     dtype: str | None = None  # of its last attempt, which the next keeps to
 
@@ -22,8 +22,10 @@ class Waiting:
         return sum(self.spans_now().values())
 
     def spans_now(self) -> dict[str, float]:
-        waited = time.monotonic() - self.since
-        return self.spans | {"queued": self.spans.get("queued", 0.0) + waited}
+        return self.spans_at(time.monotonic())
+
+    def spans_at(self, moment: float) -> dict[str, float]:
+        return self.spans | {"queued": self.spans.get("queued", 0.0) + moment - self.since}
 
 
 class Line:
@@ -34,8 +36,9 @@ class Line:
         self._order: list[tuple[int, str]] = []  # sorted: who is next stands first
         self.owners: Counter[str | None] = Counter()  # how many sessions of each wait
 
-    def join(self, session: Session, spans: dict[str, float], dtype: str | None = None) -> None:
-        self._waiting[session.id] = Waiting(session=session, since=time.monotonic(), spans=spans, dtype=dtype)
+    def join(self, session: Session, spans: dict[str, float], since: float, dtype: str | None = None) -> None:
+        """`since`: up to when `spans` tell, monotonic; writing its row took a while."""
+        self._waiting[session.id] = Waiting(session=session, since=since, spans=spans, dtype=dtype)
         insort(self._order, _place(session))
         self.owners[session.owner] += 1
 

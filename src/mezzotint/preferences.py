@@ -76,10 +76,11 @@ def check(body: Any, model: Model, models: Iterable[Model], max_pixels: int) -> 
         name = _NAMES.get(fold(str(key)))
         if name is None:
             near = nearest(str(key), FIELDS)
-            message = f"{str(key)[:64]!r} is not a setting of models; {f'did you mean {near!r}?' if near else ''}"
-            faults.append(Fault(field=str(key)[:64], code="unknown_field", message=message.rstrip("; ")))
+            hint = f"did you mean {near!r}?" if near else f"settings: {', '.join(FIELDS)}"
+            message = f"{str(key)[:64]!r} is not a setting of models; {hint}"
+            faults.append(Fault(field=str(key)[:64], code="unknown_field", message=message))
         elif name in found:
-            message = f"{name} stands twice, in two spellings"
+            message = f"{name} is given twice, in two spellings; send one"
             faults.append(Fault(field=name, code="duplicate_field", message=message))
         else:
             found[name] = value

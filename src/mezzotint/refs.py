@@ -73,7 +73,9 @@ class Refs:
             sha256 = await looked
             if sha256 is None:
                 sha256 = await asyncio.wrap_future(self._catalog.hashing(model))
-            known = _ref(model, sha256, await asyncio.to_thread(self._catalog.tensors_digest, model.id))
+            tensors = await asyncio.to_thread(self._catalog.tensors_digest, model.id)
+            _, vae = await asyncio.to_thread(self._catalog.vae, model.id)
+            known = _ref(model, sha256, tensors, vae)
         except OSError:
             known = None
         finally:  # however it ended, who asks next begins anew
@@ -99,7 +101,7 @@ def is_unread(ref: ModelRef) -> bool:
     return ref.sha256.startswith(_UNREAD)
 
 
-def _ref(model: Model, sha256: str, tensors_sha256: str = "") -> ModelRef:
+def _ref(model: Model, sha256: str, tensors_sha256: str = "", vae_sha256: str = "") -> ModelRef:
     return ModelRef(
         id=model.id,
         kind=model.kind,
@@ -110,4 +112,5 @@ def _ref(model: Model, sha256: str, tensors_sha256: str = "") -> ModelRef:
         sha256=sha256,
         vae=model.vae_path,
         tensors_sha256=tensors_sha256,
+        vae_sha256=vae_sha256,
     )

@@ -287,7 +287,7 @@ class Reports:
         await self.requeue(live, losses)
 
     async def requeue(self, live: Live, losses: int) -> None:
-        session, spans = live.session, live.spans_now()
+        session, spans, since = live.session, live.spans_now(), time.monotonic()
 
         async def write() -> None:
             if live.session.pause_requested:
@@ -303,7 +303,7 @@ class Reports:
             )
             self._lives.pop(session.id, None)
             if after is not None and after.state is State.QUEUED:
-                self._line.join(after, spans, live.model.dtype)
+                self._line.join(after, spans, since, live.model.dtype)
                 self._changed()
             elif after is not None and after.ended:
                 self.ended(after)

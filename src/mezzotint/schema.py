@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args
 
 import msgspec
-from annotated_types import Ge, Gt, Le, MaxLen, MinLen
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
@@ -18,6 +17,7 @@ from mezzotint.errors import Fault
 from mezzotint.families.table import MAX_GUIDANCE, SCHEDULERS
 from mezzotint.families.table import MAX_STEPS as MAX_STEPS
 from mezzotint.fieldnames import fold
+from mezzotint.rules import WITHOUT_NUL, broken
 
 MAX_SEED = 2**63 - 1
 MAX_IMAGES = 64
@@ -50,7 +50,6 @@ ALIASES: dict[str, str] = {
     "n": "num_images",
     "batch_size": "num_images",
 }
-_WITHOUT_NUL = r"^[^\x00]*$"  # Postgres holds none, nor looks for a text beside one
 
 
 class OutputInput(BaseModel):
@@ -152,8 +151,8 @@ class RequestInput(BaseModel):
 
     model: Annotated[str | None, Field(max_length=256, description="catalog id; default: the configured model")] = None
     type: Annotated[Type | None, Field(description="inferred when absent")] = None
-    prompt: Annotated[str, Field(max_length=10_000, pattern=_WITHOUT_NUL)] = ""
-    negative_prompt: Annotated[str, Field(max_length=10_000, pattern=_WITHOUT_NUL)] = ""
+    prompt: Annotated[str, Field(max_length=10_000, pattern=WITHOUT_NUL)] = ""
+    negative_prompt: Annotated[str, Field(max_length=10_000, pattern=WITHOUT_NUL)] = ""
     prompt_syntax: Annotated[
         Literal["plain", "weighted"], Field(description="weighted: (word:1.2), ((word)), [word], BREAK")
     ] = "plain"
@@ -366,60 +365,7 @@ def _fault(item: Any) -> Fault:
     path = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in item["loc"]).removeprefix(".")
     if item["type"] == "missing":
         return Fault(field=path, code="missing_field", message=f"{path} is missing")
-    code = "invalid_value"
-    return Fault(field=path, code=code, message=f"{path} must be {_rule(item)}; got {_shown(item['input'])}")
-
-
-def _rule(item: Any) -> str:
-    field = _field_at(item["loc"])
-    rules = _item_rules(field) if isinstance(item["loc"][-1], int) else field.metadata
-    low = next((f"{m.ge:g}" for m in rules if isinstance(m, Ge)), None)
-    above = next((f"above {m.gt:g}" for m in rules if isinstance(m, Gt)), None)
-    high = next((_number(m.le) for m in rules if isinstance(m, Le)), None)
-    shortest = next((m.min_length for m in rules if isinstance(m, MinLen)), None)
-    longest = next((m.max_length for m in rules if isinstance(m, MaxLen)), None)
-    kind = {
-        "int": "a whole number",
-        "float": "a number",
-        "string": "a text",
-        "bool": "true or false",
-        "dict": "an object",
-        "list": "a list",
-        "model": "an object",
-    }
-    word = next((text for name, text in kind.items() if item["type"].startswith(name)), "")
-    if item["type"] == "literal_error":
-        return f"one of {item['ctx']['expected']}"
-    if item["type"] == "string_unicode":
-        return "a text of whole Unicode characters"
-    if item["type"] == "string_pattern_mismatch":
-        return "a text without the character NUL (\\u0000), which can be left out"
-    if high is not None:
-        whole = "a whole number " if "int" in str(field.annotation) else "a number "
-        return f"{whole}from {low} to {high}" if low is not None else f"{whole}{above} and at most {high}"
-    if shortest is not None:
-        return f"a list of {shortest} to {longest}, or left out"
-    if longest is not None:
-        return (
-            f"a list of at most {longest}"
-            if "list" in str(field.annotation)
-            else f"a text of at most {longest} characters"
-        )
-    return word or "an object"
-
-
-def _item_rules(field: FieldInfo) -> list[Any]:
-    """What one value of a list must be, beside its type."""
-    return [
-        rule
-        for each in get_args(field.annotation)
-        for part in getattr(each, "__metadata__", ())
-        for rule in part.metadata
-    ]
-
-
-def _number(value: Any) -> str:
-    return "2^63-1" if value == MAX_SEED else f"{value:g}" if isinstance(value, float) else str(value)
+    return Fault(field=path, code="invalid_value", message=f"{path} {broken(item, _field_at(item['loc']))}")
 
 
 def _field_at(path: tuple[Any, ...]) -> FieldInfo:
@@ -428,8 +374,3 @@ def _field_at(path: tuple[Any, ...]) -> FieldInfo:
     for part in names[:-1]:
         schema = _NESTED.get(part) or _LISTS.get(part) or schema
     return schema.model_fields[names[-1]]
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value, default=str, ensure_ascii=True)
-    return text if len(text) <= 80 else text[:77] + "..."

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import fcntl
 import gc
+import json
 import os
 import signal
 import socket
@@ -42,6 +43,7 @@ from mezzotint.store.blobs import Blobs
 from mezzotint.store.sql import Store
 from mezzotint.telemetry import hide_variables
 from mezzotint.tuning import Choices, Tuner
+from mezzotint.verbs import written
 from mezzotint.watching import Watcher
 from mezzotint.webhooks import Webhooks
 from mezzotint.workers.base import Supervisor
@@ -138,10 +140,9 @@ class Mezzotint:
             retention = Retention(store, blobs, events, settings.retention_days)
             retention.start()
             opened.push_async_callback(retention.stop)
-            if policy.hosts:
-                webhooks = Webhooks(store.outbox, policy)
-                webhooks.start()
-                opened.push_async_callback(webhooks.stop)
+            webhooks = Webhooks(store.outbox, policy)
+            webhooks.start()
+            opened.push_async_callback(webhooks.stop)
             opened.push_async_callback(self.supervisor.stop)
             opened.push_async_exit(self._drain)
             self.supervisor.start()
@@ -196,8 +197,8 @@ class Mezzotint:
         self._dispatcher.stop_draining()
 
     async def submit(self, /, **request: Any) -> "Submitted":
-        """Accept a request; fields as in the HTTP contract. Raises InvalidRequest with every fault."""
-        return Submitted(await self.operations.create(request), self.operations)
+        """Accept a request; fields and errors as in the HTTP contract. Raises InvalidRequest with every fault."""
+        return Submitted(await self.operations.create(_as_sent(request)), self.operations)
 
     async def get_capabilities(self, device_id: str | None = None) -> dict[str, Any]:
         return await self.operations.capabilities(device_id)
@@ -207,7 +208,7 @@ class Mezzotint:
 
     async def validate_request(self, /, **request: Any) -> dict[str, Any]:
         """A dry run: every fault at once, the request as it would run, what it would cost."""
-        return await self.operations.validate(request)
+        return await self.operations.validate(_as_sent(request))
 
     async def get_session_status(self, session_id: str) -> Session:
         return await self.operations.get(session_id)
@@ -220,7 +221,12 @@ class Mezzotint:
 
     async def handle(self, message: dict[str, Any]) -> dict[str, Any]:
         """Any operation by name: {type, data, request_id} -> {success, data or error, request_id}."""
-        return await self.operations.handle(message)
+        return await self.operations.handle(_as_sent(message))
+
+
+def _as_sent(body: dict[str, Any]) -> Any:
+    """What a server would read of it: a tuple is a list there too. Raises CallerError `invalid_json`."""
+    return json.loads(written(body))
 
 
 @dataclass(frozen=True, slots=True)

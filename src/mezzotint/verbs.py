@@ -40,15 +40,20 @@ def _get(path: str, **options: Any) -> Call[Any]:
 
 
 def _post(path: str, body: Any = None, *, repeats: bool = True, **options: Any) -> Call[Any]:
-    """`body` as JSON. Raises CallerError `invalid_json` for what JSON cannot say, as any server would refuse it."""
+    """`body` as JSON. Raises as `written` does."""
     if body is not None:
         options["headers"] = {"Content-Type": "application/json"} | options.get("headers", {})
-        try:
-            options["content"] = json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
-        except (TypeError, ValueError, RecursionError) as error:
-            message = f"the request cannot be written as JSON, of Unicode text and finite numbers: {error}"
-            raise CallerError(message, code="invalid_json") from error
+        options["content"] = written(body)
     return Call(method="POST", path=path, read=_json, options=options, repeats=repeats)
+
+
+def written(body: Any) -> bytes:
+    """As JSON. Raises CallerError `invalid_json` for what JSON cannot say, as any server would refuse it."""
+    try:
+        return json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        message = f"the request cannot be written as JSON, of Unicode text and finite numbers: {error}"
+        raise CallerError(message, code="invalid_json") from error
 
 
 def _json(answer: "httpx2.Response") -> Any:

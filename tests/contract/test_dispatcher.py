@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from mezzotint import astray
+from mezzotint.batches import Batch, Item
 from mezzotint.catalog import Catalog
 from mezzotint.checkpoints import Checkpoints
 from mezzotint.dispatcher import IMAGES_AT_ONCE, Dispatcher
@@ -155,6 +156,71 @@ async def test_a_clock_that_is_set_expires_nothing(
         up.append(worker)
         (submit,) = await submits(worker, 1)
         assert submit.session_id == "ses_1"
+
+
+async def test_the_time_that_acceptance_took_counts_to_what_expires(tmp_path: Path, random_sd: Path) -> None:
+    worker = Worker("wrk_1", 10_000)
+    async with dispatching(tmp_path, random_sd, lambda: [worker]) as dispatcher:
+        async with dispatcher._store._database.writing:  # as behind others on a slow disk
+            late = Resolved(request=request(expires_s=0.05), warnings=())
+            accepting = asyncio.create_task(dispatcher.accept("ses_1", late))
+            await asyncio.sleep(0.1)
+        await accepting
+        await dispatcher.accept("ses_2", Resolved(request=request(), warnings=()))
+        assert [one.session_id for one in await submits(worker, 1)] == ["ses_2"]
+        session = await dispatcher._store.get("ses_1")
+        assert session is not None
+        assert (session.state, session.attempt) == ("expired", 0)
+
+
+async def test_what_a_session_was_queued_is_the_time_from_acceptance_to_start_however_slow_the_disk(
+    tmp_path: Path, random_sd: Path
+) -> None:
+    worker = Worker("wrk_1", 10_000)
+    up: list[Worker] = []
+    async with dispatching(tmp_path, random_sd, lambda: up) as dispatcher:
+        writing = dispatcher._store._database.writing
+        async with writing:
+            accepting = asyncio.create_task(dispatcher.accept("ses_1", Resolved(request=request(), warnings=())))
+            await asyncio.sleep(0.1)
+        await accepting
+        async with writing:
+            up.append(worker)
+            dispatcher._wake.set()
+            await asyncio.sleep(0.1)
+        await submits(worker, 1)
+        live = dispatcher._lives["ses_1"]
+        assert live.session.started_at is not None
+        queued = live.session.started_at - live.session.created_at
+        assert 0.1 < queued < 0.2
+        assert live.spans["queued"] == pytest.approx(queued, abs=1e-6)
+        whole = sum(live.spans_now().values())
+        assert whole == pytest.approx(time.time() - live.session.created_at, abs=0.02), "no time is lost"
+
+
+async def test_a_batch_is_queued_while_its_pictures_are_laid_out_and_a_lost_session_while_it_is_written(
+    tmp_path: Path, random_sd: Path
+) -> None:
+    worker = Worker("wrk_1", 10_000)
+    up = [worker]
+    async with dispatching(tmp_path, random_sd, lambda: up) as dispatcher:
+        late, slow = (Resolved(request=request(expires_s=limit), warnings=()) for limit in (0.05, None))
+        accepted = {"ses_1": late, "ses_2": slow}
+        items = tuple(Item(index=index, session_id=session_id) for index, session_id in enumerate(accepted))
+        await dispatcher.accept_batch(Batch(id="bat_1", created_at=time.time() - 0.1, items=items), accepted)
+        assert [one.session_id for one in await submits(worker, 1)] == ["ses_2"]
+        expired = await dispatcher._store.get("ses_1")
+        assert expired is not None
+        assert expired.state == "expired"
+        created_at = expired.created_at
+        up.clear()
+        async with dispatcher._store._database.writing:
+            losing = asyncio.create_task(dispatcher._reports.lost(worker))  # type: ignore[arg-type]
+            await asyncio.sleep(0.1)
+        await losing
+        waiting = dispatcher._line.get("ses_2")
+        assert waiting is not None
+        assert waiting.waited_s == pytest.approx(time.time() - created_at, abs=0.02)
 
 
 async def test_a_session_in_nobodys_hands_is_counted_by_the_second_look(

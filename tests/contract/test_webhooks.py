@@ -220,6 +220,21 @@ async def test_an_address_that_is_not_allowed_is_never_connected_to(store: Store
         assert receiver.got[0][0]["host"] == f"localhost:{port}"
 
 
+@pytest.mark.parametrize("hosts", [("shop.example.com",), ()])
+async def test_a_host_that_was_taken_off_the_list_ends_it_at_once_with_the_reason(
+    store: Store, backend: Backend, hosts: tuple[str, ...]
+) -> None:
+    async with receiving() as (receiver, port), sending(store, dataclasses.replace(OPEN, hosts=hosts)) as webhooks:
+        await add(store, **told(port))
+        await claim(store, now=100.0)
+        assert await webhooks.deliver(100.0) == 1
+        (warning,) = (await known(store)).warnings
+        assert (warning["code"], warning["field"]) == (WEBHOOK_OFF, "webhook")
+        assert "webhook_hosts" in warning["message"]
+        await finish(store, SUCCEEDED)
+        assert (await webhooks.deliver(9999.0), count(backend), receiver.connections) == (0, 0, 0)
+
+
 async def test_calls_that_fail_in_a_way_nobody_foresaw_are_put_off_and_hold_up_no_other(store: Store) -> None:
     class Unforeseen(Policy):
         def may_connect(self, address: str, scheme: str) -> bool:

@@ -15,8 +15,14 @@ from typing import Any
 import httpx2
 import pytest
 
+from mezzotint.errors import TryLater
+from mezzotint.events import Events
+from mezzotint.retention import DAY_S, Retention
+from mezzotint.store.blobs import Blobs
+from mezzotint.store.sql import Store
 from tests.process.conftest import RunningServer, wait_for
 from tests.process.strace import INJECTED, failing, needs_strace
+from tests.requests import request
 from tests.torture.history import FINAL, check
 
 SESSIONS = "/api/inference/sessions"
@@ -157,6 +163,29 @@ def test_a_full_disk_refuses_by_name_and_work_goes_on_when_there_is_room(small_d
         assert server.client.wait(running)["state"] == "cancelled"
         assert server.stop() == 0
         assert check(server.data, caller.acknowledged, {}) == []
+
+
+@pytest.mark.anyio
+async def test_what_is_old_makes_room_on_a_full_disk(small_disk: Path) -> None:
+    store, blobs = await Store.open(f"sqlite:///{small_disk / 'db'}"), Blobs(small_disk / "sessions")
+    for number in range(3):
+        await store.add(f"ses_{number}", request(), warnings=[], now=100.0)
+        await store.request_cancel(f"ses_{number}", now=100.0 + number)
+        await blobs.put(f"ses_{number}", os.urandom(1 << 20))
+    fill(small_disk / "ballast")
+    with pytest.raises(TryLater, match="full"):
+        await crowd(store)
+    retention = Retention(store, blobs, Events(), retention_days=1)
+    assert await retention.sweep(101.5 + DAY_S) == 2
+    assert [path.name for path in (small_disk / "sessions").iterdir()] == ["ses_2"]
+    assert [await store.get(f"ses_{number}") is None for number in range(3)] == [True, True, False]
+    await store.close()
+
+
+async def crowd(store: Store) -> None:
+    """Until the log has no room for one more."""
+    for number in itertools.count():
+        await store.add(f"ses_new_{number}", request(), warnings=[], now=100.0)
 
 
 def fill(ballast: Path) -> None:

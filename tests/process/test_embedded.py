@@ -61,6 +61,22 @@ async def _kinds(session: Submitted) -> list[str]:
     return [event.kind async for event in session.events()]
 
 
+async def test_what_is_wrong_is_told_as_a_server_tells_it(tmp_path: Path) -> None:
+    async with Mezzotint(data=tmp_path / "data") as m:
+        for refused in (m.submit(prompt="x", loras=(("ink", 0.5),)), m.submit(prompt="x", loras=[["ink", 0.5]])):
+            with pytest.raises(InvalidRequest) as caught:
+                await refused
+            assert caught.value.message == 'loras[0] must be an object; got ["ink", 0.5]'
+        told = await m.validate_request(loras=({"name": "quick"},), metadata={"sizes": (1, 2)})
+        assert (told["valid"], told["resolved"]["metadata"]) == (True, {"sizes": [1, 2]})
+        operation = {"type": "inference.batch_process", "data": {"requests": ({"loras": ("quick",)},)}}
+        assert (await m.handle(operation))["error"]["field"] == "requests[0].loras[0]"
+        for asked in ({"metadata": {"a": {1}}}, {"image": b"PNG"}, {"guidance_scale": float("nan")}):
+            with pytest.raises(MezzotintError) as refusal:
+                await m.submit(prompt="x", **asked)
+            assert refusal.value.code == "invalid_json"
+
+
 async def test_what_is_logged_of_an_error_holds_no_variables(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

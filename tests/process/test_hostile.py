@@ -130,7 +130,12 @@ def test_a_host_that_is_missing_double_or_malformed_is_refused(server: RunningSe
 )
 def test_too_many_or_too_long_headers_end_the_connection(server: RunningServer, headers: bytes) -> None:
     with raw(server, b"GET /livez HTTP/1.1\r\nHost: localhost\r\n", headers, b"\r\n") as opened:
-        assert first_line(opened).startswith(b"HTTP/1.1 431")
+        answer = opened.makefile("rb").read()
+    head, _, body = answer.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 431")
+    assert b"Content-Type: application/problem+json" in head
+    told = json.loads(body)
+    assert (told["code"], told["status"], told["request_id"].encode() in head) == ("headers_too_large", 431, True)
 
 
 def test_headers_without_end_take_no_memory(server: RunningServer) -> None:

@@ -303,6 +303,94 @@ def test_what_cannot_be_answered_gets_its_own_code(
         assert answer.headers["allow"] == "HEAD, GET, POST"
 
 
+ONE_KEY = "Idempotency-Key must be 1 to 255 printable ASCII characters, or left out; got "
+BATCHES = "/api/inference/batches"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "options", "words"),
+    [
+        ("POST", SESSIONS, {"json": {}, "headers": {"Idempotency-Key": "k" * 256}}, ONE_KEY + '"kkk'),
+        ("POST", SESSIONS, {"json": {}, "headers": {"Prefer": "x" * 257}}, "Prefer must be a text of at most 256 char"),
+        ("POST", BATCHES, {"json": {"requests": [{}] * 1001}}, "requests must be a list of 1 to 1000; got 1001"),
+        ("POST", BATCHES, {"json": {"requests": []}}, "requests must be a list of 1 to 1000; got []"),
+        ("POST", BATCHES, {"json": {"requests": "all"}}, 'requests must be a list of 1 to 1000; got "all"'),
+        ("POST", BATCHES, {"json": {"requests": [{}], "skip_invalid": 1}}, "skip_invalid must be true or false; got 1"),
+        ("POST", BATCHES, {"json": {"requests": [{}], "defaults": []}}, "defaults must be an object; got []"),
+        ("POST", f"{SESSIONS}/x/cancel", {"json": {"reason": 5}}, "reason must be a text of at most 1000 characters"),
+        ("POST", "/api/models/tiny/load", {"json": {"device": 5}}, "device must be a text; got 5"),
+        ("POST", "/api/models/tiny/load", {"json": {"device": "x" * 257}}, "device must be a text of at most 256 char"),
+        ("GET", f"{SESSIONS}?limit=0", {}, 'limit must be a whole number from 1 to 200; got "0"'),
+        ("GET", f"{SESSIONS}?limit=many", {}, 'limit must be a whole number from 1 to 200; got "many"'),
+        ("GET", f"{SESSIONS}?active=perhaps", {}, 'active must be true or false; got "perhaps"'),
+        ("GET", f"{SESSIONS}?cursor=x", {}, 'cursor must be the next_cursor of a page, or left out; got "x"'),
+        ("GET", f"{SESSIONS}/x/images/first", {}, 'index must be a whole number; got "first"'),
+        ("GET", f"{SESSIONS}/x/images/0?size=large", {}, "size must be one of 'full' or 'thumb'; got \"large\""),
+        (
+            "GET",
+            f"{SESSIONS}/x/events",
+            {"headers": {"Last-Event-ID": "x"}},
+            "Last-Event-Id must be a whole number from",
+        ),
+        ("GET", "/api/analytics?window_s=nan", {}, "window_s must be a number above 0 and at most 7776000"),
+        ("GET", "/v1/images/files/x/0", {}, "until is missing; signature is missing"),
+        (
+            "GET",
+            f"/sdapi/v1/progress?skip_current_image=perhaps&id_task={'x' * 129}",
+            {},
+            "id_task must be a text of at",
+        ),
+        (
+            "POST",
+            "/api/assets",
+            {"files": [("file", ("a", b"x"))] * 2},
+            "has more files, fields or text in a field than",
+        ),
+    ],
+)
+def test_what_a_parameter_must_be_is_said_in_our_words(
+    server: RunningServer, method: str, path: str, options: dict[str, Any], words: str
+) -> None:
+    told = http(server, method, path, **options).json()
+    assert words in told["detail"]
+    assert "hould " not in told["detail"]
+    assert told["errors"][0]["message"].startswith(told["field"]) if "errors" in told else True
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "part"),
+    [
+        ("bytes=0-7", 206, slice(0, 8)),
+        ("bytes=8-", 206, slice(8, None)),
+        ("BYTES=-8", 206, slice(-8, None)),
+        ("bytes=0-99999999", 206, slice(None)),
+        ("bytes=0-1,4-5", 200, slice(None)),
+        ("pixels=0-1", 200, slice(None)),
+        ("bytes=99999999-", 416, None),
+        ("bytes=-0", 416, None),
+        ("bytes=5-2", 416, None),
+        ("bytes=", 416, None),
+        ("bytes=first-last", 416, None),
+        ("bytes=" + "9" * 5000, 416, None),
+    ],
+)
+def test_one_range_of_a_picture_is_sent_and_what_is_none_is_a_problem(
+    server: RunningServer, sent: str, status: int, part: slice | None
+) -> None:
+    ended = http(server, "POST", SESSIONS, json={"steps": 1}, headers={"Prefer": "wait=60"}).json()
+    whole = http(server, "GET", ended["images"][0]["url"])
+    answer = http(server, "GET", ended["images"][0]["url"], headers={"Range": sent})
+    assert answer.status_code == status
+    if part is not None:
+        assert answer.content == whole.content[part]
+        return
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.headers["content-range"] == f"bytes */{len(whole.content)}"
+    assert (answer.json()["code"], answer.json()["field"]) == ("range_not_satisfiable", "Range")
+    other = {"Range": sent, "If-Range": '"another picture"'}
+    assert http(server, "GET", ended["images"][0]["url"], headers=other).content == whole.content
+
+
 def test_a_picture_that_is_just_being_removed_is_not_there(server: RunningServer) -> None:
     ended = http(server, "POST", SESSIONS, json={"steps": 1}, headers={"Prefer": "wait=60"}).json()
     shutil.rmtree(server.data / "sessions" / ended["id"])  # as between the look-up of a row and its removal

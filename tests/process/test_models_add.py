@@ -62,6 +62,24 @@ def test_a_lora_of_pefts_comes_with_the_config_that_tells_its_strength(
     assert sorted(file.name for file in root.iterdir()) == ["ink0", "ink1", "ink2", "ink3"]
 
 
+def test_a_lora_comes_out_of_the_folder_of_its_training_alone(hub: Hub, random_sd: Path, tmp_path: Path) -> None:
+    folder, root = tmp_path / "pokemon", tmp_path / "models"
+    file = build_lora(folder / "pytorch_lora_weights.safetensors", random_sd / "tiny")
+    build_lora(folder / "checkpoint-500" / "pytorch_lora_weights.safetensors", random_sd / "tiny", seed=1)
+    (folder / "checkpoint-500" / "optimizer.bin").write_bytes(b"a pickle")
+    hub.repositories["ink/pokemon"] = folder
+    assert add_from(hub, "ink/pokemon", root).id == "pokemon"
+    (folder / "mezzotint.json").write_text('{"trigger_words": ["pikachu"]}')
+    shouting = file.rename(folder / "LOUD.SAFETENSORS")
+    assert add_from(hub, str(shouting), root).id == "LOUD"
+    shouting.rename(file)
+    (root / "pokemon.safetensors").unlink()
+    added = add_from(hub, str(folder), root)
+    assert (added.id, added.trigger_words) == ("pokemon", ("pikachu",))
+    assert (root / "pokemon.safetensors").read_bytes() == file.read_bytes()
+    assert sorted(one.name for one in root.iterdir()) == ["LOUD.safetensors", "pokemon.json", "pokemon.safetensors"]
+
+
 @pytest.mark.parametrize("elsewhere", ["http://127.0.0.2", "http://localhost"])
 def test_a_redirect_to_a_host_that_is_not_allowed_ends_it_and_leaves_nothing(
     hub: Hub, tmp_path: Path, elsewhere: str

@@ -1,5 +1,6 @@
 """Batches, and every operation by name, on a real server and without one."""
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,30 @@ def test_every_operation_answers_what_its_route_does(server: RunningServer) -> N
     assert (batch["state"], batch["counts"]) == ("succeeded", {"succeeded": 2})
 
 
+def test_who_waits_for_a_batch_is_answered_also_when_a_session_of_it_was_removed(server: RunningServer) -> None:
+    told: list[dict[str, Any]] = []
+    asked = [FIVE | {"steps": 1000}, FIVE | {"metadata": {"which": "short"}}]
+    waiting = threading.Thread(
+        target=lambda: told.append(operate(server, "inference.batch_process", requests=asked, wait_s=60))
+    )
+    waiting.start()
+
+    def short() -> str | None:
+        found = server.client.sessions(state="succeeded")
+        return next((one["id"] for one in found if one["metadata"] == {"which": "short"}), None)
+
+    server.client.delete(wait_for(short, 60))
+    waiting.join()
+    assert [item["state"] for item in told[0]["data"]["items"]] == ["succeeded", None]
+
+
+@pytest.mark.parametrize("said", [{"Type": "text2img"}, {"type": "text2img"}, {"TYPE": None}])
+def test_a_type_that_is_the_operations_may_be_said_in_any_spelling(server: RunningServer, said: dict[str, Any]) -> None:
+    told = operate(server, "inference.text2img", **FIVE, **said)
+    assert told["data"]["type"] == "text2img"
+    server.client.wait(told["data"]["id"])
+
+
 @pytest.mark.parametrize(
     ("kind", "data", "code", "field", "status"),
     [
@@ -172,6 +197,7 @@ def test_every_operation_answers_what_its_route_does(server: RunningServer) -> N
         ("inference.get_pipeline_info", {"model": "none"}, "model_not_found", None, 422),
         ("inference.get_capabilities", {"device_id": "cuda:9"}, "device_not_found", None, 422),
         ("inference.text2img", {"type": "img2img"}, "invalid_value", "type", 422),
+        ("inference.text2img", {"type": "text2img", "Type": "text2img"}, "duplicate_field", "type", 422),
         ("inference.img2img", {"prompt": "x"}, "missing_field", "image", 422),
         ("inference.text2img", {"wait_s": 0}, "invalid_value", "data.wait_s", 422),
         ("inference.text2img", {"steps": 1000, "timeout_s": 0.1, "wait_s": 60}, "timeout", None, 422),

@@ -76,6 +76,21 @@ def test_a_server_killed_before_the_receiver_answered_tells_it_again(tmp_path: P
         assert SECRET not in server.log.read_text()
 
 
+def test_a_server_that_calls_nobody_any_more_says_so_of_what_was_to_be_told(
+    tmp_path: Path, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with RunningServer(tmp_path / "data") as server:
+        url = f"http://127.0.0.1:{receiver.server_port}/"
+        session_id = server.client.submit(prompt="x", steps=2, webhook={"url": url})["id"]
+        wait_for(lambda: receiver.got, 60)
+    for name in ("HOSTS", "NETWORKS", "SECRETS"):
+        monkeypatch.delenv(f"MEZZOTINT_WEBHOOK_{name}")
+    with RunningServer(tmp_path / "data") as server:
+        wait_for(lambda: server.client.session(session_id)["warnings"], 30)
+        (warning,) = server.client.session(session_id)["warnings"]
+        assert (warning["code"], "webhooks are off" in warning["message"]) == ("webhook_off", True)
+
+
 def test_a_server_killed_before_it_wrote_down_the_answer_tells_it_again(tmp_path: Path, receiver: Receiver) -> None:
     receiver.may_answer.set()
     with RunningServer(tmp_path / "data", failpoints="webhook.before_ack=kill") as server:

@@ -23,6 +23,7 @@ from mezzotint.catalog import (
     thumbnail,
 )
 from mezzotint.headers import MAX_HEADER_BYTES, weight_files
+from tests import single_files
 from tests.models import build_controlnet, build_lora, build_sd, build_sdxl
 
 
@@ -452,6 +453,38 @@ def test_a_file_of_pefts_beside_a_config_that_may_be_anothers_is_refused(root: P
     assert "a folder of their own" in str(model.models["ink"].reason)
 
 
+def test_a_lora_is_found_in_the_folder_that_its_training_left_and_nothing_else_there_is_read(root: Path) -> None:
+    file = build_lora(root / "pokemon" / "pytorch_lora_weights.safetensors", root / "tiny")
+    build_lora(root / "pokemon" / "checkpoint-500" / "pytorch_lora_weights.safetensors", root / "tiny", seed=1)
+    (root / "pokemon" / "checkpoint-500" / "optimizer.bin").write_bytes(b"a pickle")
+    (root / "pokemon" / "logs" / "train").mkdir(parents=True)
+    (root / "pokemon" / "logs" / "train" / "events.out.tfevents.1").write_bytes(b"losses")
+    (root / "pokemon" / "mezzotint.json").write_text('{"trigger_words": ["pikachu"]}')
+    build_lora(root / "pytorch_lora_weights.safetensors", root / "tiny", seed=2)
+    catalog = Catalog([root], root.parent / "cache")
+    catalog.scan()
+    model = catalog.models["pokemon"]
+    assert (model.kind, model.state, model.path, model.trigger_words) == ("lora", "ready", str(file), ("pikachu",))
+    assert "tiny" in fitting(model, catalog.models.values())
+    assert (catalog.models["pytorch_lora_weights"].kind, len(catalog.models)) == ("lora", len(scan(root)))
+    (root / "pokemon" / "mezzotint.json").unlink()
+    assert catalog.scan()
+    assert catalog.models["pokemon"].trigger_words == ()
+    assert catalog.digest(catalog.models["pokemon"]) == hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def test_a_suffix_in_capitals_is_the_same_suffix(root: Path) -> None:
+    build_lora(root / "INK.SAFETENSORS", root / "tiny")
+    (root / "OLD.CKPT").write_bytes(b"1")
+    (root / "INK.png").write_bytes(b"a picture")
+    found = scan(root)
+    assert (found["INK"].kind, found["INK"].state) == ("lora", "ready")
+    assert thumbnail(found["INK"]) == root / "INK.png"
+    assert "pickles" in str(found["OLD"].reason)
+    (root / "tiny" / "WEIGHTS.BIN").write_bytes(b"a pickle")
+    assert "WEIGHTS.BIN is a pickle" in str(scan(root)["tiny"].reason)
+
+
 def test_one_name_in_two_files_that_cannot_be_used_lists_both(root: Path) -> None:
     (root / "old.ckpt").write_bytes(b"1")
     (root / "old.pt").write_bytes(b"2")
@@ -479,7 +512,19 @@ def test_a_setting_names_an_autoencoder_that_must_be_there(root: Path) -> None:
     catalog.scan()
     assert (catalog.models["clear"].kind, catalog.models["tiny"].vae) == ("vae", "clear")
     assert catalog.models["tiny"].vae_path == str(root / "clear")
+    assert catalog.vae("tiny") == ("clear", ""), "its file was not hashed yet"
     assert catalog.digest(catalog.models["tiny"]) != own
+    weights = root / "clear" / "diffusion_pytorch_model.safetensors"
+    assert catalog.vae("tiny") == ("clear", hashlib.sha256(weights.read_bytes()).hexdigest())
+    assert catalog.vae("clear") == catalog.vae("none") == ("", "")
+    (root / "clear" / "mezzotint.json").write_text("{}")
+    save_file(single_files.vae_names(load_file(weights)), root / "one.SAFETENSORS")
+    (root / "tiny" / "mezzotint.json").write_text('{"defaults": {"vae": "one"}}')
+    catalog.scan()
+    catalog.digest(catalog.models["tiny"])
+    sha256 = hashlib.sha256((root / "one.SAFETENSORS").read_bytes()).hexdigest()
+    assert catalog.vae("tiny") == ("one.SAFETENSORS", sha256)
+    (root / "tiny" / "mezzotint.json").write_text('{"defaults": {"vae": "clear"}}')
     shutil.rmtree(root / "clear")
     catalog.scan()
     assert catalog.models["tiny"].state == "invalid"

@@ -157,7 +157,8 @@ OPENAI: dict[str, int] = {
     "unknown_url": 404,
     "session_not_found": 404, "image_not_found": 404, "invalid_api_key": 401, "forbidden": 403, "cross_site": 403,
     "malformed_host": 400, "bad_host": 421, "body_too_large": 413, "body_too_slow": 408, "method_not_allowed": 405,
-    "unsupported_media_type": 415, "out_of_memory": 422, "timeout": 422, "expired": 422, "cancelled": 422,
+    "unsupported_media_type": 415, "range_not_satisfiable": 416, "out_of_memory": 422, "timeout": 422, "expired": 422,
+    "cancelled": 422, "headers_too_large": 431,
     "idempotency_mismatch": 422, "queue_full": 429, "quota_exceeded": 429, "not_ready": 503, "storage_full": 507,
     "worker_lost": 500, "internal": 500,
 }  # fmt: skip
@@ -218,7 +219,7 @@ def test_an_answer_of_automatic1111_with_fewer_pictures_says_why() -> None:
     late = ErrorInfo(code="timeout", message="ran longer than 6 s")
     failed = session(state=State.FAILED, error=late, images=(done,), request=request(num_images=2))
     asked = a1111_fields.read({"prompt": "x"}, MODELS, has_image=False)
-    told = json.loads(a1111_answer.info(failed, asked, MODEL, None, {}))["warnings"]
+    told = json.loads(a1111_answer.info(failed, asked, MODEL, None, {}, ("", "")))["warnings"]
     why = "session ses_1 failed: ran longer than 6 s; 1 of its 2 pictures are done"
     assert told == [{"code": "timeout", "message": why, "field": None}]
 

@@ -73,6 +73,17 @@ def test_loras_and_embeddings_are_told_with_their_hashes_in_the_text_alone() -> 
     assert "Lora hashes" not in encoded(request()).info["parameters"]
 
 
+def test_another_autoencoder_is_told_with_its_hash_in_the_text_alone() -> None:
+    for vae, words in {
+        ("clear.safetensors", "0123456789abcdef" * 4): "Model: tiny, VAE hash: 0123456789, VAE: clear.safetensors, ",
+        ("clear", ""): "Model: tiny, VAE: clear, ",
+    }.items():
+        info = Image.open(io.BytesIO(images.encode(PIXELS, request(), 7, MADE_WITH, {}, vae))).info
+        assert words in info["parameters"]
+        assert info["mezzotint"] == encoded(request()).info["mezzotint"]
+    assert "VAE" not in encoded(request()).info["parameters"]
+
+
 def test_a_thumbnail_is_a_small_webp_of_a_picture_that_is_larger() -> None:
     large = np.random.default_rng(1).integers(0, 256, (300, 600, 3), dtype=np.uint8)
     small = Image.open(io.BytesIO(images.thumbnail(large)))

@@ -33,6 +33,16 @@ def test_a_setting_that_no_request_could_have_is_refused(catalog: Catalog, body:
         check(body, catalog.models[BUNDLED_MODEL], catalog.models.values(), 1 << 22)
 
 
+def test_a_setting_that_is_none_names_those_there_are(catalog: Catalog) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        check({"colour": 1, "width": 64, "Width": 64}, catalog.models[BUNDLED_MODEL], [], 1 << 22)
+    assert [fault.message for fault in caught.value.faults] == [
+        "'colour' is not a setting of models; settings: width, height, num_inference_steps, guidance_scale, scheduler, "
+        "dtype, vae",
+        "width is given twice, in two spellings; send one",
+    ]
+
+
 @pytest.mark.parametrize("text", ["{", "[]", '{"icons": 1}', '{"icons": {"widht": 64}}'])
 def test_a_file_that_is_not_ours_is_named_and_can_be_mended(tmp_path: Path, text: str) -> None:
     (tmp_path / "model_settings.json").write_text(text)

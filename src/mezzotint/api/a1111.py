@@ -176,7 +176,7 @@ async def _draw(
     answer = {
         "images": images,
         "parameters": a1111_answer.echo(sent, with_pictures=asked.echoes_images),
-        "info": a1111_answer.info(session, asked, model, digest, await ops.hashes(session)),
+        "info": a1111_answer.info(session, asked, model, digest, await ops.hashes(session), await ops.vae(session)),
     }
     return JSONResponse(answer, headers={"Cache-Control": "no-store"})
 

@@ -25,6 +25,7 @@ def info(
     model: Model | None,
     digest: str | None,
     hashes: infotext.Hashes,
+    vae: tuple[str, str],
 ) -> str:
     """JSON text with every key that strict clients demand; one entry of each list for each picture that is there."""
     request, count = session.request, len(session.images)
@@ -53,15 +54,15 @@ def info(
         "face_restoration_model": None,
         "sd_model_name": request.model,
         "sd_model_hash": (digest or "")[:10],
-        "sd_vae_name": None,
-        "sd_vae_hash": None,
+        "sd_vae_name": vae[0] or None,
+        "sd_vae_hash": vae[1][:10] or None,
         "seed_resize_from_w": -1,
         "seed_resize_from_h": -1,
         "denoising_strength": request.hires.strength if request.hires else request.strength,
         "extra_generation_params": infotext.adapted(request) | infotext.enlarged(request) | infotext.hashed(hashes),
         "index_of_first_image": 0,
         "infotexts": [
-            infotext.write(said.alone(image.index), image.seed, made_with, hashes) for image in session.images
+            infotext.write(said.alone(image.index), image.seed, made_with, hashes, vae) for image in session.images
         ],
         "styles": [],
         "job_timestamp": timestamp(session),

@@ -1,10 +1,13 @@
 """Builds the ASGI application: routes, one shape of error, request ids. Must not hold a rule of inference."""
 
 import uuid
+from collections.abc import Mapping
+from typing import Any
 
 import structlog
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
+from pydantic.fields import FieldInfo
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Match
@@ -36,6 +39,7 @@ from mezzotint.api.problems import problem
 from mezzotint.api.security import UPLOADS, Gate
 from mezzotint.errors import Fault, InvalidRequest, MezzotintError
 from mezzotint.operations import Operations
+from mezzotint.rules import broken
 
 log = structlog.get_logger(__name__)
 
@@ -174,6 +178,8 @@ async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)  # noqa: S101  invariant: registered for this class only
     code = _HTTP_CODES.get(error.status_code, "invalid_request")
     messages = {
+        400: "the form in the body is not multipart/form-data with a boundary and a name for each part, or has more "
+        "files, fields or text in a field than are taken here",
         404: f"{request.method} {request.url.path[:200]} is not a route here; /docs lists them",
         405: f"{request.method} is not for {request.url.path[:200]}",
         413: f"the body is over {_max_body_bytes(request)} bytes",
@@ -203,8 +209,15 @@ def _max_body_bytes(request: Request) -> int:
 
 async def _validation(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)  # noqa: S101  invariant: registered for this class only
-    faults = [
-        Fault(field=str(one["loc"][-1]), code="invalid_value", message=f"{one['loc'][-1]}: {one['msg']}")
-        for one in error.errors()
-    ]
-    return _problem(request, InvalidRequest(faults))
+    taken = request.scope["route"].dependant
+    fields = {one.alias: one.field_info for one in (*taken.path_params, *taken.query_params, *taken.header_params)}
+    return _problem(request, InvalidRequest([_fault(one, fields) for one in error.errors()]))
+
+
+def _fault(item: Any, fields: Mapping[str, FieldInfo]) -> Fault:
+    """Of a parameter; headers are named as they are usually written."""
+    where, name = item["loc"][0], str(item["loc"][1])
+    shown = name.title() if where == "header" else name
+    if item["type"] == "missing":
+        return Fault(field=shown, code="missing_field", message=f"{shown} is missing")
+    return Fault(field=shown, code="invalid_value", message=f"{shown} {broken(item, fields[name])}")

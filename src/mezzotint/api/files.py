@@ -1,15 +1,20 @@
 """Answers that a caller may hold already: files and bodies with an ETag. Must not decide who may have them."""
 
 import asyncio
+import os
+import re
 from pathlib import Path
 from typing import Any
 
 from fastapi import Request, Response
 from fastapi.responses import FileResponse, JSONResponse
+from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
 from mezzotint.capabilities import etag
-from mezzotint.errors import NotFound
+from mezzotint.errors import CallerError, NotFound
+
+_RANGE = re.compile(r"bytes=(?:(\d{1,18})-(\d{0,18})|-(\d{1,18}))", re.IGNORECASE)
 
 
 async def kept(request: Request, path: Path, *, sha256: str, media_type: str, filename: str | None = None) -> Response:
@@ -24,11 +29,15 @@ async def kept(request: Request, path: Path, *, sha256: str, media_type: str, fi
     }
     if is_known(request, headers["ETag"]):
         return Response(status_code=304, headers=headers)
-    return _Opened(path, media_type=media_type, filename=filename, headers=headers)
+    return Opened(path, media_type=media_type, filename=filename, headers=headers)
 
 
-class _Opened(FileResponse):
-    """Has its file open before the headers leave: what they promise cannot be removed any more."""
+class Opened(FileResponse):
+    """Has its file open before the headers leave: what they promise cannot be removed any more.
+
+    Sends one range of it; of several, or of another unit, the whole (RFC 9110). Raises NotFound, or CallerError
+    `range_not_satisfiable`, before anything is sent.
+    """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -37,7 +46,29 @@ class _Opened(FileResponse):
             raise NotFound("the picture is not on disk any more", code="image_not_found") from None
         with file:
             self.path = f"/dev/fd/{file.fileno()}"  # the same file, whatever becomes of its name
-            await super().__call__(scope, receive, send)
+            await super().__call__(self._ranged(scope, os.fstat(file.fileno()).st_size), receive, send)
+
+    def _ranged(self, scope: Scope, size: int) -> Scope:
+        headers = Headers(scope=scope)
+        sent = headers.get("range", "")
+        is_meant = sent.lower().startswith("bytes=") and "," not in sent
+        if not is_meant or headers.get("if-range") not in (None, self.headers.get("etag")):
+            return {**scope, "headers": [one for one in scope["headers"] if one[0] != b"range"]}
+        if not _is_within(sent, size):
+            scope["state"]["headers"] = {"Content-Range": f"bytes */{size}"}
+            message = (
+                f"Range must be bytes=FIRST-LAST, bytes=FIRST- or bytes=-COUNT of these {size} bytes; got {sent[:64]!r}"
+            )
+            raise CallerError(message, code="range_not_satisfiable", field="Range")
+        return scope
+
+
+def _is_within(text: str, size: int) -> bool:
+    found = _RANGE.fullmatch(text)
+    if found is None:
+        return False
+    first, last, count = found.groups()
+    return int(count) > 0 if count else int(first) < size and (not last or int(first) <= int(last))
 
 
 def current(request: Request, body: dict[str, Any]) -> Response:

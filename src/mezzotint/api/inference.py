@@ -17,6 +17,7 @@ from mezzotint.api.reading import IdempotencyKey, read_json
 from mezzotint.errors import Fault, InvalidRequest
 from mezzotint.inputs import MAX_WAIT_S, ReasonInput, read
 from mezzotint.operations import Operations
+from mezzotint.rules import SESSION_ID
 from mezzotint.schema import RequestInput
 
 router = APIRouter(prefix="/api/inference/sessions", tags=["sessions"])
@@ -79,7 +80,7 @@ async def listed(
     batch: Annotated[str | None, Query(max_length=64)] = None,
     text: Annotated[str | None, Query(max_length=1000, description="words in the prompt")] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
-    cursor: Annotated[str | None, Query(pattern="^ses_[0-9A-Z]{26}$", description="next_cursor of a page")] = None,
+    cursor: Annotated[str | None, Query(pattern=SESSION_ID, description="next_cursor of a page")] = None,
 ) -> dict[str, Any]:
     """Sessions, newest first."""
     sessions, next_cursor = await ops.list(

@@ -4,9 +4,9 @@ import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import FileResponse
 
 from mezzotint import answers
+from mezzotint.api import files
 from mezzotint.api.document import takes, tells
 from mezzotint.api.inference import Ops
 from mezzotint.api.reading import read_json
@@ -71,7 +71,7 @@ async def unload(model_id: str, request: Request, ops: Ops) -> dict[str, Any]:
 async def thumbnail(model_id: str, ops: Ops) -> Response:
     """The PNG that lies beside the model under its name."""
     path = await asyncio.to_thread(ops.model_thumbnail, model_id)
-    return FileResponse(path, media_type="image/png", headers=_THUMBNAIL)
+    return files.Opened(path, media_type="image/png", headers=_THUMBNAIL)
 
 
 @router.get("/api/devices", tags=["devices"], **tells(answers.Devices))

@@ -2,19 +2,20 @@
 
 import asyncio
 import time
+import uuid
 from typing import Any
 
+import msgspec
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from mezzotint.errors import CallerError
+from mezzotint import bodies
+from mezzotint.errors import STATUS, CallerError
 
 MAX_HEADERS, MAX_HEADER_BYTES = 64, 16 << 10
 HEADERS_S = 10.0  # from the first byte of a connection, or of its next request, to the end of the headers
 BODY_S = 10.0  # that a body may take beyond what its bytes take at the least rate
 LEAST_BYTES_A_SECOND = 8 << 10
-
-_TOO_LARGE = b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 
 class Connection(HttpToolsProtocol):
@@ -57,7 +58,7 @@ class Connection(HttpToolsProtocol):
     def _spend(self, count: int) -> None:
         self._bytes += count
         if (self._count > MAX_HEADERS or self._bytes > MAX_HEADER_BYTES) and not self.transport.is_closing():
-            self.transport.write(_TOO_LARGE)
+            self.transport.write(_too_large())
             self.transport.close()
 
     def _wait(self) -> None:
@@ -68,6 +69,19 @@ class Connection(HttpToolsProtocol):
         if self._patience is not None:
             self._patience.cancel()
             self._patience = None
+
+
+def _too_large() -> bytes:
+    """The whole answer: no application has seen the call."""
+    message = f"the headers are more than {MAX_HEADERS}, or over {MAX_HEADER_BYTES} bytes with the URL; send fewer"
+    error, request_id = CallerError(message, code="headers_too_large"), f"req_{uuid.uuid4().hex}"
+    status = STATUS[error.code]
+    body = msgspec.json.encode(bodies.problem(error, status, request_id))
+    head = (
+        f"HTTP/1.1 {status} Request Header Fields Too Large\r\nContent-Type: application/problem+json\r\n"
+        f"Content-Length: {len(body)}\r\nX-Request-Id: {request_id}\r\nConnection: close\r\n\r\n"
+    )
+    return head.encode() + body
 
 
 class PatientBodies:

@@ -10,11 +10,12 @@ from fastapi import Header, Request
 from fastapi.routing import APIRoute
 
 from mezzotint.errors import CallerError, Fault, InvalidRequest
+from mezzotint.rules import PRINTABLE
 from mezzotint.schema import nearest
 
 MAX_DEPTH = 32
 
-IdempotencyKey = Annotated[str | None, Header(pattern="^[ -~]{1,255}$")]
+IdempotencyKey = Annotated[str | None, Header(pattern=PRINTABLE)]
 
 
 def read_json(body: bytes) -> Any:

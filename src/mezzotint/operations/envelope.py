@@ -4,13 +4,14 @@ Must not hold a rule of its own: each name is a verb that has its own route too.
 """
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mezzotint import bodies
-from mezzotint.errors import CallerError, ErrorInfo, Fault, InvalidRequest, MezzotintError, RunFailure
+from mezzotint.errors import CallerError, ErrorInfo, Fault, InvalidRequest, MezzotintError, NotFound, RunFailure
 from mezzotint.inputs import (
     CancelInput,
     DeviceIdInput,
@@ -22,7 +23,7 @@ from mezzotint.inputs import (
     read,
     without,
 )
-from mezzotint.schema import field_of, nearest
+from mezzotint.schema import nearest
 from mezzotint.session import Session, State
 
 if TYPE_CHECKING:
@@ -76,11 +77,12 @@ def _generate(kind: str) -> Operation:
     async def run(operations: "Operations", data: Data, call: Call) -> Data:
         body, told = without(data, "wait_s")
         wait_s = read(told, WaitInput, "data.").wait_s
-        said = next((value for key, value in body.items() if field_of(key) == "type"), kind)
-        if said != kind:
-            message = f"type {str(said)[:64]!r} is not that of inference.{kind}; leave it out"
-            raise InvalidRequest([Fault(field="type", code="invalid_value", message=message)])
-        session = await operations.create({"type": kind} | body, call.key, route=_ROUTE)
+        body, types = without(body, "type")
+        for said in types.values():
+            if said not in (None, kind):
+                message = f"type {str(said)[:64]!r} is not that of inference.{kind}; leave it out"
+                raise InvalidRequest([Fault(field="type", code="invalid_value", message=message)])
+        session = await operations.create(dict.fromkeys(types or ("type",), kind) | body, call.key, route=_ROUTE)
         if wait_s is not None:
             session = await operations.wait(session, wait_s, call.leaving)
         return _told(session)
@@ -104,7 +106,8 @@ async def _batch(operations: "Operations", data: Data, call: Call) -> Data:
     for item in batch["items"]:
         left = deadline - time.monotonic()
         if item["session_id"] is not None and left > 0:
-            await operations.wait(await operations.get(item["session_id"]), left, call.leaving)
+            with contextlib.suppress(NotFound):  # it ended and was removed meanwhile
+                await operations.wait(await operations.get(item["session_id"]), left, call.leaving)
     batch = await operations.batch(batch["id"])
     if batch["state"] in ("failed", "cancelled"):
         raise RunFailure(ErrorInfo(code=_first_error(batch), message=f"batch {batch['id']} {batch['state']}"))

@@ -8,7 +8,7 @@ from typing import Any
 from ulid import ULID
 
 from mezzotint import bodies, preferences, profiles
-from mezzotint.catalog import Catalog, Model, fitting, thumbnail
+from mezzotint.catalog import Catalog, Model, fitting, thumbnail, thumbnail_file
 from mezzotint.errors import Conflict, Fault, InvalidRequest, NotFound, RunFailure, TryLater
 from mezzotint.operations.parts import Verbs
 from mezzotint.profiles import Choice
@@ -42,7 +42,9 @@ class ModelVerbs(Verbs):
             raise no_model(model_id, self._parts.catalog)
         picture = thumbnail(found)
         if picture is None:
-            message = f"model {model_id!r} has no thumbnail; put {model_id[:64]}.png beside it, of 4 MiB at most"
+            message = (
+                f"model {model_id!r} has no thumbnail; put {thumbnail_file(found).name} beside it, of 4 MiB at most"
+            )
             raise NotFound(message, code="image_not_found")
         return picture
 
@@ -81,6 +83,10 @@ class ModelVerbs(Verbs):
                 "TI hashes": [(name, catalog.known_digest(name) or "") for name in request.embeddings],
             }
         )
+
+    async def vae(self, session: Session) -> tuple[str, str]:
+        """What the session's model uses in place of its own autoencoder, as `Catalog.vae` tells it now."""
+        return await asyncio.to_thread(self._parts.catalog.vae, session.request.model)
 
     def file_time(self, model: Model) -> int:
         """Unix seconds of its last change on disk; 0 when it is gone."""

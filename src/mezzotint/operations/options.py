@@ -9,8 +9,8 @@ class OptionVerbs(Verbs):
     """One set for each API key; the empty name is that of everybody while there are none."""
 
     async def options(self, owner: str) -> dict[str, Any]:
-        return await self._parts.store.options(owner)
+        return await self._parts.store.options.of(owner)
 
     async def keep_options(self, owner: str, values: dict[str, Any]) -> None:
         """Put these beside or in place of what is kept. On disk when it returns."""
-        await self._parts.store.keep_options(owner, values)
+        await self._parts.store.options.keep(owner, values)

@@ -30,7 +30,7 @@ from mezzotint.session import FINAL, ImageRecord, Session, State
 from mezzotint.store import rows
 from mezzotint.store.tables import images, outbox, sessions, transitions
 
-WEBHOOK_OFF = "webhook_off"  # a warning: the receiver wants no more
+WEBHOOK_OFF = "webhook_off"  # a warning: the receiver wants no more, or may not be called any more
 
 _IN_NO_TEXT = re.compile("[\0\ud800-\udfff]")
 

@@ -4,7 +4,7 @@ import functools
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, bindparam, delete, func, insert, select, true, update
+from sqlalchemy import Connection, Select, bindparam, delete, func, insert, select, true, update
 
 from mezzotint import failpoints
 from mezzotint.api_keys import ApiKey
@@ -35,9 +35,10 @@ from mezzotint.store.changes import (
 )
 from mezzotint.store.database import Database
 from mezzotint.store.intake import Intake
+from mezzotint.store.options import Options
 from mezzotint.store.outbox import Outbox
 from mezzotint.store.rows import Attempt, Once, Transition
-from mezzotint.store.tables import a1111_options, images, prompt_of, sessions, transitions
+from mezzotint.store.tables import images, prompt_of, sessions, transitions
 
 # inside Store, `list` is the method
 Sessions = list[Session]
@@ -51,7 +52,7 @@ Keys = list[ApiKey]
 # Built once, as those of changes.py.
 _BEGUN = {
     "attempt": sessions.c.attempt + 1,
-    "started_at": func.coalesce(sessions.c.started_at, bindparam("at_time")),
+    "started_at": func.coalesce(sessions.c.started_at, bindparam("as_of")),
 }
 _CLAIM = moving(IN_TIME, **_BEGUN)
 _LEAVE = moving(OWNED)
@@ -90,6 +91,7 @@ class Store:
         self.batches = Batches(database, self._intake)
         self._events = events
         self.outbox = Outbox(database)
+        self.options = Options(database)
 
     @classmethod
     async def open(
@@ -175,23 +177,6 @@ class Store:
         """Whether one was ever made, in force or not."""
         return await self._database.read(api_keys.any_made)
 
-    async def options(self, owner: str) -> dict[str, Any]:
-        query = select(a1111_options.c.value).where(a1111_options.c.owner == owner)
-        return await self._database.read(lambda connection: connection.scalar(query) or {})
-
-    async def keep_options(self, owner: str, values: dict[str, Any]) -> None:
-        """Put these beside or in place of the owner's others."""
-        row = a1111_options.c.owner == owner
-
-        def run(work: Work) -> None:
-            known = work.connection.scalar(select(a1111_options.c.value).where(row))
-            if known is None:
-                work.connection.execute(insert(a1111_options).values(owner=owner, value=values))
-            else:
-                work.connection.execute(update(a1111_options).where(row).values(value=known | values))
-
-        await self._database.write(run)
-
     async def transitions(self, session_id: str) -> Transitions:
         """The session's history in order; empty for an unknown one."""
         if not plain(session_id):
@@ -226,14 +211,15 @@ class Store:
         as_of: float | None = None,
     ) -> Session | None:
         """Queued to running, as a new attempt that goes on from so many steps. What has never started and is past its
-        time expires instead: None. `as_of` is by when it has waited, where the clock of `now` may have been set.
+        time expires instead: None. `as_of` is by when it has waited, where the clock of `now` may have been set: then
+        it starts, so that it was queued from `created_at` to `started_at`.
         """
         as_of = now if as_of is None else as_of
         change = Change(session_id, State.QUEUED, State.RUNNING, "claimed", now, steps_resumed)
 
         def run(work: Work) -> Session | None:
             journal.trim(work.connection, session_id)
-            claimed = move(work, change, _CLAIM, at_time=now, as_of=as_of, worker=worker, device=device)
+            claimed = move(work, change, _CLAIM, as_of=as_of, worker=worker, device=device)
             if claimed is None:
                 expire(work, session_id, now, as_of)
             return claimed
@@ -404,15 +390,17 @@ class Store:
 
     async def prune(self, *, before: float, limit: int = 100) -> Names:
         """Forget sessions that ended before then, the oldest first, `limit` at most. Returns their ids; files stay."""
-        old = select(sessions.c.id).where(sessions.c.state.in_(FINAL), sessions.c.ended_at < before)
-        old = old.order_by(sessions.c.ended_at).limit(limit)
 
         def run(work: Work) -> Names:
-            ids = [*work.connection.scalars(old)]
+            ids = [*work.connection.scalars(_ended_before(before, limit))]
             work.connection.execute(delete(sessions).where(sessions.c.id.in_(ids)))
             return ids
 
         return await self._database.write(run)
+
+    async def ended_before(self, moment: float, *, limit: int) -> Names:
+        """What `prune` would forget."""
+        return await self._database.read(lambda connection: [*connection.scalars(_ended_before(moment, limit))])
 
     async def pictures(self, session_ids: Collection[str]) -> dict[str, frozenset[str] | None]:
         """The digests of each session's pictures, None of one that has not ended; unknown ids are left out."""
@@ -476,6 +464,11 @@ class Store:
         query = query.order_by(sessions.c.id.desc()).limit(limit + 1)
         page = await self._database.read(lambda connection: load(connection, query))
         return page[:limit], page[limit - 1].id if len(page) > limit else None
+
+
+def _ended_before(moment: float, limit: int) -> Select[tuple[str]]:
+    old = select(sessions.c.id).where(sessions.c.state.in_(FINAL), sessions.c.ended_at < moment)
+    return old.order_by(sessions.c.ended_at).limit(limit)
 
 
 def _record(work: Work, session_id: str, attempt: int, image: ImageRecord) -> bool:

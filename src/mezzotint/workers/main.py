@@ -266,7 +266,8 @@ class Worker:
                 "Lora hashes": [(ref.id, ref.tensors_sha256) for ref in submit.loras],
                 "TI hashes": [(ref.id, ref.sha256) for ref in submit.embeddings],
             }
-            file = images.encode(pixels.numpy(), request, request.seed, made, hashes)
+            vae = Path(model.vae).name, model.vae_sha256
+            file = images.encode(pixels.numpy(), request, request.seed, made, hashes, vae)
             return file, images.thumbnail(pixels.numpy())
 
         meter = HostMeter() if device.type == "cpu" else CudaMeter(device)

@@ -15,7 +15,7 @@ from mezzotint.frames import WireError as WireError
 from mezzotint.request import Request
 from mezzotint.session import Usage
 
-VERSION = 11
+VERSION = 12
 MAX_MESSAGE_BYTES = 8 << 20
 
 
@@ -57,6 +57,7 @@ class ModelRef(msgspec.Struct, frozen=True, kw_only=True):
     vae: str = ""  # path of another autoencoder than its own; `sha256` counts it in
     parameters: int = 0  # of a checkpoint: how many numbers its weights are
     tensors_sha256: str = ""  # of a LoRA: of its file without the header
+    vae_sha256: str = ""  # of the weights at `vae`, where they are one file
 
 
 def load_of(ref: ModelRef) -> Work:
