@@ -1,6 +1,7 @@
 """What is accepted is kept: workers killed, the server killed, stopped, started twice."""
 
 import functools
+import json
 import os
 import signal
 import subprocess
@@ -10,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import psutil
 import pytest
 
-from mezzotint.errors import MezzotintError
+from mezzotint.errors import InvalidRequest, MezzotintError
 from tests.process.conftest import BIN, RunningServer, is_alive, wait_for
 
 
@@ -157,6 +159,27 @@ def test_a_stop_lets_running_sessions_end_and_leaves_nothing_behind(server: Runn
     assert not list(server.data.glob("**/*.tmp"))
     server.start()
     assert server.client.session(session_id)["state"] == "succeeded"
+
+
+def test_a_stop_that_every_process_is_told_of_lets_running_sessions_end(server: RunningServer) -> None:
+    """As service managers do, and shells at the end of a login."""
+    session_id = server.client.submit(prompt="x", steps=60)["id"]
+    wait_for(lambda: server.client.session(session_id)["progress"]["step"] > 0, 60)
+    for child in psutil.Process(server.process.pid).children(recursive=True):
+        child.send_signal(signal.SIGTERM)
+    assert server.stop() == 0
+    server.start()
+    session = server.client.session(session_id)
+    assert (session["state"], session["attempt"]) == ("succeeded", 1)
+
+
+def test_a_default_model_that_is_not_there_is_told_at_the_start(tmp_path: Path) -> None:
+    with RunningServer(tmp_path / "data", "--default-model", "icnos") as running:
+        told = [json.loads(line) for line in running.log.read_text().splitlines()]
+        (line,) = [line for line in told if line["event"] == "the default model is not there"]
+        assert (line["level"], line["default_model"], line["models"]) == ("warning", "icnos", ["icons"])
+        with pytest.raises(InvalidRequest, match="the nearest is 'icons'"):
+            running.client.submit(prompt="x")
 
 
 def test_a_second_signal_stops_at_once_and_the_session_goes_on_after_the_restart(server: RunningServer) -> None:
