@@ -292,6 +292,8 @@ async def serve(settings: Settings) -> None:
                 server_header=False,
                 timeout_graceful_shutdown=2,
             )
+            if settings.hosts and not settings.insecure_no_auth and not await mezzotint.operations.asks_for_keys():
+                log.warning("asking nobody for an API key until the first is made", hosts=settings.hosts)
             server = _Server(config, lambda: log.info("listening", url=url, data=str(settings.data)))
             loop, drain = asyncio.get_running_loop(), mezzotint.stop_draining
             for number in (signal.SIGTERM, signal.SIGINT):

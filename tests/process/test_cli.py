@@ -207,7 +207,7 @@ def test_ctrl_c_without_a_server_leaves_no_process(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_while_a_command_still_reads_its_source_is_no_traceback(tmp_path: Path) -> None:
-    command = [sys.executable, "-X", "importtime", "-m", "mezzotint", "doctor", "--data", tmp_path]
+    command = [sys.executable, "-X", "importtime", "-m", "mezzotint", "doctor", "--data", str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
         assert running.stderr is not None
         next(line for line in running.stderr if "typer" in line)  # each is told once it was read

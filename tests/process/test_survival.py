@@ -182,6 +182,19 @@ def test_a_default_model_that_is_not_there_is_told_at_the_start(tmp_path: Path) 
             running.client.submit(prompt="x")
 
 
+def test_a_server_for_others_that_asks_nobody_for_a_key_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEZZOTINT_HOSTS", "images.example.com")
+    with RunningServer(tmp_path / "data") as running:
+        assert "asking nobody for an API key until the first is made" in running.log.read_text()
+        assert subprocess.run([BIN, "keys", "create", "--data", running.data], check=False).returncode == 0
+        running.kill()
+        running.log.unlink()
+        running.start()
+        assert "asking nobody" not in running.log.read_text()
+
+
 def test_a_second_signal_stops_at_once_and_the_session_goes_on_after_the_restart(server: RunningServer) -> None:
     session_id = server.client.submit(prompt="x", steps=1000)["id"]
     wait_for(lambda: server.client.session(session_id)["progress"]["step"] > 0, 60)
