@@ -182,6 +182,13 @@ def test_a_default_model_that_is_not_there_is_told_at_the_start(tmp_path: Path) 
             running.client.submit(prompt="x")
 
 
+def test_a_device_that_torch_does_not_see_is_told_with_the_way_out(tmp_path: Path) -> None:
+    with RunningServer(tmp_path / "data", "--device", "cuda:99") as running:
+        (worker,) = wait_for(lambda: [one for one in running.client.workers() if one["last_exit"]], 60)
+        assert "cuda:99 is none of them; install a torch for its driver, or set devices=cpu:0" in worker["last_exit"]
+        assert "Traceback" not in running.log.read_text()
+
+
 def test_a_server_for_others_that_asks_nobody_for_a_key_says_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
