@@ -76,6 +76,11 @@ class Catalog:
             self.models = found
             return changed
 
+    @property
+    def checkpoints(self) -> list[str]:
+        """Ids of those that can draw, in order."""
+        return sorted(one.id for one in self.models.values() if one.kind == "checkpoint" and one.state == "ready")
+
     def prefer(self, model_id: str, changes: Mapping[str, Any]) -> None:
         """Set what a model is to use by default, on disk when it returns; None takes a setting back."""
         self._preferences.set(model_id, changes)

@@ -99,7 +99,8 @@ def _models(settings: Settings) -> list[Finding]:
         )
         for model in catalog.models.values()
     ]
-    if settings.default_model in catalog.models:
+    if settings.default_model in catalog.checkpoints:
         return [*folders, *found]
-    missing = f"{settings.default_model!r} is no model here; requests that name none are refused"
+    there = ", ".join(catalog.checkpoints) or "none"
+    missing = f"{settings.default_model!r} is no checkpoint here, and requests may name none; there are: {there}"
     return [*folders, *found, Finding(check="default model", ok=False, found=missing)]

@@ -39,7 +39,10 @@ class Keyring:
         """Raises CallerError `invalid_api_key` for none, a wrong, a revoked and an expired one alike."""
         key = await self._find(text)
         if text is None or not opens(text, key, time.time()) or key is None:
-            message = "this server asks for an API key: send Authorization: Bearer KEY, one that is in force"
+            message = (
+                "this server asks for an API key that is in force: send Authorization: Bearer KEY, or in a browser "
+                "give it as the password of any user"
+            )
             raise CallerError(message, code="invalid_api_key")
         return Caller(key=key.id, scopes=frozenset(key.scopes), limits=key.limits)
 

@@ -103,6 +103,8 @@ class Mezzotint:
             for root in settings.models:
                 if not root.is_dir():
                     log.warning("a folder of models is not there", folder=str(root))
+            if (default := settings.default_model) not in (there := catalog.checkpoints):
+                log.warning("the default model is not there", default_model=default, models=there)
             blobs = Blobs(settings.data / "sessions")
             blobs.sweep()
             self.assets = Assets(settings.data / "assets", settings.max_upload_bytes)
@@ -280,8 +282,8 @@ async def serve(settings: Settings) -> None:
         log.warning("asking nobody for an API key: whoever reaches this server may use it", host=settings.host)
     elif not settings.on_loopback and not await _has_key(settings):
         message = (
-            f"host {settings.host!r} is not loopback, and there is no API key; make one with `mezzotint keys create`, "
-            "or listen on 127.0.0.1"
+            f"host {settings.host!r} is not loopback, and there is no API key; make one with "
+            f"`mezzotint keys create --data {settings.data}`, or listen on 127.0.0.1"
         )
         raise BadSetting(message)
     with _listen(settings.host, settings.port) as listener:
@@ -296,6 +298,8 @@ async def serve(settings: Settings) -> None:
                 server_header=False,
                 timeout_graceful_shutdown=2,
             )
+            if settings.hosts and not settings.insecure_no_auth and not await mezzotint.operations.asks_for_keys():
+                log.warning("asking nobody for an API key until the first is made", hosts=settings.hosts)
             server = _Server(config, lambda: log.info("listening", url=url, data=str(settings.data)))
             loop, drain = asyncio.get_running_loop(), mezzotint.stop_draining
             for number in (signal.SIGTERM, signal.SIGINT):
@@ -340,7 +344,8 @@ def _listen(host: str, port: int) -> socket.socket:
         listener.bind((host, port))
     except OSError as error:
         listener.close()
-        raise SetupError(f"cannot listen on {host}:{port}: {error.strerror}; choose another with --port") from error
+        message = f"cannot listen on {host}:{port}: {error.strerror}; choose another with --host or --port"
+        raise SetupError(message) from error
     return listener
 
 
@@ -365,7 +370,8 @@ def _lock(data: Path) -> int:
         data.mkdir(parents=True, exist_ok=True, mode=0o700)
         lock = os.open(data / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise SetupError(f"the data folder {data} cannot be used: {error.strerror}") from error
+        message = f"the data folder {data} cannot be used: {error.strerror}; make it yours or choose another --data"
+        raise SetupError(message) from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:

@@ -54,7 +54,7 @@ class Policy:
                 "webhook.url must be https://HOST/PATH, in lower case up to the path, without user, fragment or spaces"
             )
         if target.scheme == "http" and not self.networks:
-            return "webhook.url must be https"
+            return "webhook.url must be https; plain http is for networks of webhook_networks, and this server has none"
         if not any(_is_below(target.host, host) for host in self.hosts):
             return f"host {target.host!r} is not among those that this server may call (webhook_hosts)"
         return None

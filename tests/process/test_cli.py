@@ -206,6 +206,17 @@ def test_ctrl_c_without_a_server_leaves_no_process(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_ctrl_c_while_a_command_still_reads_its_source_is_no_traceback(tmp_path: Path) -> None:
+    command = [sys.executable, "-X", "importtime", "-m", "mezzotint", "doctor", "--data", str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stderr is not None
+        next(line for line in running.stderr if "typer" in line)  # each is told once it was read
+        running.send_signal(signal.SIGINT)
+        rest = running.stderr.read()
+    assert running.returncode == 130
+    assert "Traceback" not in rest
+
+
 def test_devices_and_doctor_say_what_is_here(tmp_path: Path) -> None:
     done = run("devices", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -218,7 +229,13 @@ def test_devices_and_doctor_say_what_is_here(tmp_path: Path) -> None:
     done = subprocess.run([BIN, "doctor"], env=os.environ | wrong, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert f"BAD  models folder {tmp_path / 'nowhere'}: is no folder" in done.stdout
-    assert "BAD  default model: 'icnos' is no model here" in done.stdout
+    assert "BAD  default model: 'icnos' is no checkpoint here" in done.stdout
+    assert done.stdout.endswith("there are: icons\n")
+    done = run("doctor", "--models", tmp_path / "nowhere", cwd=tmp_path)
+    assert f"BAD  models folder {tmp_path / 'nowhere'}: is no folder" in done.stdout
+    lora = os.environ | {"MEZZOTINT_DEFAULT_MODEL": "quick"}
+    done = subprocess.run([BIN, "doctor"], env=lora, capture_output=True, text=True, check=False)
+    assert "BAD  default model: 'quick' is no checkpoint here" in done.stdout
     assert not (tmp_path / "data").exists()
 
 

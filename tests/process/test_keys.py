@@ -200,6 +200,21 @@ def test_over_its_limits_a_key_is_told_which_and_when_to_come_back(guarded: Guar
         assert 1 <= int(answer.headers["retry-after"]) <= 59
 
 
+def test_looking_at_pictures_is_not_counted_as_requests(guarded: Guarded) -> None:
+    key = make_key(guarded.server.data, requests_per_minute=1)
+    session_id = guarded.submit(key)
+    with Client(guarded.url, guarded.admin) as client:
+        client.wait(session_id)
+    looked_at = [
+        f"{SESSIONS}/{session_id}/images/0",
+        f"{SESSIONS}/{session_id}/images/0?size=thumb",
+        "/",
+        "/page/icon.svg",
+    ]
+    assert 429 not in [guarded.send("GET", path, key).status_code for path in looked_at]
+    assert 429 in [guarded.send("GET", f"{SESSIONS}/{session_id}", key).status_code for _ in range(3)]
+
+
 def test_no_more_sessions_of_a_key_run_at_one_time_than_it_may(guarded: Guarded) -> None:
     key = make_key(guarded.server.data, running=1)
     ids = [guarded.submit(key, steps=1000) for _ in range(3)]

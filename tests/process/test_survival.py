@@ -1,6 +1,7 @@
 """What is accepted is kept: workers killed, the server killed, stopped, started twice."""
 
 import functools
+import json
 import os
 import signal
 import subprocess
@@ -10,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import psutil
 import pytest
 
-from mezzotint.errors import MezzotintError
+from mezzotint.errors import InvalidRequest, MezzotintError
 from tests.process.conftest import BIN, RunningServer, is_alive, wait_for
 
 
@@ -157,6 +159,47 @@ def test_a_stop_lets_running_sessions_end_and_leaves_nothing_behind(server: Runn
     assert not list(server.data.glob("**/*.tmp"))
     server.start()
     assert server.client.session(session_id)["state"] == "succeeded"
+
+
+def test_a_stop_that_every_process_is_told_of_lets_running_sessions_end(server: RunningServer) -> None:
+    """As service managers do, and shells at the end of a login."""
+    session_id = server.client.submit(prompt="x", steps=60)["id"]
+    wait_for(lambda: server.client.session(session_id)["progress"]["step"] > 0, 60)
+    for child in psutil.Process(server.process.pid).children(recursive=True):
+        child.send_signal(signal.SIGTERM)
+    assert server.stop() == 0
+    server.start()
+    session = server.client.session(session_id)
+    assert (session["state"], session["attempt"]) == ("succeeded", 1)
+
+
+def test_a_default_model_that_is_not_there_is_told_at_the_start(tmp_path: Path) -> None:
+    with RunningServer(tmp_path / "data", "--default-model", "icnos") as running:
+        told = [json.loads(line) for line in running.log.read_text().splitlines()]
+        (line,) = [line for line in told if line["event"] == "the default model is not there"]
+        assert (line["level"], line["default_model"], line["models"]) == ("warning", "icnos", ["icons"])
+        with pytest.raises(InvalidRequest, match="the nearest is 'icons'"):
+            running.client.submit(prompt="x")
+
+
+def test_a_device_that_torch_does_not_see_is_told_with_the_way_out(tmp_path: Path) -> None:
+    with RunningServer(tmp_path / "data", "--device", "cuda:99") as running:
+        (worker,) = wait_for(lambda: [one for one in running.client.workers() if one["last_exit"]], 60)
+        assert "cuda:99 is none of them; install a torch for its driver, or set devices=cpu:0" in worker["last_exit"]
+        assert "Traceback" not in running.log.read_text()
+
+
+def test_a_server_for_others_that_asks_nobody_for_a_key_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MEZZOTINT_HOSTS", "images.example.com")
+    with RunningServer(tmp_path / "data") as running:
+        assert "asking nobody for an API key until the first is made" in running.log.read_text()
+        assert subprocess.run([BIN, "keys", "create", "--data", running.data], check=False).returncode == 0
+        running.kill()
+        running.log.unlink()
+        running.start()
+        assert "asking nobody" not in running.log.read_text()
 
 
 def test_a_second_signal_stops_at_once_and_the_session_goes_on_after_the_restart(server: RunningServer) -> None:

@@ -13,6 +13,7 @@ OPEN = policy(["example.com", "*.shop.example.com", "127.0.0.1"], [], [SECRET])
 
 def test_nobody_is_called_before_the_settings_name_a_host() -> None:
     assert "webhook_hosts" in str(Policy().refusal("https://example.com/"))
+    assert "webhook_networks" in str(OPEN.refusal("http://example.com/"))
 
 
 @pytest.mark.parametrize(

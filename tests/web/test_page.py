@@ -1,10 +1,12 @@
 """The web page in a real browser, against a real server and the bundled model."""
 
+import asyncio
 import gzip
 import json
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,9 +16,11 @@ import torch
 from safetensors.torch import save_file
 
 import mezzotint
+from mezzotint.api_keys import USUAL, Limits, Scope
 from mezzotint.catalog import BUNDLED
+from mezzotint.store import beside
 from tests.models import build_sd, build_sdxl
-from tests.process.conftest import RunningServer
+from tests.process.conftest import RunningServer, wait_for
 from tests.web.contract import CONTRACT, generated
 
 PAGE = Path(mezzotint.__file__).parent / "page"
@@ -59,7 +63,7 @@ def strange(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]
 
 SCENARIOS = (
     "make", "validation", "several", "paint", "paintByKeys", "misled", "takenOver", "narrow", "dragged", "keyboard",
-    "adapters", "restore", "watch", "thrifty", "crowd", "gallery", "filters", "unseen", "machine", "hostile",
+    "adapters", "restore", "watch", "thrifty", "crowd", "gallery", "filters", "unseen", "lost", "machine", "hostile",
     "accessibleLight", "accessibleDark",
 )  # fmt: skip
 
@@ -87,10 +91,32 @@ def test_a_visitor_can_with_strange_models(
     assert played(browser, scenario, strange) == []
 
 
-def played(browser: "subprocess.Popen[str]", scenario: str, server: RunningServer) -> object:
+def test_a_visitor_whose_key_is_over_is_told(browser: "subprocess.Popen[str]", tmp_path: Path) -> None:
+    with RunningServer(tmp_path / "data") as server:
+        server.worker_pid()
+        key = key_of(server, expires_at=time.time() + 12)
+        assert played(browser, "expired", server, key) == []
+
+
+def test_a_visitor_who_may_only_read_is_told_by_the_button(browser: "subprocess.Popen[str]", tmp_path: Path) -> None:
+    with RunningServer(tmp_path / "data") as server:
+        server.worker_pid()
+        assert played(browser, "readOnly", server, key_of(server, "read-own")) == []
+
+
+def key_of(server: RunningServer, *scopes: Scope, expires_at: float | None = None) -> str:
+    """With the limits of one that is made without a word about them. From now on the server asks for a key."""
+    database = f"sqlite:///{server.data}/mezzotint.db"
+    making = beside.create_key(database, name="t", scopes=scopes or USUAL, limits=Limits(), expires_at=expires_at)
+    key = asyncio.run(making)[1]
+    wait_for(lambda: httpx2.get(server.url).status_code == 401, 5)
+    return key
+
+
+def played(browser: "subprocess.Popen[str]", scenario: str, server: RunningServer, key: str = "") -> object:
     assert browser.stdin is not None
     assert browser.stdout is not None
-    browser.stdin.write(f"{scenario} {server.url}\n")
+    browser.stdin.write(f"{scenario} {server.url} {key}\n")
     return json.loads(browser.stdout.readline())
 
 

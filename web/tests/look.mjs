@@ -2,7 +2,7 @@
 
 import assert from "node:assert/strict";
 import { readFile } from "node:fs/promises";
-import { api, drawn, open, PNG, SESSIONS } from "./tools.mjs";
+import { api, drawn, dropped, open, PNG, SESSIONS } from "./tools.mjs";
 
 export async function watch({ page, url, shot }) {
   await open(page, url, "watch");
@@ -181,4 +181,53 @@ export async function machine({ page, url, shot }) {
   await drawn(page, url, [{ prompt: "a cat", steps: 4 }]);
   await page.waitForTimeout(2500);
   await shot("machine");
+}
+
+/** While the server is away the page says so in sight, in words of its own, and all is right again as soon as it is back. */
+export async function lost({ page, url, shot }) {
+  const [id] = await drawn(page, url, [{ steps: 1 }]);
+  const file = { name: "apple.png", type: "image/png", bytes: await PNG(page, url, id) };
+  await open(page, url, "make");
+  for (const title of ["Start from a picture", "ControlNet", "LoRA", "A second, larger pass", "More"]) await page.locator("summary", { hasText: title }).click();
+  const estimate = page.getByText(/about .* at most|not measured yet/);
+  await estimate.waitFor();
+  await page.context().setOffline(true);
+  const place = page.getByRole("group", { name: "Picture to start from" });
+  await dropped(place, file);
+  await place.getByText("the server does not answer; is it still running?").waitFor();
+  await page.getByLabel("Steps").fill("7");
+  const notice = page.getByRole("alert").filter({ hasText: "What was accepted is safe" });
+  await notice.waitFor();
+  await page.evaluate(() => scrollTo(0, document.body.scrollHeight));
+  assert.ok((await page.evaluate(() => scrollY)) > 200, "there is something to scroll");
+  await page.waitForTimeout(200);
+  const { y, height } = await notice.boundingBox();
+  assert.ok(y >= 0 && y + height < 200, `the notice stands at ${y}`);
+  await shot("lost");
+  await page.waitForTimeout(12_000); // by then everything that asks now and then has asked in vain
+  assert.equal(await page.locator(".notice.bad").count(), 1);
+  await page.context().setOffline(false);
+  await notice.waitFor({ state: "detached" });
+  await page.waitForTimeout(1500);
+  assert.equal(await page.locator(".notice.bad").count(), 0);
+  await estimate.waitFor({ timeout: 100 });
+}
+
+/** Whose key opens nothing any more is told so, once, and no more is asked with it. */
+export async function expired({ page, url, shot }) {
+  await open(page, url, "machine");
+  await page.getByRole("heading", { name: /cpu:0/ }).waitFor();
+  const notice = page.getByRole("alert").filter({ hasText: "The API key that this page was opened with" });
+  await notice.waitFor();
+  await page.waitForTimeout(3000);
+  const asked = [];
+  page.on("request", (request) => asked.push(request.url()));
+  await page.waitForTimeout(11_000);
+  assert.deepEqual(asked, []);
+  for (const view of ["gallery", "make", "machine"]) {
+    await page.getByRole("navigation", { name: "Views" }).getByRole("link", { name: new RegExp(view, "i") }).click();
+    await page.waitForTimeout(400);
+    assert.equal(await page.locator(".notice.bad").count(), 1, view);
+  }
+  await shot("expired");
 }

@@ -312,3 +312,19 @@ export async function paintByKeys({ page, url, shot }) {
   assert.deepEqual((await shades(page, await paint(), points)).shades, [255, 0, 0]);
   assert.deepEqual(asked, []);
 }
+
+/** Why nothing is drawn stands by the button, and the rest of the page works. */
+export async function readOnly({ page, url, shot }) {
+  await open(page, url, "make");
+  await page.setViewportSize({ width: 1280, height: 600 });
+  const draw = page.getByRole("button", { name: "Draw it" });
+  await draw.click();
+  const { y, height } = await page.getByRole("alert").filter({ hasText: "this API key lacks the scope submit" }).boundingBox();
+  assert.ok(y > 0 && y + height <= (await draw.boundingBox()).y, `the reason ends at ${y + height}`);
+  await shot("read-only");
+  for (const view of ["watch", "gallery", "machine"]) {
+    await open(page, url, view);
+    await page.waitForTimeout(700);
+    assert.equal(await page.locator(".notice.bad:visible").count(), 0, view);
+  }
+}

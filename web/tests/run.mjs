@@ -1,5 +1,5 @@
-// Runs scenarios of scenarios.mjs in Debian's chromium: node run.mjs FOLDER, then a line SCENARIO URL each on its input,
-// which is answered by a line of JSON, what was wrong with it. Wrong is also an error in the page, a dialog, a refusal by
+// Runs scenarios of scenarios.mjs in Debian's chromium: node run.mjs FOLDER, then a line SCENARIO URL each on its input, with
+// an API key behind it where the server asks for one, which is answered by a line of JSON, what was wrong with it. Wrong is also an error in the page, a dialog, a refusal by
 // its Content-Security-Policy, or a request to elsewhere. Each has a browser context, hence a storage, of its own.
 
 import { mkdir } from "node:fs/promises";
@@ -13,13 +13,15 @@ await mkdir(folder, { recursive: true });
 const browser = await chromium.launch({ executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium", args: ["--no-sandbox"] });
 
 for await (const line of readline.createInterface({ input: process.stdin })) {
-  const [name, url] = line.split(" ");
-  console.log(JSON.stringify(await play(name, url)));
+  console.log(JSON.stringify(await play(...line.split(" "))));
 }
 await browser.close();
 
-async function play(name, url) {
-  const page = await browser.newPage({ viewport: { width: 1280, height: 860 }, colorScheme: name.endsWith("Dark") ? "dark" : "light" });
+async function play(name, url, key) {
+  const page = await browser.newPage({
+    viewport: { width: 1280, height: 860 }, colorScheme: name.endsWith("Dark") ? "dark" : "light",
+    ...(key ? { httpCredentials: { username: "anyone", password: key } } : {}),
+  });
   page.setDefaultTimeout(30_000);
   const wrong = [];
   page.on("dialog", (dialog) => {

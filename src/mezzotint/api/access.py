@@ -37,6 +37,11 @@ RULES: tuple[tuple[str, str, api_keys.Scope | None], ...] = (
     ("GET", r"/|/docs|/openapi\.json|/[a-z_]+\.(html|svg|ico|json)|/page/.*", "read-own"),
 )
 
+# What a person at the page looks at: a gallery is a hundred at once. Not counted as requests.
+_LOOKED_AT = re.compile(
+    r"/|/page/.*|/api/inference/sessions/[^/]+/images/[^/]+|/api/assets/[^/]+|/api/models/[^/]+/thumbnail"
+)
+
 WRONG_PER_MINUTE = 30  # keys that one address may try and be told so
 
 # where a browser or an A1111 client is to ask for the key, as the password; elsewhere programs send a bearer
@@ -89,7 +94,8 @@ class Access:
             raise CallerError(f"{scope['method']} {scope['path'][:200]} is not a route here", code="unknown_url")
         if needed in api_keys.SCOPES and not caller.may(needed):
             raise CallerError(f"this API key lacks the scope {needed}; ask for a key that has it", code="forbidden")
-        self._operations.count_request(caller)
+        if scope["method"] not in ("GET", "HEAD") or not _LOOKED_AT.fullmatch(scope["path"]):
+            self._operations.count_request(caller)
         return caller
 
     def _count_wrong(self, scope: Scope) -> None:

@@ -5,7 +5,7 @@ import json
 import typer
 
 from mezzotint.cli import ask
-from mezzotint.cli.flags import FAILED, Data, Json, Server
+from mezzotint.cli.flags import FAILED, Data, Json, Models, Server
 
 
 def devices(server: Server = None, as_json: Json = False) -> None:
@@ -24,11 +24,11 @@ def devices(server: Server = None, as_json: Json = False) -> None:
             typer.echo(f"  {name}: unknown, {why}")
 
 
-def doctor(data: Data = None, as_json: Json = False) -> None:
+def doctor(data: Data = None, models: Models = None, as_json: Json = False) -> None:
     """Check what a server would need, and say how to mend what is missing."""
     from mezzotint.doctor import examine
 
-    findings = examine(ask.settings(data=data))
+    findings = examine(ask.settings(data=data, models=tuple(models) if models else None))
     if as_json:
         typer.echo(json.dumps([{"check": one.check, "ok": one.ok, "found": one.found} for one in findings]))
     else:

@@ -22,8 +22,7 @@ def offline_checkpoints(settings: Settings) -> dict[str, str | None]:
     """Their digests by id; None where one was not hashed yet."""
     catalog = Catalog(settings.models, settings.cache)
     catalog.scan()
-    there = [one.id for one in catalog.models.values() if one.kind == "checkpoint" and one.state == "ready"]
-    return {name: catalog.known_digest(name) for name in there}
+    return {name: catalog.known_digest(name) for name in catalog.checkpoints}
 
 
 def offline_model(settings: Settings, model_id: str) -> dict[str, Any]:

@@ -103,8 +103,9 @@ def _parsed(url: str) -> URL:
 
 
 def _unusable(url: URL, reason: str | None) -> SetupError:
-    name = url.database if url.get_backend_name() == "sqlite" else url.render_as_string(hide_password=True)
-    return SetupError(f"cannot open the database {name}: {reason}")
+    if url.get_backend_name() == "sqlite":
+        return SetupError(f"cannot open the database {url.database}: {reason}; this user must own it and its folder")
+    return SetupError(f"cannot open the database {url.render_as_string(hide_password=True)}: {reason}")
 
 
 async def _bring_up(engines: Engines, address: URL) -> None:

@@ -32,7 +32,8 @@ def limit_myself(*, niceness: int = 0, memory_bytes: int | None = None) -> None:
     os.nice(niceness)
     with contextlib.suppress(PermissionError):  # it leads a session: nothing to leave
         os.setpgid(0, 0)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the API process to turn into a clean stop
+    for number in (signal.SIGINT, signal.SIGTERM):  # for the API process alone to turn into a clean stop
+        signal.signal(number, signal.SIG_IGN)
     if sys.platform == "linux":
         libc = ctypes.CDLL(None, use_errno=True)
         libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

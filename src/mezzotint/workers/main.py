@@ -220,6 +220,13 @@ class Worker:
         from mezzotint.engine.meter import CudaMeter, HostMeter
         from mezzotint.families import products
 
+        if self._device_id.startswith("cuda") and int(self._device_id[5:]) >= torch.cuda.device_count():
+            has = f"torch {torch.__version__} sees {torch.cuda.device_count()} CUDA devices"
+            message = (
+                f"{has}, and {self._device_id} is none of them; install a torch for its driver, or set devices=cpu:0"
+            )
+            self.send(wire.DeviceFailed(message=message))
+            os._exit(1)
         torch.set_num_threads(self._threads)
         torch.set_grad_enabled(False)
         if self._device_id.startswith("cpu"):

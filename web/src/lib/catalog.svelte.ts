@@ -1,6 +1,7 @@
 // What this server can do now, as its capabilities say.
 
 import { get } from "./api";
+import { live } from "./live.svelte";
 import type { Model } from "./types";
 
 export interface Capabilities {
@@ -35,7 +36,7 @@ class Catalog {
       this.version = capabilities.version;
       this.error = "";
     } catch (error) {
-      this.error = error instanceof Error ? error.message : String(error);
+      this.error = live.lost(error) ? "" : error instanceof Error ? error.message : String(error);
     }
   }
 

@@ -52,7 +52,7 @@ class History {
 
   async #look() {
     clearTimeout(this.#timer);
-    if (!document.hidden) await this.#keep();
+    if (!document.hidden && !live.trouble) await this.#keep();
     clearTimeout(this.#timer); // of a look that began meanwhile
     this.#timer = setTimeout(() => void this.#look(), route.view === "machine" ? EVERY_MS : ELSEWHERE_MS);
   }

@@ -1,20 +1,27 @@
 // Sessions that have not ended, kept current for every view by one stream of all events and, now and then, the list.
 
-import { get, readJson, SESSIONS } from "./api";
+import { get, Problem, readJson, SESSIONS } from "./api";
 import type { Picture, Preview, Progress, Session } from "./types";
 
 const LIST_MS = 5000; // places in the queue are told by the list only
 const AGAIN_MS = 1500;
 const SHOW_MS = 200; // between two times that what came is shown
 
-const STATES = ["running", "paused", "queued"]; // of each a page: the newest alone would be the queue
+/** What keeps the whole page from its work, by the code of the error. */
+const TROUBLE: Record<string, string> = {
+  unreachable: "The server does not answer. What was accepted is safe on its disk; this page goes on by itself when it is back.",
+  invalid_api_key: "The API key that this page was opened with is not in force any more. Load the page again to give another.",
+};
+
+const STATES = ["running", "paused", "queued"]; // of each a page where one does not hold all: the newest would be the queue
 const PAGE = 200;
 
 class Live {
   active = $state<Session[]>([]);
   /** States of which there are more than `active` has. */
   cut = $state<ReadonlySet<string>>(new Set());
-  reachable = $state(true);
+  /** Why the page is not current; empty while it is. */
+  trouble = $state("");
   /** The last picture on its way of each active session, as a data URL. */
   previews = $state<Record<string, string>>({});
   #stream: EventSource | undefined;
@@ -45,18 +52,33 @@ class Live {
   async look() {
     clearTimeout(this.#timer);
     try {
-      const pages = await Promise.all(
-        STATES.map((state) => get<{ sessions: Session[]; next_cursor: string | null }>(`${SESSIONS}?state=${state}&limit=${PAGE}`)),
-      );
+      const page = (of: string) => get<{ sessions: Session[]; next_cursor: string | null }>(`${SESSIONS}?${of}&limit=${PAGE}`);
+      let pages = [await page("active=true")];
+      if (pages[0]?.next_cursor) pages = await Promise.all(STATES.map((state) => page(`state=${state}`)));
       const found = new Map(pages.flatMap((page) => page.sessions).map((one) => [one.id, one])); // one may move meanwhile
       this.active = [...found.values()].toSorted((a, b) => (a.id < b.id ? 1 : -1));
       this.cut = new Set(STATES.filter((_, at) => pages[at]?.next_cursor));
-      this.reachable = true;
+      this.trouble = "";
       if (!this.#stream && !document.hidden) this.#listen();
-    } catch {
-      this.reachable = false;
+    } catch (error) {
+      if (this.lost(error)) return;
+      this.trouble = error instanceof Error ? error.message : String(error);
     }
-    if (!document.hidden) this.#timer = setTimeout(() => void this.look(), this.reachable ? LIST_MS : AGAIN_MS);
+    this.#again(LIST_MS);
+  }
+
+  /** Whether an error keeps the whole page from its work, which is then said above all views until it is over. */
+  lost(error: unknown): boolean {
+    if (!(error instanceof Problem) || !(error.code in TROUBLE)) return false;
+    this.trouble = TROUBLE[error.code]!;
+    if (error.code === "unreachable") this.#again(AGAIN_MS);
+    else clearTimeout(this.#timer); // no key opens again
+    return true;
+  }
+
+  #again(after: number) {
+    clearTimeout(this.#timer);
+    if (!document.hidden) this.#timer = setTimeout(() => void this.look(), after);
   }
 
   #wake() {
@@ -86,8 +108,7 @@ class Live {
     stream.onerror = () => {
       stream.close();
       if (this.#stream === stream) this.#stream = undefined;
-      clearTimeout(this.#timer);
-      this.#timer = setTimeout(() => void this.look(), AGAIN_MS);
+      this.#again(AGAIN_MS);
     };
   }
 
