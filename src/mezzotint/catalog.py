@@ -136,7 +136,7 @@ class Catalog:
         """What tells a model from an earlier one of its name: of one that cannot be used, its place."""
         if model.state == "ready":
             return self._hashing.submit(self._digest_all, Path(model.path)).result()[:8]
-        return hashlib.sha256(model.path.encode()).hexdigest()[:8]
+        return hashlib.sha256(os.fsencode(model.path)).hexdigest()[:8]
 
     def _digest_of(self, model: Model) -> str:
         own = self._digest_all(Path(model.path))
