@@ -1,6 +1,7 @@
 """Settings of single models: checked against the model, kept across restarts, laid over its facts."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,16 @@ def catalog(tmp_path_factory: pytest.TempPathFactory) -> Catalog:
 )  # fmt: skip
 def test_a_setting_that_no_request_could_have_is_refused(catalog: Catalog, body: Any) -> None:
     with pytest.raises(InvalidRequest):
-        check(body, catalog.models[BUNDLED_MODEL], catalog.models.values(), 1 << 22)
+        check(body, catalog.models[BUNDLED_MODEL], {}, catalog.models.values(), 1 << 22)
+
+
+def test_a_setting_is_not_taken_back_where_the_others_do_not_go_with_the_models_own(catalog: Catalog) -> None:
+    own = replace(catalog.models[BUNDLED_MODEL], num_inference_steps=60)
+    before = {"scheduler": "lcm", "num_inference_steps": 8}
+    with pytest.raises(InvalidRequest, match="lcm"):
+        check({"num_inference_steps": None}, own, before, [own], 1 << 22)
+    both = dict.fromkeys(before)
+    assert check(both, own, before, [own], 1 << 22) == both
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"icons": 1}', '{"icons": {"widht": 64}}'])
@@ -42,7 +52,7 @@ def test_a_file_that_is_not_ours_is_named_and_can_be_mended(tmp_path: Path, text
 
 def test_settings_of_a_model_are_read_in_any_spelling(catalog: Catalog) -> None:
     model = catalog.models[BUNDLED_MODEL]
-    found = check({"NumInferenceSteps": 5, "guidanceScale": 3}, model, [model], 1 << 22)
+    found = check({"NumInferenceSteps": 5, "guidanceScale": 3}, model, {}, [model], 1 << 22)
     assert found == {"num_inference_steps": 5, "guidance_scale": 3}
 
 
