@@ -68,6 +68,8 @@ class Limits:
         """One call that ended well."""
         known = self._learned.setdefault(_shape(key), Learned())
         known.calls += 1
+        if known.too_many is not None and rows >= known.too_many:
+            known.too_many = None  # one image is never split: what it had no room beside has gone since
         before = known.seen.get(rows)
         if before is None or before.calls == 1:  # the first call of a shape is slow: it sets things up
             calls = 1 if before is None else 2
