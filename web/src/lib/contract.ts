@@ -339,6 +339,10 @@ export interface components {
             peak_memory_bytes: {
                 [key: string]: number;
             } | null;
+            /** Unknown */
+            unknown: {
+                [key: string]: string;
+            };
             /** Model */
             model: string;
             /** Type */
@@ -790,6 +794,10 @@ export interface components {
             peak_memory_bytes: {
                 [key: string]: number;
             } | null;
+            /** Unknown */
+            unknown: {
+                [key: string]: string;
+            };
         };
         /** SupportedType */
         SupportedType: {
