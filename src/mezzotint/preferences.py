@@ -11,7 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mezzotint.errors import Fault, InvalidRequest, SetupError
+from mezzotint.disk import sync_folder
+from mezzotint.errors import Fault, InvalidRequest, SetupError, not_taken
 from mezzotint.facts import RULES, Model, fitting
 from mezzotint.families.table import MAX_STEPS, SCHEDULER_STEPS
 from mezzotint.fieldnames import fold
@@ -38,21 +39,30 @@ class Preferences:
         return self._set.get(model_id, {})
 
     def set(self, model_id: str, changes: Mapping[str, Any]) -> None:
-        """None takes a setting back. Blocks on the disk, and on other threads that set."""
+        """None takes a setting back. Blocks on the disk, and on other threads that set.
+
+        Raises TryLater when the disk does not take it; then nothing has changed.
+        """
         with self._setting:
             after = _after(self.of(model_id), changes)
             others = {name: value for name, value in self._set.items() if name != model_id}
-            self._set = others | {model_id: after} if after else others
+            changed = others | {model_id: after} if after else others
             if self._file is not None:
-                self._write(self._file)
+                try:
+                    _write(self._file, changed)
+                except OSError as error:
+                    raise not_taken("settings of models", error) from error
+            self._set = changed
 
-    def _write(self, target: Path) -> None:
-        draft = target.with_name(f".{target.name}.tmp")
-        with draft.open("w", encoding="utf-8") as file:
-            json.dump(self._set, file, indent=2)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(target)
+
+def _write(target: Path, settings: Mapping[str, Any]) -> None:
+    draft = target.with_name(f".{target.name}.tmp")
+    with draft.open("w", encoding="utf-8") as file:
+        json.dump(settings, file, indent=2)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(target)
+    sync_folder(target.parent)
 
 
 def _read(file: Path) -> dict[str, dict[str, Any]]:

@@ -30,7 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "single_file": {"headers"},
     "facts": {"", "families.table", "headers", "single_file"},
     "catalog": {"", "facts", "headers", "preferences"},
-    "preferences": {"errors", "facts", "families.table", "fieldnames", "schema"},
+    "preferences": {"disk", "errors", "facts", "families.table", "fieldnames", "schema"},
     "watching": {"catalog"},
     "hub": {"errors", "headers"},
     "adding": {"", "config", "errors", "facts", "headers", "hub"},

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mezzotint.catalog import BUNDLED_MODEL, Catalog
-from mezzotint.errors import InvalidRequest, SetupError
+from mezzotint.errors import InvalidRequest, SetupError, TryLater
 from mezzotint.preferences import Preferences, check
 
 
@@ -68,6 +68,16 @@ def test_settings_of_a_model_outlive_a_restart_and_null_takes_them_back(tmp_path
     again.prefer(BUNDLED_MODEL, {"num_inference_steps": None})
     assert again.models[BUNDLED_MODEL].num_inference_steps == own
     assert Preferences(file).of(BUNDLED_MODEL) == {}
+
+
+def test_a_setting_that_the_disk_does_not_take_is_not_in_force(tmp_path: Path) -> None:
+    kept = Preferences(tmp_path / "gone" / "settings.json")
+    with pytest.raises(TryLater, match="settings of models"):
+        kept.set("tiny", {"width": 64})
+    assert kept.of("tiny") == {}
+    (tmp_path / "gone").mkdir()
+    kept.set("tiny", {"width": 64})
+    assert kept.of("tiny") == {"width": 64}
 
 
 def test_settings_made_at_the_same_time_are_all_kept(tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ class ModelVerbs(Verbs):
         return self.models()
 
     async def set_model(self, model_id: str, body: Any) -> dict[str, Any]:
-        """Change what a model uses by default; on disk when it returns. Raises NotFound, InvalidRequest."""
+        """Change what a model uses by default; on disk when it returns. Raises NotFound, InvalidRequest, TryLater."""
         catalog, most = self._parts.catalog, self._parts.settings.max_pixels
         own = self._usable(model_id, catalog.own)  # one that its settings have made unusable can be mended
         changes = preferences.check(body, own, catalog.preferred(model_id), catalog.models.values(), most)
