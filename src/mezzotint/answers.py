@@ -453,6 +453,7 @@ class Summary(TypedDict):
     spans: dict[str, dict[str, float] | None]
     steps_per_s: float | None
     peak_memory_bytes: dict[str, float] | None
+    unknown: dict[str, str]
 
 
 class Group(Summary):

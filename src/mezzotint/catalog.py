@@ -58,6 +58,7 @@ class Catalog:
         self._closed = threading.Event()
         self._read: dict[Path, Model] = {}  # as last read, before ids are settled
         self.models: Mapping[str, Model] = {}
+        self.own: Mapping[str, Model] = {}  # the same without what was set for them
 
     def scan(self) -> bool:
         """Read every root, and of each only what has changed. True when anything did. Blocks on the disk."""
@@ -66,14 +67,14 @@ class Catalog:
             self._read = {
                 path: _unchanged(self._read.get(path), path) or facts.read(path, paths[path]) for path in paths
             }
-            found: dict[str, Model] = {}
+            own: dict[str, Model] = {}
             for model in self._read.values():
-                named = replace(model, id=f"{model.id}~{self._apart(model)}") if model.id in found else model
-                found[named.id] = named
-            set_ones = {name: _as_set(model, self._preferences.of(name)) for name, model in found.items()}
-            found = {name: _with_vae(model, found) for name, model in set_ones.items()}
+                named = replace(model, id=f"{model.id}~{self._apart(model)}") if model.id in own else model
+                own[named.id] = named
+            set_ones = {name: _as_set(model, self._preferences.of(name)) for name, model in own.items()}
+            found = {name: _with_vae(model, own) for name, model in set_ones.items()}
             changed = found != self.models
-            self.models = found
+            self.own, self.models = own, found
             return changed
 
     @property
@@ -154,7 +155,7 @@ class Catalog:
         """What tells a model from an earlier one of its name: of one that cannot be used, its place."""
         if model.state == "ready":
             return self._hashing.submit(self._digest_all, Path(model.path)).result()[:8]
-        return hashlib.sha256(model.path.encode()).hexdigest()[:8]
+        return hashlib.sha256(os.fsencode(model.path)).hexdigest()[:8]
 
     def _digest_of(self, model: Model) -> str:
         own = self._digest_all(Path(model.path))

@@ -19,9 +19,8 @@ from mezzotint.refs import Refs
 from mezzotint.request import Request
 from mezzotint.tuning import Choices
 from mezzotint.workers.base import Seat, Supervisor
-from mezzotint.workers.wire import DeviceFacts, ModelRef, Work, load_of
+from mezzotint.workers.wire import MAX_ROWS, DeviceFacts, ModelRef, Work, load_of
 
-MAX_ROWS = 16  # of one call while its cap is not learned
 UNMEASURED = 1.5  # times what was drawn on or bounded from above, for shapes that never ran here
 FAR = 100  # sessions ahead that are looked at one by one; those behind them count by the mean
 
@@ -82,9 +81,8 @@ class Estimates:
         if ref is None:
             return Estimate(device=device, unknown={"basis": "the model is gone"})
         costs = self._costs(device)
-        peak = self._peak(
-            request, ref, device, costs, sum(one.images_left or one.request.num_images for one in running)
-        )
+        beside = sum(one.request.num_images if one.images_left is None else one.images_left for one in running)
+        peak = self._peak(request, ref, device, costs, beside)
         own = await self._share(Busy(request=request), device, costs)
         others = [await self._share(one, device, costs) for one in (*running, *ahead[:FAR])]
         unknown = {} if peak is not None else {"peak_memory_bytes": _NEVER_RAN}
@@ -170,13 +168,13 @@ class Estimates:
                 return None
             turns = images * last.rows / rows
             left = min(1.0, (request.steps - done) / passes[1].steps)
-            after += turns * larger.value * calls(request.scheduler, passes[1].steps) * left
+            after += turns * larger.value * _calls(passes[1]) * left
             first = replace(first, measured=first.measured and larger.measured)
         before = loading.value + text.value * (2 if request.guidance_scale > 1 else 1) + read.value
         share = Share(
             work=step,
             images=images,
-            calls_left=calls(request.scheduler, passes[0].steps) * max(0.0, 1 - done / passes[0].steps),
+            calls_left=_calls(passes[0]) * max(0.0, 1 - done / passes[0].steps),
             after_s=after,
             before_s=0.0 if begun else before,
             priority=request.priority,
@@ -310,6 +308,11 @@ def forecast(
             if one is mine:
                 assert started is not None  # noqa: S101  invariant: it was inside
                 return started, now - started
+
+
+def _calls(one: Request) -> int:
+    """Model calls for one image of a pass."""
+    return calls(one.scheduler, one.steps, one.num_inference_steps)
 
 
 def _call_rows(work: Work, costs: Costs) -> int:

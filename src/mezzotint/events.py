@@ -69,10 +69,10 @@ class Events:
         self._closed = True
         for log in self._logs.values():
             for listener in log.listeners:
-                _let_go(listener)
+                listener.put_nowait(None)
             log.over.set()
         for feed in self._feeds:
-            _let_go(feed)
+            feed.put_nowait(None)
 
     def begin(self, above: int) -> None:
         """Number on from there, above all that an earlier process can have used. Before the first event."""
@@ -107,9 +107,9 @@ class Events:
         if kind in STORED:
             log.stored.append(event)
         for listener in list(log.listeners):
-            _hand(listener, log.listeners, event, kind, BACKLOG_OF_PREVIEWS)
+            _hand(listener, log.listeners, event, kind, BACKLOG, BACKLOG_OF_PREVIEWS)
         for feed in list(self._feeds):
-            _hand(feed, self._feeds, (session_id, event), kind, PREVIEWS_OF_ALL)
+            _hand(feed, self._feeds, (session_id, event), kind, BACKLOG_OF_ALL, PREVIEWS_OF_ALL)
         if kind == "end":
             log.over.set()
             self._ended(data)
@@ -119,7 +119,7 @@ class Events:
 
     async def everything(self) -> AsyncIterator[list[tuple[str, Event]]]:
         """Events of all sessions with their ids, from now on, in bundles. Ends early for a listener too slow."""
-        feed: asyncio.Queue[tuple[str, Event] | None] = asyncio.Queue(maxsize=BACKLOG_OF_ALL)
+        feed: asyncio.Queue[tuple[str, Event] | None] = asyncio.Queue()
         self._feeds.add(feed)
         try:
             while (first := await feed.get()) is not None:
@@ -160,15 +160,13 @@ class Events:
         return log
 
     async def _follow(self, log: _Log, after: int) -> AsyncIterator[Event]:
-        for event in [event for event in log.stored if event.id > after]:
-            yield event
-            after = event.id
+        while behind := [event for event in log.stored if event.id > after]:  # more may come while these are taken
+            for event in behind:
+                yield event
+                after = event.id
         if log.over.is_set():
             return
-        listener: asyncio.Queue[Event | None] = asyncio.Queue(maxsize=BACKLOG)
-        for event in log.stored:  # what came while the caller took the replay
-            if event.id > after:
-                listener.put_nowait(event)
+        listener: asyncio.Queue[Event | None] = asyncio.Queue()
         log.listeners.add(listener)
         try:
             while (next_event := await listener.get()) is not None:
@@ -194,18 +192,18 @@ def _without_old_previews(bundle: list[tuple[str, Event]]) -> list[tuple[str, Ev
 
 
 def _hand(
-    listener: asyncio.Queue[_T | None], among: set[asyncio.Queue[_T | None]], told: _T, kind: str, most_previews: int
+    listener: asyncio.Queue[_T | None],
+    among: set[asyncio.Queue[_T | None]],
+    told: _T,
+    kind: str,
+    most: int,
+    most_previews: int,
 ) -> None:
+    """What it has been handed it gets, without a gap, however slow it is; what it has no room for it gets by replay."""
     if kind == "preview" and listener.qsize() >= most_previews:
         return  # too slow for pictures, which are large; the next may find room
-    if not listener.full():
+    if listener.qsize() < most:
         listener.put_nowait(told)
     elif kind in STORED:
         among.discard(listener)
-        _let_go(listener)  # too slow: the stream ends, and the listener may come back and replay
-
-
-def _let_go(listener: asyncio.Queue[_T | None]) -> None:
-    if listener.full():
-        listener.get_nowait()
-    listener.put_nowait(None)
+        listener.put_nowait(None)  # too slow: the stream ends, and the listener may come back and replay

@@ -412,9 +412,9 @@ def _own_defaults(told: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(own, dict):
         raise Unusable("its defaults are no JSON object")
     for name, value in own.items():
-        if name not in _RULES:
-            raise Unusable(f"its defaults hold {name[:64]!r}; they can be {', '.join(_RULES)}")
-        fits, rule = _RULES[name]
+        if name not in RULES:
+            raise Unusable(f"its defaults hold {name[:64]!r}; they can be {', '.join(RULES)}")
+        fits, rule = RULES[name]
         if not fits(value):
             raise Unusable(f"its default {name} must be {rule}; it is {str(value)[:64]!r}")
     return own | ({"guidance_scale": float(own["guidance_scale"])} if "guidance_scale" in own else {})
@@ -431,7 +431,8 @@ def _is_side(value: Any) -> bool:
     return type(value) is int and value > 0
 
 
-_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+# What each default may be, whatever the model.
+RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "width": (_is_side, "a whole number of px"),
     "height": (_is_side, "a whole number of px"),
     "num_inference_steps": (

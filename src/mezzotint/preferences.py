@@ -6,13 +6,15 @@ Must not decide what a request gets: the catalog lays it over the model's own fa
 import json
 import os
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mezzotint.errors import Fault, InvalidRequest, SetupError
-from mezzotint.facts import Model, fitting
-from mezzotint.families.table import MAX_GUIDANCE, MAX_STEPS, SCHEDULER_STEPS, SCHEDULERS
+from mezzotint.disk import sync_folder
+from mezzotint.errors import Fault, InvalidRequest, SetupError, not_taken
+from mezzotint.facts import RULES, Model, fitting
+from mezzotint.families.table import MAX_STEPS, SCHEDULER_STEPS
 from mezzotint.fieldnames import fold
 from mezzotint.schema import nearest
 
@@ -37,21 +39,30 @@ class Preferences:
         return self._set.get(model_id, {})
 
     def set(self, model_id: str, changes: Mapping[str, Any]) -> None:
-        """None takes a setting back. Blocks on the disk, and on other threads that set."""
-        with self._setting:
-            after = {name: value for name, value in {**self.of(model_id), **changes}.items() if value is not None}
-            others = {name: value for name, value in self._set.items() if name != model_id}
-            self._set = others | {model_id: after} if after else others
-            if self._file is not None:
-                self._write(self._file)
+        """None takes a setting back. Blocks on the disk, and on other threads that set.
 
-    def _write(self, target: Path) -> None:
-        draft = target.with_name(f".{target.name}.tmp")
-        with draft.open("w", encoding="utf-8") as file:
-            json.dump(self._set, file, indent=2)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(target)
+        Raises TryLater when the disk does not take it; then nothing has changed.
+        """
+        with self._setting:
+            after = _after(self.of(model_id), changes)
+            others = {name: value for name, value in self._set.items() if name != model_id}
+            changed = others | {model_id: after} if after else others
+            if self._file is not None:
+                try:
+                    _write(self._file, changed)
+                except OSError as error:
+                    raise not_taken("settings of models", error) from error
+            self._set = changed
+
+
+def _write(target: Path, settings: Mapping[str, Any]) -> None:
+    draft = target.with_name(f".{target.name}.tmp")
+    with draft.open("w", encoding="utf-8") as file:
+        json.dump(settings, file, indent=2)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(target)
+    sync_folder(target.parent)
 
 
 def _read(file: Path) -> dict[str, dict[str, Any]]:
@@ -66,8 +77,15 @@ def _read(file: Path) -> dict[str, dict[str, Any]]:
     return read
 
 
-def check(body: Any, model: Model, models: Iterable[Model], max_pixels: int) -> dict[str, Any]:
-    """The settings that a body asks for, by their names here. Raises InvalidRequest with every fault."""
+def _after(before: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in {**before, **changes}.items() if value is not None}
+
+
+def check(body: Any, own: Model, before: Mapping[str, Any], models: Iterable[Model], max_pixels: int) -> dict[str, Any]:
+    """The settings that a body asks for, by their names here. `own`: the model without the settings it has, `before`.
+
+    Raises InvalidRequest with every fault.
+    """
     if not isinstance(body, dict):
         raise InvalidRequest([Fault(field=None, code="invalid_request", message="the body must be a JSON object")])
     faults: list[Fault] = []
@@ -84,16 +102,17 @@ def check(body: Any, model: Model, models: Iterable[Model], max_pixels: int) -> 
             faults.append(Fault(field=name, code="duplicate_field", message=message))
         else:
             found[name] = value
-            if value is not None and (rule := _broken(name, value, model, list(models))) is not None:
+            if value is not None and (rule := _broken(name, value, own, list(models))) is not None:
                 shown = repr(value)[:64]
                 faults.append(Fault(field=name, code="invalid_value", message=f"{name} must be {rule}; got {shown}"))
-    width, height = (found.get(name) or getattr(model, name) for name in ("width", "height"))
-    if not faults and width * height > max_pixels:
-        message = f"{width}x{height} is over {max_pixels} pixels; choose a smaller size"
+    if faults:
+        raise InvalidRequest(faults)
+    after = replace(own, **_after(before, found))
+    if after.width * after.height > max_pixels:
+        message = f"{after.width}x{after.height} is over {max_pixels} pixels; choose a smaller size"
         faults.append(Fault(field="width", code="unsupported_size", message=message))
-    steps, scheduler = (found.get(name) or getattr(model, name) for name in ("num_inference_steps", "scheduler"))
-    if not faults and steps > SCHEDULER_STEPS.get(scheduler, MAX_STEPS):
-        message = f"{scheduler} can do at most {SCHEDULER_STEPS[scheduler]} steps; num_inference_steps is {steps}"
+    if after.num_inference_steps > (most := SCHEDULER_STEPS.get(after.scheduler, MAX_STEPS)):
+        message = f"{after.scheduler} can do at most {most} steps; num_inference_steps is {after.num_inference_steps}"
         faults.append(Fault(field="num_inference_steps", code="invalid_value", message=message))
     if faults:
         raise InvalidRequest(faults)
@@ -102,40 +121,14 @@ def check(body: Any, model: Model, models: Iterable[Model], max_pixels: int) -> 
 
 def _broken(name: str, value: Any, model: Model, models: list[Model]) -> str | None:
     """The rule that a value breaks, or None."""
-    return _RULES[name](value, model, models)
-
-
-def _side(value: Any, model: Model, _models: list[Model]) -> str | None:
-    multiple, least = model.size_multiple, model.min_size
-    fits = type(value) is int and value >= least and value % multiple == 0
-    return None if fits else f"a multiple of {multiple}, {least} or more"
-
-
-def _steps(value: Any, _model: Model, _models: list[Model]) -> str | None:
-    return None if type(value) is int and 1 <= value <= MAX_STEPS else f"a whole number of 1..{MAX_STEPS}"
-
-
-def _guidance(value: Any, _model: Model, _models: list[Model]) -> str | None:
-    fits = type(value) in (int, float) and 0 <= value <= MAX_GUIDANCE
-    return None if fits else f"a number of 0..{MAX_GUIDANCE}"
-
-
-def _one_of(names: Iterable[str]) -> Callable[[Any, Model, list[Model]], str | None]:
-    known = tuple(names)
-    return lambda value, _model, _models: None if value in known else f"one of {', '.join(known)}"
-
-
-def _vae(value: Any, model: Model, models: list[Model]) -> str | None:
-    fits = [other.id for other in models if other.kind == "vae" and model.id in fitting(other, [model])]
-    return None if value in fits else f"an autoencoder that fits: {', '.join(fits) or 'none is here'}"
-
-
-_RULES: dict[str, Callable[[Any, Model, list[Model]], str | None]] = {
-    "width": _side,
-    "height": _side,
-    "num_inference_steps": _steps,
-    "guidance_scale": _guidance,
-    "scheduler": _one_of(SCHEDULERS),
-    "dtype": _one_of(DTYPES),
-    "vae": _vae,
-}
+    if name in ("width", "height"):
+        multiple, least = model.size_multiple, model.min_size
+        fits = type(value) is int and value >= least and value % multiple == 0
+        return None if fits else f"a multiple of {multiple}, {least} or more"
+    if name == "dtype":
+        return None if value in DTYPES else f"one of {', '.join(DTYPES)}"
+    if name == "vae":
+        there = [other.id for other in models if other.kind == "vae" and model.id in fitting(other, [model])]
+        return None if value in there else f"an autoencoder that fits: {', '.join(there) or 'none is here'}"
+    is_legal, rule = RULES[name]
+    return None if is_legal(value) else rule

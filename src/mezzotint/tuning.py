@@ -183,9 +183,9 @@ class Tuner:
             for model_id in dict.fromkeys((self._default_model, *resident)):
                 model = await self._refs.of(model_id)
                 if model is not None and model.kind == "checkpoint":
-                    await self._improve_one(model, seat, worker, resident=model_id in resident)
+                    await self._improve_one(model, seat, worker)
 
-    async def _improve_one(self, model: wire.ModelRef, seat: Seat, worker: LocalWorker, *, resident: bool) -> None:
+    async def _improve_one(self, model: wire.ModelRef, seat: Seat, worker: LocalWorker) -> None:
         choices, device = self._choices, seat.device
         key = (model.sha256, device)
         unmeasured = choices.needs_measuring and choices.profile(model, device) is None
@@ -205,10 +205,11 @@ class Tuner:
             log.info("made its graphs anew", model=model.id, device=device, refused=refused, why_not=why)
         if not choices.adopt(model, device) and not mends:
             return
-        if resident:
+        now = seat.worker  # by now another may sit there, or this one may have been told to unload it
+        if now is not None and now.heartbeat is not None and model.id in now.heartbeat.resident:
             if mends:  # else the worker keeps what it has
-                worker.send(wire.Unload(asked="", model_id=model.id))
-            worker.send(wire.Load(model=choices.ref(model, device)))
+                now.send(wire.Unload(asked="", model_id=model.id))
+            now.send(wire.Load(model=choices.ref(model, device)))
         choice = choices.of(model.id, device)
         log.info("adopted", model=model.id, device=device, executor=choice.executor, dtype=choice.dtype)
 

@@ -41,4 +41,6 @@ class Watcher:
                     log.info("models have changed", models=len(self._catalog.models))
             except OSError as error:
                 log.warning("the model folders cannot be read", reason=error.strerror)
+            except Exception:
+                log.exception("looking at the model folders failed")  # the next look may find them mended
             pause_s = max(EVERY_S, (time.monotonic() - started) / SHARE)

@@ -47,7 +47,12 @@ def test_statistics_are_those_of_the_sessions(server: RunningServer, drawn: list
     longest = max(one["timing"]["total_s"] for one in drawn)  # type: ignore[index]
     assert group["total_s"]["p99"] == pytest.approx(longest, abs=1e-5)
     assert group["steps_per_s"] > 0
-    assert httpx2.get(f"{server.url}/api/analytics?window_s=0.000001").json()["groups"] == []
+    assert group["unknown"] == {}
+    empty = httpx2.get(f"{server.url}/api/analytics?window_s=0.000001").json()
+    assert empty["groups"] == []
+    assert empty["all"]["unknown"] == dict.fromkeys(
+        ("total_s", "steps_per_s", "peak_memory_bytes", "spans"), "no session succeeded"
+    )
     assert httpx2.get(f"{server.url}/api/analytics?window_s=-1").status_code == 422
 
 

@@ -127,6 +127,16 @@ def test_settings_of_a_model_are_the_defaults_of_its_requests(running: RunningSe
     assert (back["width"], back["settings"]) == (16, {})
 
 
+def test_a_setting_that_has_become_wrong_can_be_taken_back(running: RunningServer, root: Path) -> None:
+    shutil.copytree(root / "tiny" / "vae", root / "clear")
+    call(running, "POST", "/api/models/rescan")
+    assert call(running, "PATCH", "/api/models/tiny", {"vae": "clear"}).json()["defaults"]["vae"] == "clear"
+    shutil.rmtree(root / "clear")
+    call(running, "POST", "/api/models/rescan")
+    assert states(running)["tiny"] == "invalid"
+    assert call(running, "PATCH", "/api/models/tiny", {"vae": None}).json()["state"] == "ready"
+
+
 def test_a_dtype_of_its_own_is_what_a_model_runs_in(running: RunningServer) -> None:
     assert call(running, "PATCH", "/api/models/tiny", {"dtype": "bfloat16"}).status_code == 200
     ended = running.client.wait(running.client.submit(prompt="x", model="tiny", steps=1)["id"])

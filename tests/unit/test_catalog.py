@@ -503,6 +503,14 @@ def test_a_scan_tells_whether_anything_came_changed_or_went(root: Path) -> None:
     assert "tiny" not in catalog.models
 
 
+def test_names_of_no_text_that_come_to_one_id_are_listed_apart(root: Path) -> None:
+    for name in (b"a\xfe.ckpt", b"a\xff.ckpt"):
+        (root / os.fsdecode(name)).write_bytes(b"")
+    found = scan(root)
+    assert len([name for name in found if name.startswith("a_")]) == 2
+    assert found["tiny"].state == "ready"
+
+
 def test_a_setting_names_an_autoencoder_that_must_be_there(root: Path) -> None:
     shutil.copytree(root / "tiny" / "vae", root / "clear")
     catalog = Catalog([root], root.parent / "cache")

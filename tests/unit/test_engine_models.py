@@ -53,6 +53,16 @@ def test_while_one_model_loads_the_sessions_of_another_come_to_their_end(rig: Ri
     assert load.seconds
 
 
+def test_a_model_that_is_about_to_be_loaded_is_not_said_to_be_unloaded(rig: Rig) -> None:
+    rig.engine.ask(wire.Load(model=ref("tiny")))
+    error = rig.engine.unload("tiny")
+    assert error is not None
+    assert error.code == "model_in_use"
+    rig.run()
+    assert rig.engine.unload("tiny") is None
+    assert rig.engine.resident == ()
+
+
 def test_a_load_for_which_there_is_no_thread_to_be_had_is_one_that_memory_does_not_hold(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:

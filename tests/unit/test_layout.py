@@ -32,7 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     "rules": set(),
     "facts": {"", "families.mentions", "families.table", "headers", "single_file"},
     "catalog": {"", "facts", "headers", "preferences"},
-    "preferences": {"errors", "facts", "families.table", "fieldnames", "schema"},
+    "preferences": {"disk", "errors", "facts", "families.table", "fieldnames", "schema"},
     "watching": {"catalog"},
     "hub": {"errors", "headers"},
     "adding": {"", "config", "errors", "facts", "headers", "hub"},

@@ -70,6 +70,18 @@ def test_what_memory_did_not_hold_is_halved_and_remembered() -> None:
     assert limits.rows(KEY) == 1
 
 
+def test_an_image_that_memory_held_at_last_may_have_company_again() -> None:
+    """One is never split: it waited until a neighbour had ended."""
+    limits = Limits(16)
+    limits.exhausted(KEY, 2)
+    assert limits.rows(KEY) == 1
+    limits.measured(KEY, 2, 1.0)
+    assert limits.rows(KEY) == 16
+    limits.exhausted(KEY, 4)
+    limits.measured(KEY, 2, 1.0)
+    assert limits.rows(KEY) == 2
+
+
 def test_a_shape_says_nothing_of_another() -> None:
     limits = after((2, 1.0), (8, 4.0))
     assert limits.rows(replace(KEY, height=16)) == 16

@@ -1,13 +1,14 @@
 """Settings of single models: checked against the model, kept across restarts, laid over its facts."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mezzotint.catalog import BUNDLED_MODEL, Catalog
-from mezzotint.errors import InvalidRequest, SetupError
+from mezzotint.errors import InvalidRequest, SetupError, TryLater
 from mezzotint.preferences import Preferences, check
 
 
@@ -30,7 +31,16 @@ def catalog(tmp_path_factory: pytest.TempPathFactory) -> Catalog:
 )  # fmt: skip
 def test_a_setting_that_no_request_could_have_is_refused(catalog: Catalog, body: Any) -> None:
     with pytest.raises(InvalidRequest):
-        check(body, catalog.models[BUNDLED_MODEL], catalog.models.values(), 1 << 22)
+        check(body, catalog.models[BUNDLED_MODEL], {}, catalog.models.values(), 1 << 22)
+
+
+def test_a_setting_is_not_taken_back_where_the_others_do_not_go_with_the_models_own(catalog: Catalog) -> None:
+    own = replace(catalog.models[BUNDLED_MODEL], num_inference_steps=60)
+    before = {"scheduler": "lcm", "num_inference_steps": 8}
+    with pytest.raises(InvalidRequest, match="lcm"):
+        check({"num_inference_steps": None}, own, before, [own], 1 << 22)
+    both = dict.fromkeys(before)
+    assert check(both, own, before, [own], 1 << 22) == both
 
 
 def test_a_setting_that_is_none_names_those_there_are(catalog: Catalog) -> None:
@@ -52,7 +62,7 @@ def test_a_file_that_is_not_ours_is_named_and_can_be_mended(tmp_path: Path, text
 
 def test_settings_of_a_model_are_read_in_any_spelling(catalog: Catalog) -> None:
     model = catalog.models[BUNDLED_MODEL]
-    found = check({"NumInferenceSteps": 5, "guidanceScale": 3}, model, [model], 1 << 22)
+    found = check({"NumInferenceSteps": 5, "guidanceScale": 3}, model, {}, [model], 1 << 22)
     assert found == {"num_inference_steps": 5, "guidance_scale": 3}
 
 
@@ -68,6 +78,16 @@ def test_settings_of_a_model_outlive_a_restart_and_null_takes_them_back(tmp_path
     again.prefer(BUNDLED_MODEL, {"num_inference_steps": None})
     assert again.models[BUNDLED_MODEL].num_inference_steps == own
     assert Preferences(file).of(BUNDLED_MODEL) == {}
+
+
+def test_a_setting_that_the_disk_does_not_take_is_not_in_force(tmp_path: Path) -> None:
+    kept = Preferences(tmp_path / "gone" / "settings.json")
+    with pytest.raises(TryLater, match="settings of models"):
+        kept.set("tiny", {"width": 64})
+    assert kept.of("tiny") == {}
+    (tmp_path / "gone").mkdir()
+    kept.set("tiny", {"width": 64})
+    assert kept.of("tiny") == {"width": 64}
 
 
 def test_settings_made_at_the_same_time_are_all_kept(tmp_path: Path) -> None:

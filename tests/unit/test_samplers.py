@@ -1,19 +1,20 @@
 """What the torch-free table says of samplers, against diffusers' own schedulers."""
 
+import numpy as np
 import pytest
 import torch
 
-from mezzotint.engine.samplers import Sampler
-from mezzotint.families.table import SCHEDULERS, calls
+from mezzotint.engine.samplers import Sampler, _Steps
+from mezzotint.families.table import SCHEDULER_OPTIONS, SCHEDULER_STEPS, SCHEDULERS, calls
 from tests.requests import request
 
 
-@pytest.mark.parametrize("strength", [None, 0.5])
+@pytest.mark.parametrize(("steps", "strength"), [(12, None), (12, 0.5), (12, 0.1), (1, None), (2, None), (2, 0.5)])
 @pytest.mark.parametrize("scheduler", list(SCHEDULERS))
-def test_the_model_calls_of_a_request_are_known_ahead(scheduler: str, strength: float | None) -> None:
-    asked = request(scheduler=scheduler, num_inference_steps=12, strength=strength)
+def test_the_model_calls_of_a_request_are_known_ahead(scheduler: str, steps: int, strength: float | None) -> None:
+    asked = request(scheduler=scheduler, num_inference_steps=steps, strength=strength)
     config = {"num_train_timesteps": 1000, "clip_sample": False}
-    assert calls(scheduler, asked.steps) == Sampler(asked, config, 1).total
+    assert calls(scheduler, asked.steps, steps) == Sampler(asked, config, 1).total
 
 
 @pytest.mark.parametrize("scheduler", list(SCHEDULERS))
@@ -42,18 +43,50 @@ def test_samplers_made_alike_share_no_state(scheduler: str) -> None:
     assert torch.equal(drawn(None), alone)
 
 
-@pytest.mark.parametrize(
-    "scheduler", ["ddim", "ddpm", "dpm_multistep", "euler", "euler_ancestral", "heun", "lms", "unipc"]
-)
+SPACED = [name for name in SCHEDULERS if "timestep_spacing" in SCHEDULER_OPTIONS[name] and name != "lcm"]
+
+
+@pytest.mark.parametrize("scheduler", SPACED)
 def test_sixty_one_steps_do_not_end_in_noise(scheduler: str) -> None:
     """diffusers adds a timestep -1 there, which is the noisiest."""
-    asked = request(scheduler=scheduler, num_inference_steps=61)
-    sampler = Sampler(asked, {"num_train_timesteps": 1000, "timestep_spacing": "trailing"}, 1)
-    latents = torch.ones(1, 4, 4, 4)
+    drawn = {steps: denoised(scheduler, steps) for steps in (60, 61, 62)}
+    between = (drawn[60].mean() + drawn[62].mean()) / 2
+    assert torch.isclose(drawn[61].mean(), between, atol=0.05)
+
+
+def denoised(scheduler: str, steps: int) -> torch.Tensor:
+    """What a model draws that tells noise from a grey which changes as it goes."""
+    asked = request(scheduler=scheduler, num_inference_steps=steps)
+    config = {"num_train_timesteps": 1000, "timestep_spacing": "trailing", "clip_sample": False}
+    sampler = Sampler(asked, config, 1)
+    kept = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 1000), 0)  # of the picture, by timestep
+    latents = sampler.pure_noise(sampler.draw((1, 4, 4, 4)))
     while not sampler.done:
         assert sampler.timestep >= 0
+        share, grey = kept[int(sampler.timestep)], 1 + float(sampler.timestep) / 1000
+        noise = (sampler.scaled(latents) - share.sqrt() * grey) / (1 - share).sqrt()
+        latents = sampler.advance(noise, latents)
+    assert sampler.calls == calls(scheduler, steps, steps)
+    return latents
+
+
+def test_no_number_of_steps_comes_to_one_more_and_none_is_spaced_otherwise_than_in_diffusers() -> None:
+    for steps in range(1, 1001):
+        plain, own = (np.arange(1000, 0, -(1000 / divisor)) for divisor in (steps, _Steps(steps)))
+        assert len(own) == steps
+        assert len(plain) > steps or np.array_equal(own, plain)
+
+
+@pytest.mark.parametrize("spacing", ["linspace", "leading", "trailing"])
+@pytest.mark.parametrize("scheduler", ["dpm_multistep", "unipc"])
+def test_with_as_many_steps_as_there_are_the_values_stay_finite(scheduler: str, spacing: str) -> None:
+    """diffusers comes twice to the last timestep, and divides by the way between the two."""
+    options = {"timestep_spacing": spacing}
+    asked = request(scheduler=scheduler, num_inference_steps=SCHEDULER_STEPS[scheduler], scheduler_options=options)
+    sampler = Sampler(asked, {"num_train_timesteps": 1000, "steps_offset": 1}, 1)
+    latents = torch.ones(1, 4, 2, 2)
+    while not sampler.done:
         latents = sampler.advance(0.1 * sampler.scaled(latents), latents)
-    assert sampler.calls == calls(scheduler, 61)
     assert torch.isfinite(latents).all()
 
 

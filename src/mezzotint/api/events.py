@@ -1,12 +1,13 @@
 """The only writer of server-sent events: a session's events as a stream. Must not decide which events there are."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Any
 
 import msgspec
 from fastapi.responses import StreamingResponse
 from starlette.background import BackgroundTask
+from starlette.types import Receive, Scope, Send
 
 from mezzotint import bodies
 from mezzotint.events import Event
@@ -20,19 +21,34 @@ def stream(session_id: str, events: AsyncIterator[Event], case: Case) -> Streami
     return streamed(_lines(session_id, events, case))
 
 
-def streamed(frames: AsyncIterator[bytes], after: BackgroundTask | None = None) -> StreamingResponse:
+def streamed(frames: AsyncGenerator[bytes, None], after: BackgroundTask | None = None) -> StreamingResponse:
     """Frames of any dialect, with a comment every PING_S while none comes, so that nobody between cuts the line.
 
     `after` is run when all are told, or when who listened has left.
     """
-    return StreamingResponse(_pinged(frames), media_type="text/event-stream", headers=_HEADERS, background=after)
+    return _Stream(frames, after)
+
+
+class _Stream(StreamingResponse):
+    """Closes what it reads from as soon as its reader has left, also amid a line: Starlette leaves that to the garbage
+    collector, and until then they would be told."""
+
+    def __init__(self, frames: AsyncGenerator[bytes, None], after: BackgroundTask | None) -> None:
+        self._frames = _pinged(frames)
+        super().__init__(self._frames, media_type="text/event-stream", headers=_HEADERS, background=after)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            await self._frames.aclose()
 
 
 def frame(kind: str, data: Any) -> bytes:
     return b"event: %b\ndata: %b\n\n" % (kind.encode(), msgspec.json.encode(data))
 
 
-async def _pinged(frames: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+async def _pinged(frames: AsyncGenerator[bytes, None]) -> AsyncGenerator[bytes, None]:
     coming: asyncio.Future[bytes | None] | None = None
     try:
         while True:
@@ -46,11 +62,13 @@ async def _pinged(frames: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
                 return
             yield found
     finally:
-        if coming is not None:
-            coming.cancel()
+        if coming is not None and not coming.done():
+            coming.cancel()  # which ends them
+        else:
+            await frames.aclose()
 
 
-async def _lines(session_id: str, events: AsyncIterator[Event], case: Case) -> AsyncIterator[bytes]:
+async def _lines(session_id: str, events: AsyncIterator[Event], case: Case) -> AsyncGenerator[bytes, None]:
     async for event in events:
         data = msgspec.json.encode(spelt(bodies.event(session_id, event), case))
         yield b"id: %d\nevent: %b\ndata: %b\n\n" % (event.id, event.kind.encode(), data)
@@ -60,7 +78,7 @@ def stream_of_all(told: AsyncIterator[Sequence[tuple[str, Event]]], case: Case) 
     return streamed(_lines_of_all(told, case))
 
 
-async def _lines_of_all(told: AsyncIterator[Sequence[tuple[str, Event]]], case: Case) -> AsyncIterator[bytes]:
+async def _lines_of_all(told: AsyncIterator[Sequence[tuple[str, Event]]], case: Case) -> AsyncGenerator[bytes, None]:
     """Without `id` lines: nothing can be replayed, and numbers of different sessions mean nothing together."""
     yield b": from now on\n\n"
     async for bundle in told:

@@ -2,7 +2,7 @@
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Any
 
 from fastapi.responses import StreamingResponse
@@ -30,7 +30,7 @@ def stream(ops: Operations, session: Session, asked: Asked, kind: str) -> Stream
     return events.streamed(_frames(ops, session, asked, kind), BackgroundTask(ops.left, session))
 
 
-async def _frames(ops: Operations, session: Session, asked: Asked, kind: str) -> AsyncIterator[bytes]:
+async def _frames(ops: Operations, session: Session, asked: Asked, kind: str) -> AsyncGenerator[bytes, None]:
     partials = 0
     try:
         async for event in _events(ops, session.id):

@@ -17,7 +17,7 @@ from mezzotint.engine import inputs, prepare, snapshot
 from mezzotint.engine.batching import Batch, pick_batch
 from mezzotint.engine.enlarge import begin_second
 from mezzotint.engine.inputs import Pictures
-from mezzotint.engine.limits import MAX_ROWS, Limits
+from mezzotint.engine.limits import Limits
 from mezzotint.engine.loading import Loads
 from mezzotint.engine.memory import Residents, give_back, names_of
 from mezzotint.engine.meter import Meter
@@ -45,7 +45,7 @@ class Engine:
         *,
         meter: Meter,
         budget_bytes: int,
-        max_rows: int = MAX_ROWS,
+        max_rows: int = wire.MAX_ROWS,
     ) -> None:
         """`encode_image(pixels (H, W, 3) uint8, submit, index)` gives a file and its thumbnail (empty: as small
         itself), with what did run in `submit.model`; `clock` is monotonic seconds. `budget_bytes` of weights stay

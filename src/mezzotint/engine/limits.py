@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 from mezzotint.engine.trajectory import BatchKey
 from mezzotint.workers import wire
 
-MAX_ROWS = 16
 ENOUGH_CALLS = 3  # before a number of rows counts as measured
 NO_GAIN = 1.03  # a row may cost so much more in a smaller call
 LEFT_BEHIND = 4 / 3  # of the rows that are enough may come, so that none is left behind
@@ -47,7 +46,7 @@ class Learned:
 class Limits:
     """The caps of every shape. `most` is never passed, whatever was learned."""
 
-    def __init__(self, most: int = MAX_ROWS) -> None:
+    def __init__(self, most: int = wire.MAX_ROWS) -> None:
         self._most = most
         self._learned: dict[BatchKey, Learned] = {}
 
@@ -69,6 +68,8 @@ class Limits:
         """One call that ended well."""
         known = self._learned.setdefault(_shape(key), Learned())
         known.calls += 1
+        if known.too_many is not None and rows >= known.too_many:
+            known.too_many = None  # one image is never split: what it had no room beside has gone since
         before = known.seen.get(rows)
         if before is None or before.calls == 1:  # the first call of a shape is slow: it sets things up
             calls = 1 if before is None else 2

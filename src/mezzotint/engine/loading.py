@@ -64,8 +64,9 @@ class Loads:
         return None if now is None else (now.work, now.since)
 
     def concerns(self, model_id: str) -> bool:
-        """Whether it is being loaded, or something that belongs to it."""
-        return self._now is not None and model_id in {ref.id for ref in self._now.key}
+        """Whether it is being loaded or about to be, or something that belongs to it."""
+        asked = {load.model.id for load in self._asked}
+        return model_id in asked or (self._now is not None and model_id in {ref.id for ref in self._now.key})
 
     def ask(self, load: wire.Load) -> None:
         self._asked.append(load)

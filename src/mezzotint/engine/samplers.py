@@ -7,6 +7,7 @@ import copy
 import functools
 import inspect
 import json
+import math
 from typing import Any
 
 import diffusers
@@ -22,8 +23,7 @@ class Sampler:
 
     def __init__(self, request: Request, config: dict[str, Any], seed: int) -> None:
         self._scheduler = _scheduler(request, config, seed)
-        self._scheduler.set_timesteps(request.num_inference_steps)
-        _drop_below_zero(self._scheduler)
+        self._scheduler.set_timesteps(_Steps(request.num_inference_steps))
         skipped = (request.num_inference_steps - request.steps) * self._scheduler.order  # by `strength`
         self._timesteps = self._scheduler.timesteps[skipped:]
         if hasattr(self._scheduler, "set_begin_index"):  # else it looks for a timestep that may be there twice
@@ -119,19 +119,15 @@ class Sampler:
         self.calls = calls
 
 
-def _drop_below_zero(scheduler: Any) -> None:
-    """diffusers counts `trailing` timesteps in floats, and at some numbers of steps, such as 61, comes to one more: -1.
-
-    It is read as the noisiest of all, and a step there undoes the picture. Those that have times between two steps
-    (dpm_sde, kdpm2) are left as diffusers has them.
+class _Steps(int):
+    """A number of steps, by which diffusers divides for `trailing` timesteps. It then counts down in floats, and where
+    the quotient was rounded down, such as at 61, it comes to one step more, at -1: it is read as the noisiest of all,
+    and undoes the picture. Here the quotient is rounded up there.
     """
-    extra = int((scheduler.timesteps < 0).sum())
-    if extra != scheduler.order:
-        return
-    scheduler.timesteps = scheduler.timesteps[:-extra]
-    if hasattr(scheduler, "sigmas"):  # the last is where the last step leads
-        scheduler.sigmas = torch.cat([scheduler.sigmas[: -1 - extra], scheduler.sigmas[-1:]])
-        scheduler.num_inference_steps = len(scheduler.timesteps) // scheduler.order + scheduler.order - 1
+
+    def __rtruediv__(self, timesteps: float) -> float:
+        each = timesteps / int(self)
+        return math.nextafter(each, math.inf) if timesteps / each > self else each
 
 
 # A tree of noise, grown from its seed: it gives the same noise wherever it is asked first.
@@ -172,9 +168,11 @@ def _options(request: Request, config: dict[str, Any], seed: int) -> dict[str, A
         options["skip_prk_steps"] = True
     if request.scheduler == "dpm_sde":
         options["noise_sampler_seed"] = seed  # without it the class draws from the global generator
-    if request.num_inference_steps == config.get("num_train_timesteps", 1000) and config.get("steps_offset"):
+    laid_out = request.num_inference_steps + (request.scheduler in _LAY_OUT_ONE_MORE)
+    if laid_out == config.get("num_train_timesteps", 1000) and config.get("steps_offset"):
         options["steps_offset"] = 0  # every timestep is used: an offset would lead past the last
     return options
 
 
+_LAY_OUT_ONE_MORE = ("dpm_multistep", "unipc")
 _DIFFUSERS_NAMES = {name: f"use_{name}" for name in ("karras_sigmas", "exponential_sigmas", "beta_sigmas")}

@@ -41,7 +41,8 @@ TWO_CALLS = frozenset({"heun", "kdpm2", "kdpm2_ancestral", "dpm_sde"})
 MAX_STEPS, MAX_GUIDANCE = 1000, 50  # of a request, and of what a model brings by default
 
 # Most steps of those that cannot do as many as a request may ask for.
-SCHEDULER_STEPS: dict[str, int] = {"lcm": 50}
+# dpm_multistep and unipc lay out one more than they run, of the thousand timesteps that models are trained with.
+SCHEDULER_STEPS: dict[str, int] = {"lcm": 50, "dpm_multistep": 999, "unipc": 999}
 
 _SIGMAS = frozenset({"karras_sigmas", "exponential_sigmas", "beta_sigmas"})
 
@@ -111,9 +112,11 @@ def implementation(family: str) -> Any:
     return getattr(import_module(module), name)
 
 
-def calls(scheduler: str, steps: int) -> int:
-    """Model calls for one image; a test compares it with diffusers."""
-    return 2 * steps - 1 if scheduler in TWO_CALLS else steps + (scheduler == "pndm")
+def calls(scheduler: str, steps: int, num_inference_steps: int) -> int:
+    """Model calls for one image that runs the last `steps` of so many; a test compares it with diffusers."""
+    if scheduler in TWO_CALLS:
+        return 2 * steps - 1
+    return steps + (scheduler == "pndm" and num_inference_steps > 1)  # which does its second step twice
 
 
 def activation_bytes(family: str, shape: str, rows: int, latent_pixels: int, pixels: int) -> int:

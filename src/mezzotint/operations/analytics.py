@@ -47,16 +47,20 @@ def _summary(members: Sequence[Ended]) -> dict[str, Any]:
     good = [one for one in members if one.state is State.SUCCEEDED]
     steps = sum(one.usage.steps_run for one in good)
     spent = sum(one.spans.get("denoising", 0.0) for one in good)
+    peaks = (one.usage.peak_memory_bytes for one in good if one.usage.peak_memory_bytes is not None)
+    told = {
+        "total_s": percentiles(sum(one.spans.values()) for one in good),
+        "steps_per_s": round(steps / spent, 4) if spent else None,  # of one session, beside its neighbours
+        "peak_memory_bytes": percentiles(peaks),
+    }
+    why = "nothing of it was measured" if good else "no session succeeded"
     return {
         "sessions": len(members),
         "states": dict(Counter(str(one.state) for one in members)),
         "errors": dict(Counter(one.error.code for one in members if one.error)),
-        "total_s": percentiles(sum(one.spans.values()) for one in good),
         "spans": {f"{name}_s": percentiles(one.spans.get(name, 0.0) for one in good) for name in SPANS},
-        "steps_per_s": round(steps / spent, 4) if spent else None,  # of one session, beside its neighbours
-        "peak_memory_bytes": percentiles(
-            one.usage.peak_memory_bytes for one in good if one.usage.peak_memory_bytes is not None
-        ),
+        **told,
+        "unknown": {name: why for name, known in told.items() if known is None} | ({} if good else {"spans": why}),
     }
 
 

@@ -101,10 +101,10 @@ class ModelVerbs(Verbs):
         return self.models()
 
     async def set_model(self, model_id: str, body: Any) -> dict[str, Any]:
-        """Change what a model uses by default; on disk when it returns. Raises NotFound, InvalidRequest."""
-        catalog = self._parts.catalog
-        model = self._usable(model_id)
-        changes = preferences.check(body, model, catalog.models.values(), self._parts.settings.max_pixels)
+        """Change what a model uses by default; on disk when it returns. Raises NotFound, InvalidRequest, TryLater."""
+        catalog, most = self._parts.catalog, self._parts.settings.max_pixels
+        own = self._usable(model_id, catalog.own)  # one that its settings have made unusable can be mended
+        changes = preferences.check(body, own, catalog.preferred(model_id), catalog.models.values(), most)
         await asyncio.to_thread(catalog.prefer, model_id, changes)
         if "dtype" in changes:
             self._parts.choices.prefer(model_id, changes["dtype"] or "auto")
@@ -115,7 +115,7 @@ class ModelVerbs(Verbs):
 
         Raises NotFound, InvalidRequest, RunFailure, or TryLater while no worker is up.
         """
-        model = self._usable(model_id)
+        model = self._usable(model_id, self._parts.catalog.models)
         worker = self._worker_for(device, model_id)
         ref = await self._parts.refs.of(model.id)
         if ref is None:
@@ -139,8 +139,8 @@ class ModelVerbs(Verbs):
         found = self._parts.catalog.models.get(model_id)
         return self._model(found) if found is not None else {"id": model_id, "resident_on": self._resident_on(model_id)}
 
-    def _usable(self, model_id: str) -> Model:
-        model = self._parts.catalog.models.get(model_id)
+    def _usable(self, model_id: str, among: Mapping[str, Model]) -> Model:
+        model = among.get(model_id)
         if model is None:
             raise no_model(model_id, self._parts.catalog)
         if model.state == "invalid":

@@ -140,7 +140,7 @@ class Store:
 
         return await self._database.read(run)
 
-    async def forget_keys(self, *, before: float, limit: int = 1000) -> int:
+    async def forget_keys(self, *, before: float, limit: int) -> int:
         """Forget idempotency keys that came before then, the oldest first, `limit` at most. Returns how many."""
         return await self._database.write(lambda work: keys.forget(work.connection, before, limit))
 
@@ -388,7 +388,7 @@ class Store:
         forget = ended.returning(sessions.c.id)
         return await self._database.write(lambda work: work.connection.scalar(forget) is not None)
 
-    async def prune(self, *, before: float, limit: int = 100) -> Names:
+    async def prune(self, *, before: float, limit: int) -> Names:
         """Forget sessions that ended before then, the oldest first, `limit` at most. Returns their ids; files stay."""
 
         def run(work: Work) -> Names:

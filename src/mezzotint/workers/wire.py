@@ -18,6 +18,8 @@ from mezzotint.session import Usage
 VERSION = 12
 MAX_MESSAGE_BYTES = 8 << 20
 
+MAX_ROWS = 16  # of a step, as long as no fewer are learned to be enough
+
 
 class _Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", forbid_unknown_fields=True):
     pass

@@ -350,6 +350,10 @@ export interface components {
             peak_memory_bytes: {
                 [key: string]: number;
             } | null;
+            /** Unknown */
+            unknown: {
+                [key: string]: string;
+            };
             /** Model */
             model: string;
             /** Type */
@@ -807,6 +811,10 @@ export interface components {
             peak_memory_bytes: {
                 [key: string]: number;
             } | null;
+            /** Unknown */
+            unknown: {
+                [key: string]: string;
+            };
         };
         /** SupportedType */
         SupportedType: {
