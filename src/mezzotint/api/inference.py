@@ -166,12 +166,13 @@ async def follow_all(request: Request, ops: Ops) -> Response:
 
 
 def _wait(prefer: str | None) -> int | None:
-    """Seconds of `Prefer: wait=N`; other preferences are ignored, as RFC 7240 has it."""
+    """Seconds of `Prefer: wait=N`; other preferences, and its parameters, are ignored, as RFC 7240 has it."""
     for part in (prefer or "").split(","):
-        name, _, value = part.partition("=")
+        name, _, value = part.partition(";")[0].partition("=")
         if name.strip().lower() == "wait":
-            if re.fullmatch("[0-9]{1,3}", value.strip()) and 1 <= int(value) <= MAX_WAIT_S:
+            value = value.strip().strip('"')
+            if re.fullmatch("[0-9]{1,3}", value) and 1 <= int(value) <= MAX_WAIT_S:
                 return int(value)
-            message = f"Prefer: wait must be a whole number from 1 to {MAX_WAIT_S}; got {value.strip()[:32]!r}"
+            message = f"Prefer: wait must be a whole number from 1 to {MAX_WAIT_S}; got {value[:32]!r}"
             raise InvalidRequest([Fault(field="Prefer", code="invalid_value", message=message)])
     return None

@@ -146,7 +146,9 @@ class ModelVerbs(Verbs):
         if model.state == "invalid":
             raise _unusable(model_id, str(model.reason))
         if model.kind != "checkpoint":
-            message = f"model {model_id!r} is a {model.kind}: it comes and goes with the model it is used with"
+            message = (
+                f"model {model_id!r} is a {model.kind}, which goes with the checkpoint it is used with; name that one"
+            )
             raise InvalidRequest([Fault(field=None, code="invalid_value", message=message)])
         return model
 
