@@ -45,7 +45,7 @@ def test_a_setting_is_not_taken_back_where_the_others_do_not_go_with_the_models_
 
 def test_a_setting_that_is_none_names_those_there_are(catalog: Catalog) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        check({"colour": 1, "width": 64, "Width": 64}, catalog.models[BUNDLED_MODEL], [], 1 << 22)
+        check({"colour": 1, "width": 64, "Width": 64}, catalog.models[BUNDLED_MODEL], {}, [], 1 << 22)
     assert [fault.message for fault in caught.value.faults] == [
         "'colour' is not a setting of models; settings: width, height, num_inference_steps, guidance_scale, scheduler, "
         "dtype, vae",
