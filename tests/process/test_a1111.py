@@ -291,6 +291,7 @@ async def test_a_caller_who_leaves_holds_nothing_while_the_session_goes_on(tmp_p
 
 
 def test_options_are_kept_and_bring_the_checkpoint(served: RunningServer) -> None:
+    post(served, "/api/models/tiny/load", {})  # hashed by then: its title has the hash
     before = get(served, "/sdapi/v1/options")
     (title,) = [one["title"] for one in get(served, "/sdapi/v1/sd-models") if one["model_name"] == "tiny"]
     assert post(served, "/sdapi/v1/options", {"sd_model_checkpoint": title, "samples_format": "jpg", "x": 1}) is None
@@ -465,6 +466,7 @@ def test_unknown_fields_of_every_call_are_named(
 
 def test_another_checkpoint_in_the_options_is_loaded_at_once(served: RunningServer) -> None:
     post(served, "/sdapi/v1/options", {"sd_model_checkpoint": "icons"})
+    post(served, "/sdapi/v1/reload-checkpoint")  # the options have begun to; what is on its way cannot be let go
     post(served, "/sdapi/v1/unload-checkpoint")
     post(served, "/sdapi/v1/options", {"sd_model_checkpoint": "tiny"})
     post(served, "/sdapi/v1/options", {"sd_model_checkpoint": "icons"})
