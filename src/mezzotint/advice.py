@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from mezzotint.catalog import Model
+from mezzotint.catalog import Model, fitting
 from mezzotint.families import mentions
 from mezzotint.request import Request
 from mezzotint.schema import RequestInput
@@ -64,7 +64,7 @@ def _unused_embeddings(
     """Of those that cannot be used, and whose names the prompts hold all the same."""
     if sent.embeddings is not None:
         return
-    unfit = [one for one in models.values() if one.kind == "embedding" and one.text_width != model.text_width]
+    unfit = [one for one in models.values() if one.kind == "embedding" and not fitting(one, [model])]
     names = mentions.names((one.id, one.trained_as) for one in unfit)
     for field in ("prompt", "negative_prompt"):
         for name in mentions.ids([getattr(request, field)], names):

@@ -177,7 +177,7 @@ def fitting(adapter: Model, models: Iterable[Model]) -> list[str]:
         return []
     if adapter.kind == "controlnet":
         return [model.id for model in ready if model.shape == adapter.shape]
-    if adapter.kind == "lora":
+    if adapter.kind == "lora":  # a file that says nothing of its width may fit; loading it decides
         return [model.id for model in ready if adapter.text_width in (0, model.text_width)]
     if adapter.kind == "vae":
         return [model.id for model in ready if model.latents == adapter.latents]

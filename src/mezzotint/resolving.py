@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from mezzotint import advice, preprocessors
-from mezzotint.catalog import LoraDefaults, Model
+from mezzotint.catalog import LoraDefaults, Model, fitting
 from mezzotint.errors import Fault, InvalidRequest
 from mezzotint.families import mentions
 from mezzotint.families.table import SCHEDULER_OPTIONS, SCHEDULER_STEPS
@@ -320,18 +320,17 @@ def _controlnet(
     world: World,
     faults: list[Fault],
 ) -> ControlNetUse | None:
-    there = [one for one in world.models.values() if one.kind == "controlnet" and one.state == "ready"]
-    fitting = {one.id: one for one in there if one.shape == model.shape}
+    there = _fitting("controlnet", model, world)
     if sent.model is None and sent.type is None:
-        message = f"{path}model is missing; ControlNets for {model.id!r}: {_list(fitting)}"
+        message = f"{path}model is missing; ControlNets for {model.id!r}: {_list(there)}"
         faults.append(Fault(field=f"{path}model", code="missing_field", message=message))
-    net = fitting.get(sent.model or "")
+    net = there.get(sent.model or "")
     if sent.model is not None and net is None:
-        _tell_unfit("controlnet", sent.model, f"{path}model", fitting, model, world, faults)
+        _tell_unfit("controlnet", sent.model, f"{path}model", there, model, world, faults)
     if sent.model is None and sent.type is not None:
-        net = next((one for one in fitting.values() if one.control_type == sent.type), None)
+        net = next((one for one in there.values() if one.control_type == sent.type), None)
         if net is None:
-            kinds = sorted({one.control_type for one in fitting.values() if one.control_type})
+            kinds = sorted({one.control_type for one in there.values() if one.control_type})
             message = f"no ControlNet of type {sent.type!r} for {model.id!r} is here; types: {_list(kinds)}"
             faults.append(Fault(field=f"{path}type", code="controlnet_not_found", message=message))
     if sent.image is None:
@@ -361,21 +360,18 @@ def _controlnet(
 
 
 def _check_lora(name: str, field: str, model: Model, world: World, faults: list[Fault]) -> None:
-    there = [one for one in world.models.values() if one.kind == "lora" and one.state == "ready"]
-    # a file that says nothing of its width may fit; loading it decides
-    fitting = {one.id: one for one in there if one.text_width in (0, model.text_width)}
-    if name not in fitting:
-        _tell_unfit("lora", name, field, fitting, model, world, faults)
+    there = _fitting("lora", model, world)
+    if name not in there:
+        _tell_unfit("lora", name, field, there, model, world, faults)
 
 
 def _embeddings(sent: RequestInput, model: Model, world: World, faults: list[Fault]) -> tuple[str, ...]:
     """Those that the prompts name, of those that fit or, where the request says which, of these."""
-    there = [one for one in world.models.values() if one.kind == "embedding" and one.state == "ready"]
-    fitting = {one.id: one for one in there if one.text_width == model.text_width}
+    there = _fitting("embedding", model, world)
     for index, name in enumerate(sent.embeddings or []):
-        if name not in fitting:
-            _tell_unfit("embedding", name, f"embeddings[{index}]", fitting, model, world, faults)
-    chosen = [one for one in fitting.values() if sent.embeddings is None or one.id in sent.embeddings]
+        if name not in there:
+            _tell_unfit("embedding", name, f"embeddings[{index}]", there, model, world, faults)
+    chosen = [one for one in there.values() if sent.embeddings is None or one.id in sent.embeddings]
     names = mentions.names((one.id, one.trained_as) for one in chosen)
     used = mentions.ids((sent.prompt, sent.negative_prompt), names)
     if len(used) > MAX_EMBEDDINGS:
@@ -384,6 +380,11 @@ def _embeddings(sent: RequestInput, model: Model, world: World, faults: list[Fau
         )
         faults.append(Fault(field="embeddings", code="invalid_value", message=message))
     return tuple(used)
+
+
+def _fitting(kind: str, model: Model, world: World) -> dict[str, Model]:
+    """By id, those of a kind that go with the model."""
+    return {one.id: one for one in world.models.values() if one.kind == kind and fitting(one, [model])}
 
 
 def _tell_unfit(
