@@ -32,7 +32,7 @@ def examine(settings: Settings) -> list[Finding]:
         _data(settings.data),
         _disk(settings.data),
         _memory(),
-        _devices(),
+        _devices(settings),
         *_models(settings),
     ]
 
@@ -82,8 +82,17 @@ def _memory() -> Finding:
     return Finding(check="memory", ok=memory.available >= 1 << 30, found=found)
 
 
-def _devices() -> Finding:
-    return Finding(check="devices", ok=True, found=", ".join(devices.find()))
+def _devices(settings: Settings) -> Finding:
+    there = settings.devices or devices.find()
+    if all(one.startswith("cpu") for one in there):
+        return Finding(check="devices", ok=True, found=", ".join(there))
+    import torch  # takes a second or two, and who asks for no other device need not wait for it
+
+    seen = torch.cuda.device_count()
+    lost = [one for one in there if one.startswith("cuda") and int(one.partition(":")[2]) >= seen]
+    has = f"torch {torch.__version__} sees {seen} CUDA devices"
+    advice = f"; {has}: install a torch for the driver, or set devices=cpu:0" if lost else ""
+    return Finding(check="devices", ok=not lost, found=", ".join(there) + advice)
 
 
 def _models(settings: Settings) -> list[Finding]:

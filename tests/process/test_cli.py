@@ -3,6 +3,7 @@
 import base64
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -236,6 +237,10 @@ def test_devices_and_doctor_say_what_is_here(tmp_path: Path) -> None:
     lora = os.environ | {"MEZZOTINT_DEFAULT_MODEL": "quick"}
     done = subprocess.run([BIN, "doctor"], env=lora, capture_output=True, text=True, check=False)
     assert "BAD  default model: 'quick' is no checkpoint here" in done.stdout
+    other = os.environ | {"MEZZOTINT_DEVICES": "cpu:0,cuda:63"}
+    done = subprocess.run([BIN, "doctor"], env=other, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert re.search(r"BAD  devices: cpu:0, cuda:63; torch \S+ sees \d+ CUDA devices: install a torch", done.stdout)
     assert not (tmp_path / "data").exists()
 
 

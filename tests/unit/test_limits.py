@@ -1,6 +1,6 @@
 from dataclasses import replace
 
-from mezzotint.engine.limits import ENOUGH_CALLS, LOOK_AGAIN, Limits
+from mezzotint.engine.limits import ENOUGH_CALLS, LOOK_AGAIN, TRY_AGAIN, Limits
 from mezzotint.engine.trajectory import BatchKey
 from mezzotint.workers.wire import Thing, Work
 
@@ -80,6 +80,45 @@ def test_an_image_that_memory_held_at_last_may_have_company_again() -> None:
     limits.exhausted(KEY, 4)
     limits.measured(KEY, 2, 1.0)
     assert limits.rows(KEY) == 2
+
+
+def calls_until_tried_again(limits: Limits) -> int:
+    for calls in range(10 * TRY_AGAIN):
+        if limits.cap(KEY) > 6:
+            return calls
+        limits.measured(KEY, 2, 1.0)
+    raise AssertionError("never")
+
+
+def test_rows_that_memory_did_not_hold_are_tried_again_later_and_later() -> None:
+    limits = Limits(16)
+    for expected in (TRY_AGAIN, 2 * TRY_AGAIN, 4 * TRY_AGAIN):
+        limits.exhausted(KEY, 16)
+        limits.exhausted(KEY, 12)
+        assert calls_until_tried_again(limits) == expected
+    limits.exhausted(KEY, 12)
+    limits.measured(KEY, 12, 1.0)  # it went well in the end: from here on as at first
+    limits.exhausted(KEY, 12)
+    assert calls_until_tried_again(limits) == TRY_AGAIN
+
+
+def test_what_an_earlier_worker_had_no_memory_for_is_not_tried_at_once() -> None:
+    def thing(rows: int, seconds: float | None, calls: int, *, held: bool) -> Thing:
+        work = Work(what="step", model="a", height=8, width=8, windows=1, rows=rows)
+        return Thing(work=work, seconds=seconds, calls=calls, held=held, has_memory=True)
+
+    limits = Limits(16)
+    limits.know((thing(12, None, 0, held=False), thing(2, 1.0, 5 * TRY_AGAIN, held=True)))
+    assert calls_until_tried_again(limits) == TRY_AGAIN
+
+
+def test_the_cap_that_is_told_is_not_the_one_that_is_tried_now_and_then() -> None:
+    limits = after((2, 1.0), (8, 4.0))
+    caps = set()
+    for _ in range(2 * LOOK_AGAIN):
+        caps.add(limits.cap(KEY))
+        limits.measured(KEY, 2, 1.0)
+    assert caps == {2}
 
 
 def test_a_shape_says_nothing_of_another() -> None:

@@ -297,7 +297,7 @@ class Engine:
         peak = self._watch.peak
         if not self._watch.disturbed:
             self.limits.measured(batch.key, len(output), spent)
-        self._watch.add(cap=self.limits.rows(batch.key))
+        self._watch.add(cap=self.limits.cap(batch.key))
         self._calls += 1
         self._served[batch.key] = self._calls
         parts = dict(zip(members, output.split([one.rows for one in members]), strict=True))

@@ -1,7 +1,7 @@
 """How many rows of a shape share one model call, learned from the calls as they run. Pure: no clock, no tensors.
 
 More rows in a call cost less each, until the device is full; from there on they only make everybody wait. Where memory
-ends is learned by meeting it once.
+ends is learned by meeting it, and met again now and then: who else took room may have gone.
 
 A device is slower at one time than at another, by more than a larger call saves. So what all calls have in common is
 its pace, and what is left of a call's time counts for its rows; and of those the straight line decides that fits best:
@@ -18,6 +18,7 @@ ENOUGH_CALLS = 3  # before a number of rows counts as measured
 NO_GAIN = 1.03  # a row may cost so much more in a smaller call
 LEFT_BEHIND = 4 / 3  # of the rows that are enough may come, so that none is left behind
 LOOK_AGAIN = 100  # calls after which one is made larger than the cap, in case the machine was busy before
+TRY_AGAIN = 1000  # calls after which rows that memory did not hold are; each time that it still does not, twice as many
 OF_PACE, OF_ROWS = 0.3, 0.03  # of what a call took more or less than expected, as factors; more while little is known
 MOST_WEIGHT = 50  # calls; more of them know no better
 HICCUP = 2.0  # what it took beyond that says nothing
@@ -38,6 +39,8 @@ class Learned:
     seen: dict[int, Seen] = field(default_factory=dict)  # by rows
     enough: int | None = None  # rows; more would not cost less each. None: as many as there are, as far as is seen
     too_many: int | None = None  # rows that memory did not hold
+    refusals: int = 0  # how often it was tried in vain
+    refused_at: int = 0  # calls that had ended well by then
     calls: int = 0
     pace: float = 1.0  # how many times longer calls take by now
     paced: int = 0  # calls that said so
@@ -55,21 +58,30 @@ class Limits:
 
         When not many more than those are `waiting` it is all of them: a few left behind would run in small calls.
         """
-        known = self._learned.get(_shape(key))
-        if known is None:
-            return self._most
-        cap = self._most if known.too_many is None else min(self._most, max(1, known.too_many // 2))
+        known = self._learned.get(_shape(key), Learned())
+        held, enough = self._held(known), self.cap(key)
         if known.calls % LOOK_AGAIN == LOOK_AGAIN - 1:
-            return cap
-        enough = min(cap, known.enough or cap)
-        return min(cap, waiting) if enough < waiting <= enough * LEFT_BEHIND else enough
+            return held
+        return min(held, waiting) if enough < waiting <= enough * LEFT_BEHIND else enough
+
+    def cap(self, key: BatchKey) -> int:
+        """The same without looking at what waits, or what may have changed."""
+        known = self._learned.get(_shape(key), Learned())
+        held = self._held(known)
+        return min(held, known.enough or held)
+
+    def _held(self, known: Learned) -> int:
+        """Rows that memory holds, as far as is known."""
+        return self._most if known.too_many is None else min(self._most, max(1, known.too_many // 2))
 
     def measured(self, key: BatchKey, rows: int, seconds: float) -> None:
         """One call that ended well."""
         known = self._learned.setdefault(_shape(key), Learned())
         known.calls += 1
         if known.too_many is not None and rows >= known.too_many:
-            known.too_many = None  # one image is never split: what it had no room beside has gone since
+            known.too_many, known.refusals = None, 0  # one image is never split: what had its room has gone since
+        elif known.too_many is not None and known.calls - known.refused_at >= TRY_AGAIN << (known.refusals - 1):
+            known.too_many = None
         before = known.seen.get(rows)
         if before is None or before.calls == 1:  # the first call of a shape is slow: it sets things up
             calls = 1 if before is None else 2
@@ -85,11 +97,13 @@ class Limits:
     def exhausted(self, key: BatchKey, rows: int) -> None:
         """One call that memory did not hold. Half as many rows are tried from here on."""
         known = self._learned.setdefault(_shape(key), Learned())
+        known.refusals += known.too_many is None
+        known.refused_at = known.calls
         known.too_many = rows if known.too_many is None else min(rows, known.too_many)
 
     def know(self, things: Iterable[wire.Thing]) -> None:
         """What earlier workers found out. What is measured here counts from there on."""
-        for thing in things:
+        for thing in sorted(things, key=lambda one: not one.held):  # from their calls on it counts when to try again
             work = thing.work
             if work.what != "step" or work.nets or work.loras:
                 continue
