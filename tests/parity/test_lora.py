@@ -10,10 +10,10 @@ import torch
 from peft.tuners.loha.layer import HadaWeight
 from peft.tuners.lokr.layer import make_kron, make_weight_cp
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
-from mezzotint.families.lora import read_lora
+from mezzotint.families.lora import Adapted, read_lora
 from mezzotint.families.lycoris import as_plain
 from mezzotint.request import LoraUse
 from tests.models import build_lora, build_sd
@@ -180,6 +180,90 @@ def test_a_locon_with_a_middle_factor_is_its_three_convolutions(rig: Rig, tmp_pa
     torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize(
+    ("ending", "parts"),
+    [("lora_magnitude_vector", ("unet.",)), ("lora_magnitude_vector.weight", ("unet.", "text_encoder."))],
+    ids=["as peft writes it", "as it calls it"],  # of a text encoder diffusers reads the second alone
+)
+def test_a_weight_decomposed_adapter_equals_the_pipelines(
+    rig: Rig, folder: Path, tmp_path: Path, ending: str, parts: tuple[str, ...]
+) -> None:
+    noise = torch.Generator().manual_seed(12)
+    tensors = {key: tensor for key, tensor in load_file(folder / "style0.safetensors").items() if key.startswith(parts)}
+    for stem in [key.removesuffix(".lora_A.weight") for key in tensors if key.endswith(".lora_A.weight")]:
+        part, _, name = stem.partition(".")
+        weight = getattr(rig.pipeline, part).get_parameter(f"{name}.weight").detach()
+        lengths = weight.flatten(1).norm(dim=1) * (0.7 + 0.6 * torch.rand(len(weight), generator=noise))
+        tensors[f"{stem}.{ending}"] = lengths.reshape(1, -1, 1, 1) if weight.dim() == 4 else lengths
+    save_file(tensors, tmp_path / "dora.safetensors")
+    asked = adapted(tmp_path, ("dora", 1.0))
+    expected = rig.oracle(asked)
+    assert difference(rig.oracle(adapted(folder, ("style0", 1.0))), expected) > 1, "the magnitudes change nothing"
+    assert_equal(rig.draw([asked])[0][0], expected)
+    assert_equal(rig.draw([*COMPANY, adapted(folder, ("style5", 1.0)), asked], stagger=1)[-1][0], expected)
+
+
+class Two(nn.Module):
+    """A layer of each kind, as a UNet has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(6, 10, 3, padding=1)
+        self.line = nn.Linear(10, 8)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        output: Tensor = self.line(self.conv(inputs).permute(0, 2, 3, 1))
+        return output
+
+
+@pytest.mark.parametrize("of_output", [True, False], ids=["by output", "by input"])
+def test_a_weight_decomposed_adapter_is_what_comfyui_merges(tmp_path: Path, *, of_output: bool) -> None:
+    """Rows with one, with two, with none, each at a scale of its own."""
+    noise = torch.Generator().manual_seed(13)
+    torch.manual_seed(13)
+    module = Two()
+    before = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    merged: dict[str, dict[str, Tensor]] = {}
+    for name in ("one", "two"):
+        tensors: dict[str, Tensor] = {}
+        merged[name] = {}
+        for layer, rank in (("conv", 2), ("line", 3)):
+            weight = before[f"{layer}.weight"]
+            outs, *ins = weight.shape
+            down, up = torch.randn(rank, *ins, generator=noise), torch.randn(outs, rank, generator=noise)
+            whole = weight + torch.tensordot(up, down, 1) * 0.5
+            dims = [dim for dim in range(weight.dim()) if dim != (0 if of_output else 1)]
+            lengths = whole.square().sum(dims, keepdim=True).sqrt()
+            magnitude = lengths * (0.5 + torch.rand(lengths.shape, generator=noise))
+            merged[name][layer] = whole * magnitude / lengths - weight
+            tensors |= {f"lora_unet_{layer}.lora_down.weight": down, f"lora_unet_{layer}.dora_scale": magnitude}
+            tensors |= {
+                f"lora_unet_{layer}.lora_up.weight": up.reshape(outs, rank, *[1] * (weight.dim() - 2)),
+                f"lora_unet_{layer}.alpha": torch.tensor(rank * 0.5),
+            }
+        save_file(tensors, tmp_path / f"{name}.safetensors")
+    one, two = (
+        read_lora(tmp_path / f"{name}.safetensors", {"unet": module}, torch.device("cpu")) for name in ("one", "two")
+    )
+    pixels, rows = torch.randn(4, 6, 5, 5, generator=noise), [((one, 1.0),), (), ((one, 0.4), (two, -0.7)), ()]
+    with torch.no_grad():
+        with Adapted(module, "unet").using(rows):
+            ours = module(pixels)
+        scales = [{"one": 1.0}, {}, {"one": 0.4, "two": -0.7}, {}]
+        for row, asked in enumerate(scales):
+            for layer in ("conv", "line"):
+                delta = sum(scale * merged[name][layer] for name, scale in asked.items())
+                getattr(module, layer).weight.copy_(before[f"{layer}.weight"] + delta)
+            torch.testing.assert_close(ours[row], module(pixels)[row], rtol=1e-4, atol=1e-4)
+
+
+def test_a_weight_decomposed_adapter_of_another_size_is_refused(rig: Rig, folder: Path, tmp_path: Path) -> None:
+    tensors = load_file(folder / "style0.safetensors") | {f"unet.{QUERY}.lora_magnitude_vector": torch.ones(99)}
+    save_file(tensors, tmp_path / "dora.safetensors")
+    with pytest.raises(ValueError, match=r"attn1\.to_q: its magnitudes are \(99,\)"):
+        rig.family.load_lora(tmp_path / "dora.safetensors")
+
+
 def test_scale_zero_is_the_base_picture(rig: Rig, folder: Path) -> None:
     drawn = rig.draw([adapted(folder, ("style0", 0.0))])[0][0]
     assert torch.equal(drawn.latents, rig.draw([request()])[0][0].latents)
@@ -201,7 +285,7 @@ def test_a_lora_of_another_shape_is_refused_with_the_layer_named(rig: Rig, folde
 @pytest.mark.parametrize(
     ("names", "told"),
     [
-        ([f"unet.{QUERY}.lora_magnitude_vector"], "lora_magnitude_vector"),
+        (["unet.conv_in.lora_magnitude_vector"], r"1 \('unet\.conv_in"),  # of a layer without factors
         ([f"unet.{QUERY}.lora_B.bias"], r"1 \('unet\.down_blocks.*lora_B\.bias'\)"),
         (["unet.mid_block.resnets.0.conv2.diff"], r"1 \('unet\.mid_block"),
         ([f"unet.{QUERY}.lora.up.weight"], r"1 \('unet\.down_blocks.*lora\.up"),  # its other half is missing

@@ -1,6 +1,6 @@
 """LoRA adapters that stay apart from the weights: each row of a call adds its own low-rank product. Hu et al. 2021.
 
-Reads the layouts of diffusers, peft and kohya, LoHa and LoCon too. Must not merge anything into a model or know of
+Reads the layouts of diffusers, peft and kohya, LyCORIS' and DoRA too. Must not merge anything into a model or know of
 sessions.
 """
 
@@ -20,6 +20,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mezzotint.families.dora import MAGNITUDES, Gain, decompose
 from mezzotint.families.lycoris import as_plain
 from mezzotint.headers import PEFT_CONFIG, lora_file, peft_config
 
@@ -32,7 +33,7 @@ _DOWN = (
 )
 _UP = (".lora_B.weight", ".lora.up.weight", ".lora_up.weight", "_lora.up.weight", ".lora_linear_layer.up.weight")
 _KOHYA = {"lora_unet_": "unet", "lora_te_": "text_encoder", "lora_te1_": "text_encoder", "lora_te2_": "text_encoder_2"}
-_OTHER_KINDS = ("hada_t1", "oft_diag", "dora_scale", "lora_magnitude_vector")
+_OTHER_KINDS = ("hada_t1", "oft_diag")
 _WITHOUT_EFFECT = (".alpha", "position_ids")  # alphas are read with their factors
 _SHOWN = 3  # names of tensors in an error
 
@@ -43,6 +44,11 @@ class Factors:
 
     down: Tensor
     up: Tensor
+    gain: Gain | None = None  # of a weight-decomposed one
+
+    @property
+    def bytes(self) -> int:
+        return self.down.nbytes + self.up.nbytes + (self.gain.channels.nbytes if self.gain else 0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False, weakref_slot=True)
@@ -53,8 +59,7 @@ class Lora:
 
     @property
     def bytes(self) -> int:
-        tensors = (tensor for part in self.parts.values() for pair in part.values() for tensor in (pair.down, pair.up))
-        return sum(tensor.nbytes for tensor in tensors)
+        return sum(pair.bytes for part in self.parts.values() for pair in part.values())
 
 
 LoraSet = tuple[tuple[Lora, float], ...]  # adapters with their scales
@@ -88,12 +93,25 @@ def read_lora(path: Path, modules: Mapping[str, nn.Module], device: torch.device
             raise ValueError(f"it adapts {name} of the {part} twice")
         down, up = _shaped(down.float(), up.float(), layers[part][name], name)
         scale = scaling.of(stem, part, name, rank=len(down))
-        parts[part][name] = Factors(down.to(device), (up * scale).to(device))
+        pair = Factors(down.to(device), (up * scale).to(device))
+        magnitude = next((stem + end for end in MAGNITUDES if stem + end in tensors), None)
+        if magnitude is not None:
+            left.remove(magnitude)
+            pair = _decomposed(pair, tensors[magnitude], layers[part][name], name, magnitude)
+        parts[part][name] = pair
     if left:
         raise ValueError(f"{_few(left)} of its tensors fit nothing in this model")
     if not parts:
         raise ValueError("it holds no LoRA factors of a known layout")
     return Lora(parts=parts)
+
+
+def _decomposed(pair: Factors, magnitude: Tensor, layer: nn.Module, name: str, key: str) -> Factors:
+    of_output = None if key.endswith(MAGNITUDES[0]) else True
+    try:
+        return Factors(*decompose(pair.down, pair.up, magnitude, cast(Tensor, layer.weight), of_output=of_output))
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
 def _few(names: Iterable[str]) -> str:
@@ -150,17 +168,22 @@ class Adapted:
             return None
         rows = stacked.rows
         if len(rows) == len(output):
-            return output + _product(layer, inputs[0], stacked)
-        return output.index_add(0, rows, _product(layer, inputs[0][rows], stacked))
+            return output + _addition(layer, inputs[0], output, stacked)
+        return output.index_add(0, rows, _addition(layer, inputs[0][rows], output[rows], stacked))
 
 
 @dataclass(frozen=True, slots=True)
 class _Stacked:
-    """The factors of one layer for the rows that have any, (m,): down (m, r, ...), up (m, out, r), scales within."""
+    """The factors of one layer for the rows that have any, (m,): down (m, r, ...), up (m, out, r), scales within.
+
+    The gains of output and input, (m, out) and (m, in), where an adapter has any.
+    """
 
     rows: Tensor
     down: Tensor
     up: Tensor
+    of_output: Tensor | None
+    of_input: Tensor | None
 
 
 def _stack(rows: Sequence[LoraSet], part: str, name: str, dtype: torch.dtype) -> _Stacked | None:
@@ -176,7 +199,49 @@ def _stack(rows: Sequence[LoraSet], part: str, name: str, dtype: torch.dtype) ->
     ups = [torch.cat([pair.up * scale for pair, scale in pairs], dim=1).T for pairs in found.values()]
     down = nn.utils.rnn.pad_sequence(downs, batch_first=True)
     up = nn.utils.rnn.pad_sequence(ups, batch_first=True).transpose(1, 2)
-    return _Stacked(torch.tensor(list(found), device=down.device), down.to(dtype), up.to(dtype))
+    return _Stacked(
+        rows=torch.tensor(list(found), device=down.device),
+        down=down.to(dtype),
+        up=up.to(dtype),
+        of_output=_gains([*found.values()], dtype, of_output=True),
+        of_input=_gains([*found.values()], dtype, of_output=False),
+    )
+
+
+def _gains(rows: Sequence[Sequence[tuple[Factors, float]]], dtype: torch.dtype, *, of_output: bool) -> Tensor | None:
+    """Added up over a row's adapters."""
+    wanted = [
+        [scale * pair.gain.channels for pair, scale in pairs if pair.gain and pair.gain.of_output is of_output]
+        for pairs in rows
+    ]
+    some = next((gains[0] for gains in wanted if gains), None)
+    if some is None:
+        return None
+    return torch.stack([sum(gains, torch.zeros_like(some)) for gains in wanted]).to(dtype)
+
+
+def _addition(layer: nn.Module, inputs: Tensor, output: Tensor, stacked: _Stacked) -> Tensor:
+    """What the adapters add to the layer's output for their rows."""
+    added = _product(layer, inputs, stacked)
+    if stacked.of_output is not None:
+        added = added + _spread(stacked.of_output, layer, output) * _without_bias(layer, output)
+    if stacked.of_input is not None:
+        added = added + _without_bias(layer, layer.forward(_spread(stacked.of_input, layer, inputs) * inputs))
+    return added
+
+
+def _spread(gains: Tensor, layer: nn.Module, values: Tensor) -> Tensor:
+    """(m, channels) over all else that values have: channels are second in a convolution, else last."""
+    middle = [1] * (values.dim() - 2)
+    shape = (len(gains), -1, *middle) if isinstance(layer, nn.Conv2d) else (len(gains), *middle, -1)
+    return gains.reshape(shape)
+
+
+def _without_bias(layer: nn.Module, output: Tensor) -> Tensor:
+    bias = cast("Tensor | None", layer.bias)
+    if bias is None:
+        return output
+    return output - (bias[:, None, None] if isinstance(layer, nn.Conv2d) else bias)
 
 
 def _product(layer: nn.Module, inputs: Tensor, stacked: _Stacked) -> Tensor:
