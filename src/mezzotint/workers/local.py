@@ -36,9 +36,9 @@ _SET = {
     # Keep freed pages: glibc gives them back after every layer otherwise, and faults them in again.
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(16 << 30),
-    # A thread without work looks for more for a third of a millisecond (decision 007), which outlasts the gaps within a
-    # model call. Unset it is 15 times as long: then its core is not free either for what happens between two calls.
-    "GOMP_SPINCOUNT": "20000",
+    # A thread without work looks for more for a sixth of a millisecond (decision 007), which outlasts the gaps within a
+    # model call. Unset it is 30 times as long: then its core is not free either for what happens between two calls.
+    "GOMP_SPINCOUNT": "10000",
 }
 
 
