@@ -175,14 +175,25 @@ async def test_a_connection_cut_in_mid_commit_leaves_nothing_and_says_so(store: 
     assert await claim(store)
 
 
+CUT = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'mezzotint' AND datname = ?"
+
+
+async def test_a_read_over_a_connection_that_was_cut_asks_again_over_a_new_one(
+    store: Store, postgres: Postgres
+) -> None:
+    await add(store)
+    for _ in range(5):
+        postgres.raw(CUT, postgres.name)  # while the loop stands still: nobody has heard of it yet
+        assert (await known(store)).state is QUEUED
+
+
 async def test_connections_that_an_operator_cuts_cost_at_most_one_refusal_each(
     store: Store, postgres: Postgres
 ) -> None:
-    cut = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'mezzotint' AND datname = ?"
     for turn in range(20):
         session_id = f"ses_{turn:02}"
         assert await add(store, session_id)
-        await asyncio.to_thread(postgres.raw, cut, postgres.name)
+        await asyncio.to_thread(postgres.raw, CUT, postgres.name)
         for _ in range(2):
             try:
                 cancelled = await store.request_cancel(session_id, now=1.0)

@@ -111,7 +111,12 @@ class Database:
 
         async def run() -> T:
             with self._engines.translated():
-                return await self._engines.readers.run(body)
+                try:
+                    return await self._engines.readers.run(body)
+                except DBAPIError as error:
+                    if not error.connection_invalidated:
+                        raise
+                return await self._engines.readers.run(body)  # the connection was cut; a new one may be had
 
         return await self.unbroken(run)
 
