@@ -58,17 +58,20 @@ class Limits:
 
         When not many more than those are `waiting` it is all of them: a few left behind would run in small calls.
         """
-        known = self._learned.get(_shape(key), Learned())
-        held, enough = self._held(known), self.cap(key)
+        if (known := self._learned.get(_shape(key))) is None:
+            return self._most
+        held, enough = self._held(known), self._cap(known)
         if known.calls % LOOK_AGAIN == LOOK_AGAIN - 1:
             return held
         return min(held, waiting) if enough < waiting <= enough * LEFT_BEHIND else enough
 
     def cap(self, key: BatchKey) -> int:
         """The same without looking at what waits, or what may have changed."""
-        known = self._learned.get(_shape(key), Learned())
-        held = self._held(known)
-        return min(held, known.enough or held)
+        known = self._learned.get(_shape(key))
+        return self._most if known is None else self._cap(known)
+
+    def _cap(self, known: Learned) -> int:
+        return min(self._held(known), known.enough or self._most)
 
     def _held(self, known: Learned) -> int:
         """Rows that memory holds, as far as is known."""

@@ -226,6 +226,7 @@ def _addition(layer: nn.Module, inputs: Tensor, output: Tensor, stacked: _Stacke
     if stacked.of_output is not None:
         added = added + _spread(stacked.of_output, layer, output) * _without_bias(layer, output)
     if stacked.of_input is not None:
+        # its forward alone: to call the layer would come here again
         added = added + _without_bias(layer, layer.forward(_spread(stacked.of_input, layer, inputs) * inputs))
     return added
 
