@@ -143,6 +143,18 @@ def test_a_worker_takes_up_what_earlier_ones_found_out(rig: Rig) -> None:
     assert all(one.extra_bytes is None for one in told)
 
 
+def test_the_cap_that_is_told_is_not_that_of_the_call_which_looks_for_a_larger_one(rig: Rig) -> None:
+    step = wire.Work(what="step", model="tiny", height=8, width=8, windows=1, rows=2)
+    things = tuple(
+        wire.Thing(work=msgspec.structs.replace(step, rows=rows), seconds=seconds, calls=3, held=True, has_memory=True)
+        for rows, seconds in ((2, 0.002), (8, 0.008))  # alike for each row: more of them gain nothing
+    )
+    rig.engine.know(wire.Known(things=things))
+    rig.submit("a", request(num_inference_steps=120))
+    rig.run()
+    assert {one.cap for one in rig.measured if one.work.what == "step"} == {2}
+
+
 def test_what_memory_does_not_hold_is_told(rig: Rig) -> None:
     rig.toy.room = 1
     rig.submit("a")
