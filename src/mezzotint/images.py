@@ -5,6 +5,7 @@ What is written holds only what determines the picture, so that equal pixels giv
 
 import io
 import json
+import zlib
 from typing import Any
 
 import msgspec
@@ -17,6 +18,8 @@ from mezzotint.request import Output, Request
 
 MAX_METADATA_BYTES = 64 * 1024
 THUMBNAIL_PX = 256
+# Of drawn pictures little repeats but runs: to look for more takes twice as long, and files come out larger.
+_PNG = {"compress_level": 1, "compress_type": zlib.Z_RLE}
 _MAX_EXIF_BYTES = 60 * 1024
 _MAX_JPEG_EXIF_BYTES = 65_533  # of one segment; a WebP's has no end
 
@@ -60,7 +63,7 @@ def encode(
     if len(record) > MAX_METADATA_BYTES:
         record = ""
     if output.format == "png":
-        image.save(file, "PNG", pnginfo=_png_text(text, record), compress_level=4)
+        image.save(file, "PNG", pnginfo=_png_text(text, record), **_PNG)
     else:
         exif = _exif(text, record)
         if output.format == "jpeg" and len(exif) > _MAX_JPEG_EXIF_BYTES:
@@ -83,7 +86,7 @@ def preview(pixels: "np.ndarray[Any, np.dtype[np.uint8]]", output: Output, max_p
     """(H, W, 3) uint8 to a small file of the output's format, without parameters, with its width and height."""
     image, file = Image.fromarray(pixels, "RGB"), io.BytesIO()
     image.thumbnail((max_px, max_px))
-    options = {"compress_level": 1} if output.format == "png" else {"quality": output.quality}
+    options = _PNG if output.format == "png" else {"quality": output.quality}
     image.save(file, output.format.upper(), **options)
     return file.getvalue(), image.width, image.height
 

@@ -46,8 +46,8 @@ class Residents:
 
     @property
     def bytes(self) -> int:
-        """Of all that is loaded."""
-        return sum(part.bytes for part in self._parts.values())
+        """Of all that is loaded. Any thread may ask."""
+        return sum(self._sizes[key[-1]] for key in list(self._parts))
 
     def has(self, model: ModelRef) -> bool:
         return (model,) in self._parts
@@ -98,8 +98,8 @@ class Residents:
         """In its place, unless it was read for a model that has gone meanwhile."""
         if len(key) > 1 and key[:1] not in self._parts:
             return
+        self._sizes[key[-1]] = loaded.bytes  # asked once: to add up a model's tensors takes more than a millisecond
         self._parts[key] = loaded
-        self._sizes[key[-1]] = loaded.bytes
         self._shrink(0, {key, *(used for submit in needed for used in _keys(submit))})  # it may have come out larger
 
     def free(self, needed: Iterable[Submit]) -> bool:

@@ -27,12 +27,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mezzotint.engine.engine import Engine
+    from mezzotint.engine.telling import Event
     from mezzotint.families.base import Family
     from mezzotint.families.sd import StableDiffusion
 
 log = logging.getLogger("mezzotint.worker")
 
 HEARTBEAT_S = 1.0
+BUNDLE_S = 0.1  # of progress
 NICENESS = 5  # the API process answers first; it needs little
 _DTYPES = {"cpu": ("float32", "bfloat16"), "cuda": ("float32", "bfloat16", "float16")}
 WEIGHTS_SHARE = 0.5  # of the memory that a worker may take; calls need room too
@@ -69,6 +71,8 @@ class Worker:
         self._is_wanted = False  # a session has come
         self._refused: dict[str, str] = {}  # model -> why torch float32 runs it though another was wanted
         self._moved = time.monotonic()
+        self._told_at = 0.0
+        self._waiting = b""  # frames that go with the next
 
     def run(self) -> None:
         threading.Thread(target=self._read, name="read", daemon=True).start()
@@ -84,20 +88,35 @@ class Worker:
                 if taken is None:
                     os._exit(0)
                 self._take(engine, *taken)
-            self._send(b"".join(wire.frame(message, blob) for message, blob in engine.step()))
+            self._tell(engine.step())
             self._moved = time.monotonic()
 
     def send(self, message: wire.FromWorker, blob: bytes = b"") -> None:
         self._send(wire.frame(message, blob))
 
-    def _send(self, frames: bytes) -> None:
-        """All of a step at once: each piece would wake the API process, which takes a core from the next call."""
+    def _tell(self, events: "list[Event]") -> None:
+        """All of a step at once, and progress of short ones in bundles: each piece would wake the API process, which
+        takes a core from the next call. What has to wait goes with the next message, a heartbeat at the latest.
+        """
+        now = time.monotonic()
+        waits = now - self._told_at < BUNDLE_S and all(isinstance(message, wire.Progress) for message, _ in events)
+        if not waits:
+            self._told_at = now
+        self._send(b"".join(wire.frame(message, blob) for message, blob in events), waits=waits)
+
+    def _send(self, frames: bytes, *, waits: bool = False) -> None:
         with self._sending:
-            half = len(frames) // 2 if failpoints.is_armed("ipc.mid_frame") else 0
+            self._waiting += frames
+            if waits or not self._waiting:
+                return
+            frames, self._waiting = self._waiting, b""
             try:
-                self._connection.sendall(frames[:half])
-                failpoints.reached("ipc.mid_frame")
-                self._connection.sendall(frames[half:])
+                if failpoints.is_armed("ipc.mid_frame"):
+                    half = len(frames) // 2
+                    self._connection.sendall(frames[:half])
+                    failpoints.reached("ipc.mid_frame")
+                    frames = frames[half:]
+                self._connection.sendall(frames)
             except OSError:
                 os._exit(0)  # the API process is gone; nobody is left to tell
 
