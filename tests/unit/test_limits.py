@@ -1,4 +1,4 @@
-from dataclasses import replace
+from msgspec.structs import replace
 
 from mezzotint.engine.limits import ENOUGH_CALLS, LOOK_AGAIN, TRY_AGAIN, Limits
 from mezzotint.engine.trajectory import BatchKey

@@ -9,7 +9,9 @@ what a call costs, and what each row adds.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+
+import msgspec
 
 from mezzotint.engine.trajectory import BatchKey
 from mezzotint.workers import wire
@@ -129,7 +131,7 @@ class Limits:
 
 
 def _shape(key: BatchKey) -> BatchKey:
-    return replace(key, alone="") if key.alone else key
+    return msgspec.structs.replace(key, alone="") if key.alone else key
 
 
 def _enough(seen: dict[int, Seen]) -> int | None:

@@ -25,7 +25,8 @@ class Sampler:
         self._scheduler = _scheduler(request, config, seed)
         self._scheduler.set_timesteps(_Steps(request.num_inference_steps))
         skipped = (request.num_inference_steps - request.steps) * self._scheduler.order  # by `strength`
-        self._timesteps = self._scheduler.timesteps[skipped:]
+        timesteps: Tensor = self._scheduler.timesteps[skipped:]
+        self._timesteps, self._moments = tuple(timesteps), timesteps.to(torch.float32).tolist()
         if hasattr(self._scheduler, "set_begin_index"):  # else it looks for a timestep that may be there twice
             self._scheduler.set_begin_index(skipped)
         self._generator = torch.Generator("cpu").manual_seed(seed)
@@ -64,6 +65,12 @@ class Sampler:
     @property
     def timestep(self) -> Tensor:
         return self._timesteps[self.calls]
+
+    @property
+    def moment(self) -> float:
+        """The timestep as the model is told it."""
+        moment: float = self._moments[self.calls]
+        return moment
 
     def scaled(self, latents: Tensor) -> Tensor:
         """Latents as the model wants to see them at this timestep."""

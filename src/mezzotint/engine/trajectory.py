@@ -3,8 +3,9 @@ run a model.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -17,8 +18,7 @@ from mezzotint.session import Usage
 from mezzotint.workers.wire import Submit
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class BatchKey:
+class BatchKey(msgspec.Struct, frozen=True, kw_only=True):
     """Trajectories of equal keys can share a model call. Everything else about them may differ."""
 
     model: str  # digest
@@ -141,11 +141,11 @@ class Trajectory:
     def part(self, alone: str) -> None:
         """Share no call until one has gone well; after the second time for good, since it may not suit its company."""
         self.parted += 1
-        self.key = replace(self.key, alone=alone)
+        self.key = msgspec.structs.replace(self.key, alone=alone)
 
     def rejoin(self) -> None:
         if self.parted == 1 and self.key.alone:
-            self.key = replace(self.key, alone="")
+            self.key = msgspec.structs.replace(self.key, alone="")
 
     def advance(self, output: Tensor) -> None:
         """Take the model's output for its rows, (rows, channels, height, width), the negative one first."""
@@ -173,7 +173,7 @@ def rows_of(members: Sequence[Trajectory]) -> Rows:
     loras, controls = [], []
     for one in members:
         latents += [one.sampler.scaled(one.latents)] * one.rows
-        timesteps += [one.sampler.timestep.to(torch.float32)] * one.rows
+        timesteps += [one.sampler.moment] * one.rows
         texts += one.texts
         extra += [one.extra] * one.rows
         loras += [one.loras] * one.rows
@@ -182,7 +182,7 @@ def rows_of(members: Sequence[Trajectory]) -> Rows:
     pooled = [text.pooled for text in texts if text.pooled is not None]
     return Rows(
         latents=torch.cat(latents),
-        timesteps=torch.stack(timesteps),
+        timesteps=torch.tensor(timesteps),
         hidden=torch.stack([text.hidden for text in texts]),
         pooled=torch.stack(pooled) if pooled else None,
         extra=torch.cat(masks) if masks else None,

@@ -80,12 +80,12 @@ class Blobs:
         temporary = folder / f".{secrets.token_hex(8)}.tmp"
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            sync_folder(self._root)
             write_new(temporary, data)
             failpoints.reached("store.tmp_written")
             temporary.rename(folder / sha256)
             failpoints.reached("store.renamed")
             sync_folder(folder)
+            sync_folder(self._root)  # last: the journal of a file system has its entry by then, as a rule
         except OSError as error:
             with contextlib.suppress(OSError):
                 temporary.unlink(missing_ok=True)
