@@ -101,7 +101,7 @@ async def test_bytes_are_synced_before_the_name_and_the_name_before_the_answer(
     blobs: Blobs, disk_calls: list[str]
 ) -> None:
     await blobs.put("ses_1", b"a")
-    assert disk_calls == ["fsync folder", "fsync file", "rename", "fsync folder"]
+    assert disk_calls == ["fsync file", "rename", "fsync folder", "fsync folder"], "its own folder, and the one above"
 
 
 @pytest.mark.parametrize(
