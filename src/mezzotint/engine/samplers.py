@@ -33,6 +33,8 @@ class Sampler:
         accepted = inspect.signature(self._scheduler.step).parameters
         offered = {"generator": self._generator, "eta": request.eta}
         self._step_options = {name: value for name, value in offered.items() if name in accepted}
+        whole = accepted["timestep"].annotation is int  # then numbers do, and take less than tensors
+        self._stepped = timesteps.tolist() if whole else self._timesteps
         self.steps = request.steps
         self.calls = 0
         self.total = len(self._timesteps)
@@ -94,7 +96,7 @@ class Sampler:
     def advance(self, output: Tensor, latents: Tensor) -> Tensor:
         """Take one model output; returns the next latents."""
         options = dict(self._step_options, return_dict=False)
-        moved: Tensor = self._scheduler.step(output, self.timestep, latents, **options)[0]
+        moved: Tensor = self._scheduler.step(output, self._stepped[self.calls], latents, **options)[0]
         self.calls += 1
         return moved
 

@@ -81,6 +81,12 @@ class Worker:
             _behind_others(_import)
             failpoints.reached("spare.warming")
         engine = self._engine = self._start_engine()
+        import torch
+
+        with torch.inference_mode():
+            self._loop(engine)
+
+    def _loop(self, engine: "Engine") -> None:
         while True:
             while engine.idle or not self._inbox.empty():
                 taken = self._inbox.get()
@@ -247,7 +253,6 @@ class Worker:
             self.send(wire.DeviceFailed(message=message))
             os._exit(1)
         torch.set_num_threads(self._threads)
-        torch.set_grad_enabled(False)
         if self._device_id.startswith("cpu"):
             products.choose()
         device = torch.device(
