@@ -93,6 +93,14 @@ class Trajectory:
     waited_s: float = 0.0  # how long those took
     parted: int = 0  # calls beside others that failed
     checked_calls: int = 0  # of its sampler, when its state was last taken
+    hidden: Tensor = field(init=False)  # (rows, tokens, channels): its texts, the negative one first, put together once
+    pooled: Tensor | None = field(init=False)  # (rows, channels)
+
+    def __post_init__(self) -> None:
+        texts = [self.text] if self.negative is None else [self.negative, self.text]
+        pooled = [text.pooled for text in texts if text.pooled is not None]
+        self.hidden = torch.stack([text.hidden for text in texts])
+        self.pooled = torch.stack(pooled) if pooled else None
 
     @property
     def rows(self) -> int:
@@ -124,11 +132,6 @@ class Trajectory:
         self.passed, self.checked_calls, self.estimate, self.shown_decoded = self.sampler.steps, 0, None, False
         self.key, self.sampler, self.controls = self.second.key, self.second.sampler, self.second.controls
         self.latents, self.second = latents, None
-
-    @property
-    def texts(self) -> list[Conditioning]:
-        """One for each of its rows, the negative one first."""
-        return [self.text] if self.negative is None else [self.negative, self.text]
 
     def row_controls(self) -> list[tuple[Control, ...]]:
         """The ControlNets at work in the coming call, for each of its rows."""
@@ -169,26 +172,28 @@ def _control(plan: ControlPlan) -> Control:
 
 def rows_of(members: Sequence[Trajectory]) -> Rows:
     """What one model call takes for all of them, in their order."""
-    latents, timesteps, texts, extra = [], [], [], []
-    loras, controls = [], []
+    latents, timesteps, extra, loras, controls = [], [], [], [], []
     for one in members:
         latents += [one.sampler.scaled(one.latents)] * one.rows
         timesteps += [one.sampler.moment] * one.rows
-        texts += one.texts
         extra += [one.extra] * one.rows
         loras += [one.loras] * one.rows
         controls += one.row_controls()
     masks = [mask for mask in extra if mask is not None]
-    pooled = [text.pooled for text in texts if text.pooled is not None]
+    pooled = [one.pooled for one in members if one.pooled is not None]
     return Rows(
         latents=torch.cat(latents),
         timesteps=torch.tensor(timesteps),
-        hidden=torch.stack([text.hidden for text in texts]),
-        pooled=torch.stack(pooled) if pooled else None,
+        hidden=_together([one.hidden for one in members]),
+        pooled=_together(pooled) if pooled else None,
         extra=torch.cat(masks) if masks else None,
         loras=tuple(loras) if any(loras) else (),
         controls=tuple(controls) if any(controls) else (),
     )
+
+
+def _together(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
