@@ -48,8 +48,8 @@ MUTATIONS = [
     Mutation(
         name="skip the fsync of the database",
         file="store/sqlite.py",
-        before='"PRAGMA journal_mode=WAL", "PRAGMA synchronous=FULL"',
-        after='"PRAGMA journal_mode=WAL", "PRAGMA synchronous=NORMAL"',
+        before='else "FULL"',
+        after='else "NORMAL"',
         noticed_by=POWER,
     ),
     Mutation(

@@ -257,6 +257,27 @@ async def test_one_connection_checkpoints_and_fsyncs_and_the_others_cannot_write
         await store.close()
 
 
+async def test_a_claim_alone_waits_for_no_disk(sqlite: Sqlite) -> None:
+    """A power cut undoes it, and ends the worker that it was for."""
+    levels: list[str] = []
+
+    def note(_connection: Any, _cursor: Any, statement: str, *_others: Any) -> None:
+        if "synchronous" in statement:
+            levels.append(statement.partition("=")[2])
+
+    store = await Store.open(sqlite.url)
+    event.listen(Engine, "before_cursor_execute", note)
+    try:
+        await add(store)
+        assert await store.claim(ID, worker="w", device="cpu:0", now=2.0) is not None
+        assert await store.request_pause(ID) is not None
+        assert await store.request_cancel(ID, now=3.0) is not None
+    finally:
+        event.remove(Engine, "before_cursor_execute", note)
+        await store.close()
+    assert levels == ["FULL", "NORMAL", "FULL", "FULL"]
+
+
 async def test_close_leaves_one_file_and_no_thread(sqlite: Sqlite) -> None:
     before = set(threading.enumerate())
     store = await Store.open(sqlite.url)

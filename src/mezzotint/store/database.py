@@ -14,7 +14,7 @@ from sqlalchemy.exc import DBAPIError
 
 from mezzotint.errors import TryLater
 from mezzotint.events import Events
-from mezzotint.store import engines, journal
+from mezzotint.store import engines, journal, kinds
 from mezzotint.store.changes import Work
 
 log = structlog.get_logger(__name__)
@@ -58,17 +58,20 @@ class Database:
         running.add_done_callback(self._calls.discard)
         return await asyncio.shield(running)
 
-    async def write(self, body: Callable[[Work], T]) -> T:
-        """One transaction, committed unless the body raises. The body runs in a thread, or between two waits."""
+    async def write(self, body: Callable[[Work], T], *, unsynced: bool = False) -> T:
+        """One transaction, committed unless the body raises. The body runs in a thread, or between two waits.
+
+        `unsynced`: what it changes may be lost with the machine's power.
+        """
 
         async def run() -> T:
             self.check_doubt()
             async with self.writing:
-                return await self.transaction(body)
+                return await self.transaction(body, unsynced=unsynced)
 
         return await self.unbroken(run)
 
-    async def transaction(self, body: Callable[[Work], T]) -> T:
+    async def transaction(self, body: Callable[[Work], T], *, unsynced: bool = False) -> T:
         """Owns the database from its first statement; commits unless the body raises. Only inside `writing`.
 
         What the body has to tell is written with it and told once it is committed.
@@ -79,7 +82,7 @@ class Database:
                     await self._engines.kind.mend(self._engines.writer)
                     self._broken = False
                     log.info("the database's disk takes writes again")
-                done = await self._engines.writer.run(functools.partial(self._written, body, held))
+                done = await self._engines.writer.run(functools.partial(self._written, body, held, unsynced))
             if done.in_doubt is not None:
                 await self._settle(done.in_doubt)
             if done.work.posted:
@@ -89,7 +92,10 @@ class Database:
                     self._events.tell(*told)
             return done.answer
 
-    def _written(self, body: Callable[[Work], T], held: contextlib.ExitStack, connection: Connection) -> "_Done[T]":
+    def _written(
+        self, body: Callable[[Work], T], held: contextlib.ExitStack, unsynced: bool, connection: Connection
+    ) -> "_Done[T]":
+        connection = connection.execution_options(**{kinds.UNSYNCED: unsynced})
         mark = self._engines.kind.mark(connection)
         work = Work(connection)
         answer = body(work)

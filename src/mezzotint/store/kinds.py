@@ -7,6 +7,10 @@ from sqlalchemy import URL, Connection
 
 T = TypeVar("T")
 
+# An execution option of a transaction that a power cut may undo, since then whoever acted upon it is gone too: where
+# that holds, its commit need not wait for the disk. What is committed behind it is never kept without it.
+UNSYNCED = "unsynced"
+
 
 class Engine(Protocol):
     """Connections on which whole transactions run: a caller waits for one answer, not for each statement's."""

@@ -76,7 +76,7 @@ _STORED = select(func.sum(images.c.bytes)).select_from(_DRAWN_FOR).where(_THEIRS
 
 
 class Store:
-    """Rows that outlive the process. What a method returns is committed and fsynced.
+    """Rows that outlive the process. What a method returns is committed and, but for a claim, fsynced.
 
     A method that changes a session returns it as it is afterwards, or None when the change came too late or from an
     attempt that no longer owns the session; then nothing changed, and the caller drops its result. Any method raises
@@ -224,7 +224,7 @@ class Store:
                 expire(work, session_id, now, as_of)
             return claimed
 
-        claimed = await self._database.write(run)
+        claimed = await self._database.write(run, unsynced=True)  # a power cut ends the attempt too: it is queued again
         failpoints.reached("claim.after_commit")
         self._intake.left(now)
         return claimed

@@ -13,16 +13,16 @@ from sqlalchemy import URL, Connection, create_engine, event
 from sqlalchemy.exc import DBAPIError
 
 from mezzotint.errors import SetupError, TryLater
-from mezzotint.store.kinds import Engine
+from mezzotint.store.kinds import UNSYNCED, Engine
 
 READERS = 4
 
 T = TypeVar("T")
 
 _COMMON = ("PRAGMA foreign_keys=ON",)
-_WRITER = (*_COMMON, "PRAGMA journal_mode=WAL", "PRAGMA synchronous=FULL")
+_WRITER = (*_COMMON, "PRAGMA journal_mode=WAL")
 # invariant: only the writer checkpoints; SQLite before 3.51.3 can corrupt when two connections do so at one instant
-_BESIDE = (*_COMMON, "PRAGMA wal_autocheckpoint=0", "PRAGMA synchronous=FULL")
+_BESIDE = (*_COMMON, "PRAGMA wal_autocheckpoint=0")
 _READER = (*_COMMON, "PRAGMA wal_autocheckpoint=0", "PRAGMA query_only=ON")
 
 _WRITES = "BEGIN IMMEDIATE"
@@ -70,6 +70,9 @@ class Threads:
         def open_transaction(connection: Connection) -> None:
             if begin == _WRITES and _file(url) != connection.info["file"]:
                 raise _Gone  # what is written now goes with the last one who has the file open
+            if begin == _WRITES:
+                level = "NORMAL" if connection.get_execution_options().get(UNSYNCED) else "FULL"
+                connection.exec_driver_sql(f"PRAGMA synchronous={level}")
             connection.exec_driver_sql(begin)
 
     async def run(self, body: Callable[[Connection], T]) -> T:
