@@ -94,13 +94,13 @@ class Worker:
                 if taken is None:
                     os._exit(0)
                 self._take(engine, *taken)
-            self._tell(engine.step())
+            self.tell(engine.step())
             self._moved = time.monotonic()
 
     def send(self, message: wire.FromWorker, blob: bytes = b"") -> None:
         self._send(wire.frame(message, blob))
 
-    def _tell(self, events: "list[Event]") -> None:
+    def tell(self, events: "list[Event]") -> None:
         """All of a step at once, and progress of short ones in bundles: each piece would wake the API process, which
         takes a core from the next call. What has to wait goes with the next message, a heartbeat at the latest.
         """
