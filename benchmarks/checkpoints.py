@@ -20,7 +20,7 @@ from benchmarks import machine
 from benchmarks.engine_overhead import request_of
 from mezzotint.catalog import BUNDLED, BUNDLED_MODEL
 from mezzotint.checkpoints import Checkpoint, Checkpoints
-from mezzotint.engine import engine as engine_module
+from mezzotint.engine import telling
 from mezzotint.engine.engine import Engine
 from mezzotint.engine.meter import HostMeter
 from mezzotint.families import products
@@ -30,7 +30,7 @@ from mezzotint.workers import wire
 
 TURN_S = 2.0
 STEPS = 1000  # so that no session ends before it is measured
-EVERY_S = engine_module.CHECK_S
+EVERY_S = telling.CHECK_S
 CLOCKS = "wall clock", "CPU time"  # the second hardly minds what else the machine does
 
 Rates = tuple[float, float]  # by each clock
@@ -75,7 +75,7 @@ async def _measure(family: StableDiffusion, images: int, turns: int) -> tuple[li
         for turn in range(turns):
             rates: dict[bool, Rates] = {}
             for on in (True, False) if turn % 2 else (False, True):  # neither is always the first
-                engine_module.CHECK_S = EVERY_S if on else math.inf
+                telling.CHECK_S = EVERY_S if on else math.inf
                 steps, started, cpu_started = 0, time.perf_counter(), time.process_time()
                 while (spent := time.perf_counter() - started) < TURN_S:
                     told += _pass_on(engine.step(), checkpoints)

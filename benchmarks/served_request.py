@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from contextlib import closing
+from functools import partial
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -129,7 +130,9 @@ def _round(asked: argparse.Namespace) -> tuple[dict[str, str], dict[str, list[fl
         ) as peer:
             for turn in range(WARM_UP + asked.turns):
                 prompt = f"a rocket of size {turn}"
-                taken = {"bare": _bare(peer, prompt), "served": _served(server, prompt, asked.steps)}
+                sides = {"bare": partial(_bare, peer), "served": partial(_served, server, steps=asked.steps)}
+                order = list(sides)[:: 1 if turn % 2 else -1]  # who goes second is slower, whoever it is
+                taken = {name: sides[name](prompt) for name in order}
                 if turn >= WARM_UP:
                     for name, seconds in taken.items():
                         times[name].append(seconds)
