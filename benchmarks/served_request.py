@@ -131,7 +131,7 @@ def _round(asked: argparse.Namespace) -> tuple[dict[str, str], dict[str, list[fl
             for turn in range(WARM_UP + asked.turns):
                 prompt = f"a rocket of size {turn}"
                 sides = {"bare": partial(_bare, peer), "served": partial(_served, server, steps=asked.steps)}
-                order = list(sides)[:: 1 if turn % 2 else -1]  # who goes second is slower, whoever it is
+                order = list(sides)[:: 1 if turn % 2 else -1]  # neither is always the first
                 taken = {name: sides[name](prompt) for name in order}
                 if turn >= WARM_UP:
                     for name, seconds in taken.items():

@@ -18,7 +18,7 @@ from mezzotint.request import Output, Request
 
 MAX_METADATA_BYTES = 64 * 1024
 THUMBNAIL_PX = 256
-# Of drawn pictures little repeats but runs: to look for more takes twice as long, and files come out larger.
+# Of drawn pictures little repeats but runs: to look for more takes half as long again, and their files come out larger.
 _PNG = {"compress_level": 1, "compress_type": zlib.Z_RLE}
 _MAX_EXIF_BYTES = 60 * 1024
 _MAX_JPEG_EXIF_BYTES = 65_533  # of one segment; a WebP's has no end

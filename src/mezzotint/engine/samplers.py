@@ -26,7 +26,8 @@ class Sampler:
         self._scheduler.set_timesteps(_Steps(request.num_inference_steps))
         skipped = (request.num_inference_steps - request.steps) * self._scheduler.order  # by `strength`
         timesteps: Tensor = self._scheduler.timesteps[skipped:]
-        self._timesteps, self._moments = tuple(timesteps), timesteps.to(torch.float32).tolist()
+        self._timesteps = tuple(timesteps)
+        self._moments: list[float] = timesteps.to(torch.float32).tolist()
         if hasattr(self._scheduler, "set_begin_index"):  # else it looks for a timestep that may be there twice
             self._scheduler.set_begin_index(skipped)
         self._generator = torch.Generator("cpu").manual_seed(seed)
@@ -71,8 +72,7 @@ class Sampler:
     @property
     def moment(self) -> float:
         """The timestep as the model is told it."""
-        moment: float = self._moments[self.calls]
-        return moment
+        return self._moments[self.calls]
 
     def scaled(self, latents: Tensor) -> Tensor:
         """Latents as the model wants to see them at this timestep."""

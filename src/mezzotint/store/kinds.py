@@ -8,7 +8,8 @@ from sqlalchemy import URL, Connection
 T = TypeVar("T")
 
 # An execution option of a transaction that a power cut may undo, since then whoever acted upon it is gone too: where
-# that holds, its commit need not wait for the disk. What is committed behind it is never kept without it.
+# that holds, its commit need not wait for the disk. What is committed behind it is never kept without it. A database
+# on a server, which may lose its power alone, waits all the same.
 UNSYNCED = "unsynced"
 
 
