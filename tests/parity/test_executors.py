@@ -51,7 +51,10 @@ def made(rig: Rig, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def graphs_made(rig: Rig, graphs: Path) -> Path:
-    with torch.no_grad():
+    """With fewer products wherever they fit, as in a wide model."""
+    with torch.no_grad(), pytest.MonkeyPatch.context() as patched:
+        patched.setattr(convert, "UNET_WIDE", 8)
+        patched.setattr(convert, "DECODER_WIDE", 8)
         convert.convert(type(rig.family)(rig.path, torch.device("cpu"), torch.float32), graphs)
     return graphs
 
@@ -136,6 +139,15 @@ def test_what_a_unet_takes_beside_the_text_reaches_its_graph_row_by_row(rig: Rig
         True,
         False,
     ]
+
+
+@pytest.mark.parametrize("part", [executors.UNET, executors.DECODER])
+def test_wide_convolutions_are_made_with_fewer_products(rig: Rig, made: Path, tmp_path: Path, part: str) -> None:
+    with torch.no_grad():
+        convert.convert(type(rig.family)(rig.path, torch.device("cpu"), torch.float32), tmp_path / "narrow")
+    convolutions = 'type="Convolution"'
+    narrow, wide = ((graphs / part).read_text().count(convolutions) for graphs in (tmp_path / "narrow", made))
+    assert wide < narrow / 2
 
 
 def test_the_decoder_that_openvino_runs_doubles_no_picture_before_it_convolves_it(made: Path) -> None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from mezzotint.families.sd import StableDiffusion
 
 MAX_ERROR = 1e-4  # of any output, against torch
+UNET_WIDE, DECODER_WIDE = 320, 256  # channels from which a convolution takes less time with fewer products
 
 
 def main() -> None:
@@ -48,7 +49,7 @@ def convert(family: "StableDiffusion", graphs: Path) -> None:
     who holds it no more saves its memory. Raises ValueError when they differ from torch."""
     import torch
 
-    from mezzotint.engine import executors
+    from mezzotint.engine import executors, winograd
     from mezzotint.engine.memory import give_back
 
     openvino = executors.import_openvino()
@@ -63,6 +64,7 @@ def convert(family: "StableDiffusion", graphs: Path) -> None:
             name, asked, expected = part.name, part.asked, [part.module(*inputs) for inputs in part.asked]
             if name == executors.DECODER:
                 _fold_doubling(part.module.module.decoder)
+            winograd.save_products(part.module, least=part.least, smaller=part.smaller)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the tracer's, about branches that hold for all sizes alike
                 # torch's own check of the trace takes as long as the trace; ours below is against other inputs too
@@ -113,6 +115,8 @@ class _Part:
     name: str
     module: Any
     asked: list[tuple[Any, ...]]
+    least: int  # channels from which a convolution is one of fewer products
+    smaller: int  # and from which that takes the smaller tile
 
 
 def _parts(family: "StableDiffusion") -> list[_Part]:
@@ -151,8 +155,20 @@ def _parts(family: "StableDiffusion") -> list[_Part]:
     checked.append((*checked[0][:own], *[torch.zeros(1, 1, 1, 1)] * (len(traced) - own)))  # without ControlNets
     latents = [(one[0][:, : family.latent_channels],) for one in (traced, *checked)]
     return [
-        _Part(name=UNET, module=Called(family.unet, run_unet).eval(), asked=[traced, *checked]),
-        _Part(name=DECODER, module=Called(family.vae, decoder_in_torch(family.vae)).eval(), asked=latents),
+        _Part(
+            name=UNET,
+            module=Called(family.unet, run_unet).eval(),
+            asked=[traced, *checked],
+            least=UNET_WIDE,
+            smaller=max(family.unet.config.block_out_channels),
+        ),
+        _Part(
+            name=DECODER,
+            module=Called(family.vae, decoder_in_torch(family.vae)).eval(),
+            asked=latents,
+            least=DECODER_WIDE,
+            smaller=sys.maxsize,
+        ),
     ]
 
 
@@ -172,6 +188,7 @@ def _fold_doubling(decoder: Any) -> None:
     for block in decoder.up_blocks:
         for upsampler in block.upsamplers or ():
             upsampler.forward = folded(upsampler.conv)
+            del upsampler.conv
 
 
 def _skips(unet: Any, call: Callable[[], Any]) -> list[Any]:
