@@ -64,7 +64,7 @@ def convert(family: "StableDiffusion", graphs: Path) -> None:
             name, asked, expected = part.name, part.asked, [part.module(*inputs) for inputs in part.asked]
             if name == executors.DECODER:
                 _fold_doubling(part.module.module.decoder)
-            winograd.save_products(part.module, least=part.least, smaller=part.smaller)
+            winograd.save_products(part.module, least=part.wide)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the tracer's, about branches that hold for all sizes alike
                 # torch's own check of the trace takes as long as the trace; ours below is against other inputs too
@@ -115,8 +115,7 @@ class _Part:
     name: str
     module: Any
     asked: list[tuple[Any, ...]]
-    least: int  # channels from which a convolution is one of fewer products
-    smaller: int  # and from which that takes the smaller tile
+    wide: int  # channels from which a convolution is one of fewer products
 
 
 def _parts(family: "StableDiffusion") -> list[_Part]:
@@ -159,15 +158,13 @@ def _parts(family: "StableDiffusion") -> list[_Part]:
             name=UNET,
             module=Called(family.unet, run_unet).eval(),
             asked=[traced, *checked],
-            least=UNET_WIDE,
-            smaller=max(family.unet.config.block_out_channels),
+            wide=UNET_WIDE,
         ),
         _Part(
             name=DECODER,
             module=Called(family.vae, decoder_in_torch(family.vae)).eval(),
             asked=latents,
-            least=DECODER_WIDE,
-            smaller=sys.maxsize,
+            wide=DECODER_WIDE,
         ),
     ]
 
