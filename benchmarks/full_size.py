@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx2
 
 from benchmarks import machine
+from mezzotint.client import Client
 from mezzotint.config import load_settings
 
 PEER = """
@@ -101,6 +102,8 @@ def main() -> None:
             ) as url,
         ):
             _draw(url, model.name, asked)  # loads the model
+            with Client(url) as client:
+                machine.wait_for_rest(client)  # what the spare still does would count
             with_what = httpx2.get(f"{url}/api/models/{model.name}").raise_for_status().json()["executors"]["cpu:0"]
             name = f"{dtype}: {with_what['executor']} {with_what['dtype']}"
             times[name] = [_draw(url, model.name, asked) for _ in range(asked.runs)]

@@ -42,14 +42,28 @@ def pids_with_spare(client: Client, model: str) -> tuple[int, int]:
     deadline = time.monotonic() + SPARE_S
     while time.monotonic() < deadline:
         worker, *spares = client.workers()
-        if spares and spares[0]["state"] == "spare" and model in spares[0]["resident_models"]:
-            spare = psutil.Process(spares[0]["pid"])
-            before = sum(spare.cpu_times()[:2])
-            time.sleep(PRACTISES_S)
-            if sum(spare.cpu_times()[:2]) - before < AT_REST * PRACTISES_S:
-                return int(worker["pid"]), spare.pid
+        ready = [one["pid"] for one in spares if one["state"] == "spare" and model in one["resident_models"]]
+        if ready and _at_rest(ready[0]):
+            return int(worker["pid"]), int(ready[0])
         time.sleep(0.2)
     raise RuntimeError(f"no spare stood by within {SPARE_S:g} s")
+
+
+def wait_for_rest(client: Client) -> None:
+    """Until the worker and its spare, which may have no room for the model, do nothing any more."""
+    deadline = time.monotonic() + SPARE_S
+    while time.monotonic() < deadline:
+        pids = [worker["pid"] for worker in client.workers()]
+        if len(pids) > 1 and all(map(_at_rest, pids)):
+            return
+    raise RuntimeError(f"the workers did not come to rest within {SPARE_S:g} s")
+
+
+def _at_rest(pid: int) -> bool:
+    process = psutil.Process(pid)
+    before = sum(process.cpu_times()[:2])
+    time.sleep(PRACTISES_S)
+    return sum(process.cpu_times()[:2]) - before < AT_REST * PRACTISES_S
 
 
 def describe() -> str:

@@ -55,6 +55,7 @@ def graphs_made(rig: Rig, graphs: Path) -> Path:
     with torch.no_grad(), pytest.MonkeyPatch.context() as patched:
         patched.setattr(convert, "UNET_WIDE", 8)
         patched.setattr(convert, "DECODER_WIDE", 8)
+        patched.setattr(convert, "SMALL", 2)
         convert.convert(type(rig.family)(rig.path, torch.device("cpu"), torch.float32), graphs)
     return graphs
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 MAX_ERROR = 1e-4  # of any output, against torch
 UNET_WIDE, DECODER_WIDE = 320, 256  # channels from which a convolution takes less time with fewer products
+SMALL = 8  # sides of latents at the model's own size: so few pixels are not worth the larger weights
 
 
 def main() -> None:
@@ -64,7 +65,7 @@ def convert(family: "StableDiffusion", graphs: Path) -> None:
             name, asked, expected = part.name, part.asked, [part.module(*inputs) for inputs in part.asked]
             if name == executors.DECODER:
                 _fold_doubling(part.module.module.decoder)
-            winograd.save_products(part.module, least=part.wide)
+            winograd.save_products(part.large, least=part.wide)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the tracer's, about branches that hold for all sizes alike
                 # torch's own check of the trace takes as long as the trace; ours below is against other inputs too
@@ -115,7 +116,8 @@ class _Part:
     name: str
     module: Any
     asked: list[tuple[Any, ...]]
-    wide: int  # channels from which a convolution is one of fewer products
+    large: list[Any]  # those of its modules that see enough pixels for convolutions of fewer products,
+    wide: int  # and the channels from which these are worth it
 
 
 def _parts(family: "StableDiffusion") -> list[_Part]:
@@ -158,12 +160,14 @@ def _parts(family: "StableDiffusion") -> list[_Part]:
             name=UNET,
             module=Called(family.unet, run_unet).eval(),
             asked=[traced, *checked],
+            large=_large(family.unet),
             wide=UNET_WIDE,
         ),
         _Part(
             name=DECODER,
             module=Called(family.vae, decoder_in_torch(family.vae)).eval(),
             asked=latents,
+            large=[family.vae.decoder],
             wide=DECODER_WIDE,
         ),
     ]
@@ -186,6 +190,15 @@ def _fold_doubling(decoder: Any) -> None:
         for upsampler in block.upsamplers or ():
             upsampler.forward = folded(upsampler.conv)
             del upsampler.conv
+
+
+def _large(unet: Any) -> list[Any]:
+    """The blocks of those levels, each of half the sides of the one before, that are not SMALL."""
+    levels = [[*blocks] for blocks in zip(unet.down_blocks, reversed(unet.up_blocks), strict=True)]
+    levels[-1].append(unet.mid_block)
+    return [
+        block for level, blocks in enumerate(levels) if unet.config.sample_size >> level > SMALL for block in blocks
+    ]
 
 
 def _skips(unet: Any, call: Callable[[], Any]) -> list[Any]:

@@ -1,35 +1,33 @@
 """Convolutions 3 by 3 with fewer products: Winograd's minimal filtering (Lavin and Gray 2015, arXiv:1509.09308).
 
-A tile of 4 by 4 results takes 36 products for each pair of channels instead of 144; sums before and after make up for
-it. For the graphs only (engine/convert.py): torch runs the layers as they are.
+A tile of 4 by 4 results takes 36 products for each pair of channels instead of 144, one of 2 by 2 takes 16 instead of
+36; sums before and after make up for it. For the graphs only (engine/convert.py): torch runs the layers as they are.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-MOST = 640  # channels out: its weights are four times the layer's, and wider layers have too few pixels to pay for that
+LARGE_UNTIL = 640  # channels out that take the larger tile: its weights are four times the layer's, the other's twice
 
-_SIDE = 4  # of a tile
-_WINDOW = _SIDE + 2  # what a tile's results are made of
-# Where the polynomials are evaluated, besides at infinity. Not the integers that the paper takes: with these half as
-# much is lost of bfloat16's few digits.
-_POINTS = (0.0, 2 / 3, -2 / 3, 3 / 2, -3 / 2)
+# Where the polynomials are evaluated, besides at infinity, by a tile's side. The paper takes 2 for 2/3 and 3/2, which
+# loses twice as much of bfloat16's few digits.
+_POINTS = {2: (0.0, 1.0, -1.0), 4: (0.0, 2 / 3, -2 / 3, 3 / 2, -3 / 2)}
 
 Places = tuple[Tensor, Tensor]
 
 
-def save_products(module: nn.Module, *, least: int) -> None:
-    """Mutates the convolutions of at least `least` channels in and out, and of at most MOST out: what they run, and
-    their weights, which are given up."""
-    known: dict[tuple[int, int], Places] = {}
+def save_products(modules: Iterable[nn.Module], *, least: int) -> None:
+    """Mutates the convolutions of at least `least` channels in and out: what they run, and their weights, which are
+    given up."""
+    known: dict[tuple[int, int, int], Places] = {}
     layer: Any
-    for layer in module.modules():
-        if _fits(layer) and least <= min(layer.in_channels, layer.out_channels) and layer.out_channels <= MOST:
-            layer.forward = _filtering(layer, known)
+    for layer in nn.ModuleList(modules).modules():
+        if _fits(layer) and min(layer.in_channels, layer.out_channels) >= least:
+            layer.forward = _filtering(layer, 4 if layer.out_channels <= LARGE_UNTIL else 2, known)
             layer.weight = None
 
 
@@ -41,52 +39,53 @@ def _fits(layer: nn.Module) -> bool:
     )
 
 
-def _filtering(layer: Any, known: dict[tuple[int, int], Places]) -> Callable[..., Tensor]:
+def _filtering(layer: Any, side: int, known: dict[tuple[int, int, int], Places]) -> Callable[..., Tensor]:
     """For inputs of any size and number of rows once it is traced. In a trace its layers share what is `known`."""
-    spread, weigh, gather = _transforms()
+    spread, weigh, gather = _transforms(_POINTS[side])
+    window = side + 2  # what a tile's results are made of
     weights = torch.einsum("ai,bj,oxij->abxo", weigh, weigh, layer.weight.double()).flatten(0, 1).float()
     spread, gather = torch.kron(spread, spread).float(), torch.kron(gather, gather).float()
     bias = torch.zeros(layer.out_channels) if layer.bias is None else layer.bias.detach()
 
     def forward(inputs: Tensor) -> Tensor:
         rows, channels, height, width = inputs.shape
-        if (height, width) not in known:
-            known[height, width] = _places(rows, height, width)
-        taken, put = known[height, width]
-        right, bottom = _tiles(width) * _SIDE + 1 - width, _tiles(height) * _SIDE + 1 - height
+        if (height, width, side) not in known:
+            known[height, width, side] = _places(rows, height, width, side)
+        taken, put = known[height, width, side]
+        right, bottom = _tiles(width, side) * side + 1 - width, _tiles(height, side) * side + 1 - height
         framed = functional.pad(inputs.permute(0, 2, 3, 1), (0, 0, 1, right, 1, bottom))
-        windows = framed.reshape(-1, channels)[taken].reshape(_WINDOW**2, -1)
-        products = (spread @ windows).reshape(_WINDOW**2, -1, channels) @ weights
-        tiles = (gather @ products.reshape(_WINDOW**2, -1)).reshape(-1, layer.out_channels)
+        windows = framed.reshape(-1, channels)[taken].reshape(window**2, -1)
+        products = (spread @ windows).reshape(window**2, -1, channels) @ weights
+        tiles = (gather @ products.reshape(window**2, -1)).reshape(-1, layer.out_channels)
         return (tiles[put] + bias).permute(0, 3, 1, 2)
 
     return forward
 
 
-def _tiles(pixels: int) -> int:
-    return (pixels + _SIDE - 1) // _SIDE
+def _tiles(pixels: int, side: int) -> int:
+    return (pixels + side - 1) // side
 
 
-def _places(rows: int, height: int, width: int) -> Places:
-    """(36, tiles): which of the framed inputs' pixels each window has; (rows, height, width): which of the tiles'
-    results, (16, tiles), each pixel is."""
-    down, across = _tiles(height), _tiles(width)
-    row, offset = torch.arange(rows), torch.arange(_WINDOW)[:, None]
-    y, x = offset + _SIDE * torch.arange(down), offset + _SIDE * torch.arange(across)
-    framed_height, framed_width = down * _SIDE + 2, across * _SIDE + 2
+def _places(rows: int, height: int, width: int, side: int) -> Places:
+    """(window's pixels, tiles): which of the framed inputs' pixels each window has; (rows, height, width): which of the
+    results, (tile's pixels, tiles), each pixel is."""
+    down, across = _tiles(height, side), _tiles(width, side)
+    row, offset = torch.arange(rows), torch.arange(side + 2)[:, None]
+    y, x = offset + side * torch.arange(down), offset + side * torch.arange(across)
+    framed_height, framed_width = down * side + 2, across * side + 2
     pixel = y[:, None, :, None] * framed_width + x[None, :, None, :]
     taken = row[:, None, None] * (framed_height * framed_width) + pixel[:, :, None]
     y, x = torch.arange(height)[:, None], torch.arange(width)
-    result = (y % _SIDE) * _SIDE + x % _SIDE
-    tile = (row[:, None, None] * down + y // _SIDE) * across + x // _SIDE
+    result = (y % side) * side + x % side
+    tile = (row[:, None, None] * down + y // side) * across + x // side
     return taken.flatten(0, 1).flatten(1), result * (rows * down * across) + tile
 
 
-def _transforms() -> tuple[Tensor, Tensor, Tensor]:
+def _transforms(points: tuple[float, ...]) -> tuple[Tensor, Tensor, Tensor]:
     """Of a window, of a filter and of the products, in one dimension, by Toom and Cook."""
 
     def evaluated(count: int) -> Tensor:
-        finite = [[point**power for power in range(count)] for point in _POINTS]
+        finite = [[point**power for power in range(count)] for point in points]
         return torch.tensor([*finite, [0.0] * (count - 1) + [1.0]], dtype=torch.float64)
 
-    return torch.linalg.inv(evaluated(_WINDOW)).T, evaluated(3), evaluated(_SIDE).T
+    return torch.linalg.inv(evaluated(len(points) + 1)).T, evaluated(3), evaluated(len(points) - 1).T
