@@ -92,7 +92,7 @@ def test_bfloat16_loses_less_than_with_whole_points(monkeypatch: pytest.MonkeyPa
         nn.Conv2d(8, 8, 3, padding=1, padding_mode="reflect"),
         nn.Conv2d(8, 8, 1),
         nn.Conv2d(8, 8, 5, padding=2),
-        nn.Conv2d(8, 7, 3, padding=1),
+        nn.Conv2d(8, 3, 3, padding=1),
         nn.Conv2d(7, 8, 3, padding=1),
         nn.Linear(8, 8),
     ],

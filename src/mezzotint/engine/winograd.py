@@ -21,12 +21,12 @@ Places = tuple[Tensor, Tensor]
 
 
 def save_products(modules: Iterable[nn.Module], *, least: int) -> None:
-    """Mutates the convolutions of at least `least` channels in and out: what they run, and their weights, which are
-    given up."""
+    """Mutates the convolutions of at least `least` channels in and half as many out: what they run, and their weights,
+    which are given up."""
     known: dict[tuple[int, int, int], Places] = {}
     layer: Any
     for layer in nn.ModuleList(modules).modules():
-        if _fits(layer) and min(layer.in_channels, layer.out_channels) >= least:
+        if _fits(layer) and min(layer.in_channels, 2 * layer.out_channels) >= least:
             layer.forward = _filtering(layer, 4 if layer.out_channels <= LARGE_UNTIL else 2, known)
             layer.weight = None
 
