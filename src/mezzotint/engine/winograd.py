@@ -17,17 +17,14 @@ LARGE_UNTIL = 640  # channels out that take the larger tile: its weights are fou
 # loses twice as much of bfloat16's few digits.
 _POINTS = {2: (0.0, 1.0, -1.0), 4: (0.0, 2 / 3, -2 / 3, 3 / 2, -3 / 2)}
 
-Places = tuple[Tensor, Tensor]
-
 
 def save_products(modules: Iterable[nn.Module], *, least: int) -> None:
     """Mutates the convolutions of at least `least` channels in and half as many out: what they run, and their weights,
     which are given up."""
-    known: dict[tuple[int, int, int], Places] = {}
     layer: Any
     for layer in nn.ModuleList(modules).modules():
         if _fits(layer) and min(layer.in_channels, 2 * layer.out_channels) >= least:
-            layer.forward = _filtering(layer, 4 if layer.out_channels <= LARGE_UNTIL else 2, known)
+            layer.forward = _filtering(layer, 4 if layer.out_channels <= LARGE_UNTIL else 2)
             layer.weight = None
 
 
@@ -39,8 +36,8 @@ def _fits(layer: nn.Module) -> bool:
     )
 
 
-def _filtering(layer: Any, side: int, known: dict[tuple[int, int, int], Places]) -> Callable[..., Tensor]:
-    """For inputs of any size and number of rows once it is traced. In a trace its layers share what is `known`."""
+def _filtering(layer: Any, side: int) -> Callable[..., Tensor]:
+    """For inputs of any size and number of rows, also once it is traced."""
     spread, weigh, gather = _transforms(_POINTS[side])
     window = side + 2  # what a tile's results are made of
     weights = torch.einsum("ai,bj,oxij->abxo", weigh, weigh, layer.weight.double()).flatten(0, 1).float()
@@ -49,9 +46,7 @@ def _filtering(layer: Any, side: int, known: dict[tuple[int, int, int], Places])
 
     def forward(inputs: Tensor) -> Tensor:
         rows, channels, height, width = inputs.shape
-        if (height, width, side) not in known:
-            known[height, width, side] = _places(rows, height, width, side)
-        taken, put = known[height, width, side]
+        taken, put = _places(rows, height, width, side)  # OpenVINO finds out where layers have them in common
         right, bottom = _tiles(width, side) * side + 1 - width, _tiles(height, side) * side + 1 - height
         framed = functional.pad(inputs.permute(0, 2, 3, 1), (0, 0, 1, right, 1, bottom))
         windows = framed.reshape(-1, channels)[taken].reshape(window**2, -1)
@@ -66,7 +61,7 @@ def _tiles(pixels: int, side: int) -> int:
     return (pixels + side - 1) // side
 
 
-def _places(rows: int, height: int, width: int, side: int) -> Places:
+def _places(rows: int, height: int, width: int, side: int) -> tuple[Tensor, Tensor]:
     """(window's pixels, tiles): which of the framed inputs' pixels each window has; (rows, height, width): which of the
     results, (tile's pixels, tiles), each pixel is."""
     down, across = _tiles(height, side), _tiles(width, side)
