@@ -56,6 +56,7 @@ def wait_for_rest(client: Client) -> None:
         pids = [worker["pid"] for worker in client.workers()]
         if len(pids) > 1 and all(map(_at_rest, pids)):
             return
+        time.sleep(0.2)
     raise RuntimeError(f"the workers did not come to rest within {SPARE_S:g} s")
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
@@ -140,6 +141,14 @@ def test_what_a_unet_takes_beside_the_text_reaches_its_graph_row_by_row(rig: Rig
         True,
         False,
     ]
+
+
+def test_the_level_of_the_fewest_pixels_keeps_its_convolutions() -> None:
+    with torch.device("meta"):
+        unet = UNet2DConditionModel(sample_size=64)  # of four levels, as Stable Diffusion 1.5 has it
+    keeps = (unet.down_blocks[3], unet.mid_block, unet.up_blocks[0])
+    blocks = [*unet.down_blocks, unet.mid_block, *unet.up_blocks]
+    assert set(convert._large(unet)) == set(blocks) - set(keeps)
 
 
 @pytest.mark.parametrize("part", [executors.UNET, executors.DECODER])

@@ -189,7 +189,7 @@ def _fold_doubling(decoder: Any) -> None:
     for block in decoder.up_blocks:
         for upsampler in block.upsamplers or ():
             upsampler.forward = folded(upsampler.conv)
-            del upsampler.conv
+            del upsampler.conv  # nothing runs it any more
 
 
 def _large(unet: Any) -> list[Any]:
