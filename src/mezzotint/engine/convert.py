@@ -48,7 +48,6 @@ def main() -> None:
 def convert(family: "StableDiffusion", graphs: Path) -> None:
     """Write the graphs of a family to `graphs`, whole or not at all. Mutates the family, which is not to be used after:
     who holds it no more saves its memory. Raises ValueError when they differ from torch."""
-    import torch
 
     from mezzotint.engine import executors, winograd
     from mezzotint.engine.memory import give_back
@@ -65,20 +64,19 @@ def convert(family: "StableDiffusion", graphs: Path) -> None:
             name, asked, expected = part.name, part.asked, [part.module(*inputs) for inputs in part.asked]
             if name == executors.DECODER:
                 _fold_doubling(part.module.module.decoder)
+            if name == executors.UNET:
+                _write(openvino, _take_texts(part.module.module), asked[0][2:3], draft / executors.TEXTS)
+                project = _compiled(openvino, draft / executors.TEXTS)
+                asked = [(*one[:2], project(*one[2:3]), *one[3:]) for one in asked]
+                del project
             winograd.save_products(part.large, least=part.wide)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # the tracer's, about branches that hold for all sizes alike
-                # torch's own check of the trace takes as long as the trace; ours below is against other inputs too
-                traced = torch.jit.trace(part.module, asked[0], check_trace=False, strict=False)
-                graph = openvino.convert_model(traced, example_input=asked[0])
-            openvino.save_model(graph, draft / name, compress_to_fp16=False)
-            del part, traced, graph  # what is compiled has weights of its own: a large model fits once
+            _write(openvino, part.module, asked[0], draft / name)
+            del part  # what is compiled has weights of its own: a large model fits once
             give_back()
-            compiled = openvino.Core().compile_model(draft / name, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+            run = _compiled(openvino, draft / name)
             for inputs, output in zip(asked, expected, strict=True):
-                made = _tensor(compiled([tensor.numpy() for tensor in inputs])[0])
-                worst = max(worst, executors.largest_difference(made, output))
-            del compiled
+                worst = max(worst, executors.largest_difference(run(*inputs), output))
+            del run
             if worst > MAX_ERROR:
                 raise ValueError(f"{name} differs from torch by {worst:.1e}")
         executors.write_manifest(draft / executors.MANIFEST, draft, largest_difference=worst)
@@ -86,6 +84,28 @@ def convert(family: "StableDiffusion", graphs: Path) -> None:
         draft.replace(graphs)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _write(openvino: Any, module: Any, inputs: tuple[Any, ...], path: Path) -> None:
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the tracer's, about branches that hold for all sizes alike
+        # torch's own check of the trace takes as long as the trace; that of `convert` is against other inputs too
+        traced = torch.jit.trace(module, inputs, check_trace=False, strict=False)
+        graph = openvino.convert_model(traced, example_input=inputs)
+    openvino.save_model(graph, path, compress_to_fp16=False)
+
+
+def _compiled(openvino: Any, path: Path) -> Callable[..., Any]:
+    import torch
+
+    compiled = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+
+    def run(*inputs: Any) -> Any:
+        return torch.from_numpy(compiled([tensor.numpy() for tensor in inputs])[0])
+
+    return run
 
 
 def _ensure(subject: Subject, graphs: Path) -> None:
@@ -173,6 +193,26 @@ def _parts(family: "StableDiffusion") -> list[_Part]:
     ]
 
 
+def _take_texts(unet: Any) -> Any:
+    """A layer that does what each attention does to the texts first, which is the same at every step: (rows, tokens,
+    channels) to all their keys and values, side by side. Mutates the UNet: it takes these in the place of texts."""
+    import torch
+    from diffusers.models.attention_processor import Attention
+
+    def part_of(start: int, width: int) -> Callable[[Any], Any]:
+        return lambda projected: projected[..., start : start + width]
+
+    crossing = [one for one in unet.modules() if isinstance(one, Attention) and one.is_cross_attention]
+    projections: list[Any] = [layer for attention in crossing for layer in (attention.to_k, attention.to_v)]
+    together = torch.nn.Linear(1, 1, bias=False)
+    together.weight = torch.nn.Parameter(torch.cat([one.weight for one in projections]), requires_grad=False)
+    start = 0
+    for one in projections:
+        one.forward, one.weight = part_of(start, one.out_features), None
+        start += one.out_features
+    return together
+
+
 def _fold_doubling(decoder: Any) -> None:
     """To double a picture's sides and then convolve it 3 by 3 is one transposed convolution, 4 by 4, with sums of the
     same weights: the same pixels for four ninths of the products. (A UNet also goes to sizes that are no doubles.)
@@ -213,12 +253,6 @@ def _skips(unet: Any, call: Callable[[], Any]) -> list[Any]:
     for hook in hooks:
         hook.remove()
     return skips
-
-
-def _tensor(array: Any) -> Any:
-    import torch
-
-    return torch.from_numpy(array)
 
 
 def _sweep(folder: Path) -> None:

@@ -23,7 +23,7 @@ from mezzotint.engine.stopwatch import why
 from mezzotint.families.base import Executor
 from mezzotint.families.sd import RunUnet, StableDiffusion
 
-UNET, DECODER = "unet.xml", "decoder.xml"
+TEXTS, UNET, DECODER = PARTS = "texts.xml", "unet.xml", "decoder.xml"
 MANIFEST = "graphs.json"
 _HINTS = {"float32": "f32", "bfloat16": "bf16"}
 
@@ -64,13 +64,13 @@ def open_with(
     fast = copy.copy(plain)
     fast.executor = Executor(name=executor, dtype=dtype, twin=plain)
     fast.run_unet, fast.run_decoder = _in_openvino(plain, graphs, _HINTS[dtype], threads, runtime)
-    fast.copied_bytes += sum((graphs / name).with_suffix(".bin").stat().st_size for name in (UNET, DECODER))
+    fast.copied_bytes += sum((graphs / name).with_suffix(".bin").stat().st_size for name in PARTS)
     return fast
 
 
 def check_graphs(graphs: Path) -> None:
     """Raises Unavailable unless every file is there and as it was made."""
-    _check(graphs, graphs / MANIFEST, (UNET, DECODER))
+    _check(graphs, graphs / MANIFEST, PARTS)
 
 
 def write_manifest(manifest: Path, folder: Path, **facts: Any) -> None:
@@ -108,17 +108,24 @@ def _in_openvino(
     }
     core = openvino.Core()
     try:
-        unet, decoder = (core.compile_model(graphs / name, "CPU", options) for name in (UNET, DECODER))
+        texts, unet, decoder = (core.compile_model(graphs / name, "CPU", options) for name in PARTS)
         if _names(blobs) != known:
             write_manifest(blobs.with_suffix(".json"), blobs)
     except (RuntimeError, OSError) as error:
         raise Unavailable(f"openvino cannot open the graphs: {why(error)}") from error
     channels, factor = int(plain.unet.config.out_channels), plain.vae_factor
     call = _caller(openvino, unet, lambda n, _, h, w: (n, channels, h, w))
+    width = texts.output(0).partial_shape[2].get_length()
+    project = _caller(openvino, texts, lambda n, tokens, _: (n, tokens, width))
     nothing = torch.zeros(1, 1, 1, 1)  # is added to every skip of every row
+    last: tuple[Tensor, Tensor] | None = None  # texts, and what the UNet takes for them
 
     def run_unet(inputs: Sequence[Tensor], residuals: Sequence[Tensor]) -> Tensor:
-        return call(*inputs, *(residuals or [nothing] * (len(unet.inputs) - len(inputs))))
+        nonlocal last
+        latents, timesteps, hidden, *added = inputs
+        if last is None or not torch.equal(last[0], hidden):  # they are the same at every step of the same company
+            last = hidden, project(hidden)
+        return call(latents, timesteps, last[1], *added, *(residuals or [nothing] * (len(unet.inputs) - len(inputs))))
 
     return run_unet, _caller(openvino, decoder, lambda n, _, h, w: (n, 3, h * factor, w * factor))
 

