@@ -8,6 +8,7 @@ import functools
 import inspect
 import json
 import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import diffusers
@@ -31,7 +32,7 @@ class Sampler:
         if hasattr(self._scheduler, "set_begin_index"):  # else it looks for a timestep that may be there twice
             self._scheduler.set_begin_index(skipped)
         self._generator = torch.Generator("cpu").manual_seed(seed)
-        accepted = inspect.signature(self._scheduler.step).parameters
+        accepted = _accepted(type(self._scheduler).step)
         offered = {"generator": self._generator, "eta": request.eta}
         self._step_options = {name: value for name, value in offered.items() if name in accepted}
         whole = accepted["timestep"].annotation is int  # then numbers do, and take less than tensors
@@ -167,6 +168,11 @@ def _scheduler(request: Request, config: dict[str, Any], seed: int) -> Any:
 @functools.lru_cache(maxsize=64)
 def _made(class_name: str, config: str, options: str) -> Any:
     return getattr(diffusers, class_name).from_config(json.loads(config), **json.loads(options))
+
+
+@functools.cache
+def _accepted(step: Callable[..., Any]) -> Mapping[str, inspect.Parameter]:
+    return inspect.signature(step).parameters
 
 
 def _options(request: Request, config: dict[str, Any], seed: int) -> dict[str, Any]:

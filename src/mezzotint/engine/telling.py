@@ -99,7 +99,7 @@ class Telling:
     def _check(self, running: Running) -> list[Event]:
         """The state of each image that has moved, now and then."""
         now = self._clock()
-        if running.checked_at is not None and now - running.checked_at < CHECK_S:
+        if now - running.checked_at < CHECK_S:
             return []
         running.checked_at = now
         return self.states(running)

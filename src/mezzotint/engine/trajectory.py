@@ -207,7 +207,7 @@ class Running:
     states: Mapping[int, bytes] = field(default_factory=dict)  # by image: where it goes on, until it is prepared
     steps_done: int = 0  # of images that are decoded
     steps_resumed: int = 0  # done in earlier attempts
-    checked_at: float | None = None  # when states were last taken
+    checked_at: float = 0.0  # when states were last taken, or it began
     device_s: float = 0.0
     peak_bytes: int | None = None  # of the worker while its calls ran
     batch_rows: dict[int, int] = field(default_factory=dict)  # rows of a call -> how many of its calls had so many

@@ -12,6 +12,7 @@ import msgspec
 from sqlalchemy import (
     ColumnElement,
     Connection,
+    Row,
     Select,
     Update,
     bindparam,
@@ -69,7 +70,7 @@ IN_TIME = or_(  # what has started does not expire
 def moving(*guards: ColumnElement[bool], **sets: ColumnElement[Any]) -> Update:
     """A statement for `move`; `sets` holds columns whose new value only the database knows."""
     statement = update(sessions).where(THIS, sessions.c.state == bindparam("of_state"), *guards)
-    return (statement.values(**sets) if sets else statement).returning(sessions.c.attempt)
+    return (statement.values(**sets) if sets else statement).returning(*sessions.c)
 
 
 ANYWAY = moving()
@@ -91,27 +92,26 @@ def move(work: Work, change: Change, statement: Update, **values: Any) -> Sessio
     if change.after is State.PAUSED:
         values["pause_requested"] = False  # it has what it asked for, and must not pause again when resumed
     row = {"of_session": change.session_id, "of_state": change.before}
-    attempt = work.connection.scalar(statement, row | {"state": change.after} | values)
-    if attempt is None:
+    moved = work.connection.execute(statement, row | {"state": change.after} | values).one_or_none()
+    if moved is None:
         return None
     note = {
         "of_session": change.session_id,
         "session_id": change.session_id,
         "from_state": change.before,
         "to_state": change.after,
-        "attempt": attempt,
+        "attempt": moved.attempt,
         "cause": change.cause,
         "device": values.get("device"),
         "steps_resumed": change.steps_resumed,
         "at": change.now,
     }
     work.connection.execute(_NOTE, note)
-    session = find(work.connection, change.session_id)
+    session = _whole(work.connection, moved)
     work.tell(change.session_id, "state", session)
     if change.after in FINAL:
         work.tell(change.session_id, "end", session)
-    if session is not None:
-        _post(work, session, change.now)
+    _post(work, session, change.now)
     return session
 
 
@@ -192,9 +192,12 @@ _PICTURES = select(images).where(images.c.session_id == bindparam("of_session"))
 
 def find(connection: Connection, session_id: str) -> Session | None:
     row = connection.execute(_SESSION, {"of_session": session_id}).one_or_none()
-    if row is None:
-        return None
-    return rows.session(row, tuple(map(rows.image, connection.execute(_PICTURES, {"of_session": session_id}))))
+    return None if row is None else _whole(connection, row)
+
+
+def _whole(connection: Connection, row: Row[Any]) -> Session:
+    """With its pictures."""
+    return rows.session(row, tuple(map(rows.image, connection.execute(_PICTURES, {"of_session": row.id}))))
 
 
 def load(connection: Connection, query: Select[Any]) -> list[Session]:

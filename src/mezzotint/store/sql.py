@@ -218,10 +218,11 @@ class Store:
         change = Change(session_id, State.QUEUED, State.RUNNING, "claimed", now, steps_resumed)
 
         def run(work: Work) -> Session | None:
-            journal.trim(work.connection, session_id)
             claimed = move(work, change, _CLAIM, as_of=as_of, worker=worker, device=device)
             if claimed is None:
                 expire(work, session_id, now, as_of)
+            elif claimed.attempt > 1:
+                journal.trim(work.connection, session_id)
             return claimed
 
         claimed = await self._database.write(run, unsynced=True)  # a power cut ends the attempt too: it is queued again
