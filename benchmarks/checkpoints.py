@@ -7,6 +7,7 @@ checkpoint in a server (reading, keeping, writing to disk) is done here by the p
 
 import argparse
 import asyncio
+import itertools
 import math
 import statistics
 import tempfile
@@ -29,7 +30,7 @@ from mezzotint.frames import HEAD_BYTES
 from mezzotint.workers import wire
 
 TURN_S = 2.0
-STEPS = 1000  # so that no session ends before it is measured
+STEPS = 1000  # so that few sessions end while it measures
 EVERY_S = telling.CHECK_S
 CLOCKS = "wall clock", "CPU time"  # the second hardly minds what else the machine does
 
@@ -64,8 +65,14 @@ async def _measure(family: StableDiffusion, images: int, turns: int) -> tuple[li
         id="icons", kind="checkpoint", family="sd", path=str(BUNDLED / BUNDLED_MODEL), bytes=1, sha256="0"
     )
     engine = Engine(lambda _: family, lambda *_: (b"", b""), time.perf_counter, meter=HostMeter(), budget_bytes=1 << 30)  # type: ignore[arg-type,return-value]
-    for seed in range(images):
+    seeds = itertools.count()
+
+    def submit_one() -> None:
+        seed = next(seeds)
         engine.submit(wire.Submit(session_id=str(seed), attempt=1, request=request_of(seed, STEPS), model=ref))
+
+    for _ in range(images):
+        submit_one()
     for _ in range(2 * images + 3):  # until all have joined
         engine.step()
     with tempfile.TemporaryDirectory() as folder:
@@ -78,7 +85,10 @@ async def _measure(family: StableDiffusion, images: int, turns: int) -> tuple[li
                 telling.CHECK_S = EVERY_S if on else math.inf
                 steps, started, cpu_started = 0, time.perf_counter(), time.process_time()
                 while (spent := time.perf_counter() - started) < TURN_S:
-                    told += _pass_on(engine.step(), checkpoints)
+                    events = engine.step()
+                    told += _pass_on(events, checkpoints)
+                    for _ in [message for message, _ in events if isinstance(message, wire.Ended)]:
+                        submit_one()
                     steps += 1
                     await asyncio.sleep(0)  # the writing to disk has its turn
                 rates[on] = steps / spent, steps / (time.process_time() - cpu_started)
