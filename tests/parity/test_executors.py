@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import weakref
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,28 @@ def test_what_a_unet_takes_beside_the_latents_reaches_its_graph_row_by_row(rig: 
         True,
         False,
     ]
+
+
+def test_texts_are_taken_in_once_for_all_steps_of_the_same_company(
+    rig: Rig, made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: Counter[int] = Counter()  # by the dimensions of the first input: texts have three
+    plain = executors._caller
+
+    def counted(openvino: Any, compiled: Any, output_shape: Any) -> Any:
+        run, dimensions = plain(openvino, compiled, output_shape), compiled.input(0).partial_shape.rank.get_length()
+
+        def count(*inputs: Any) -> Any:
+            called[dimensions] += 1
+            return run(*inputs)
+
+        return count
+
+    monkeypatch.setattr(executors, "_caller", counted)
+    fast = opened(rig, made)
+    for prompt in ("a rocket", "a fox"):
+        fast.draw([request(prompt=prompt, num_inference_steps=6)])
+    assert called == {3: 2, 4: 2 * 6 + 2}, "twice the texts; the UNet at each step and the decoder at the end"
 
 
 def test_the_level_of_the_fewest_pixels_keeps_its_convolutions() -> None:
