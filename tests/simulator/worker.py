@@ -42,7 +42,7 @@ class Sitting:
     phase: str = "loading"
     cancelled: bool = False
     pausing: bool = False
-    checked_at: float = -1.0
+    checked_at: float = 0.0
     run: int = 0
 
     @property
@@ -286,7 +286,7 @@ class PlayedWorker(LocalWorker):
             error = ErrorInfo(code="out_of_memory", message="it does not fit", phase="encoding", retryable=False)
             self._end(sitting, "failed", error)
             return
-        sitting.phase = "denoising"
+        sitting.phase, sitting.checked_at = "denoising", self._world.now
         self._announce(sitting, "denoising")
 
     def _step(self, sitting: Sitting) -> None:

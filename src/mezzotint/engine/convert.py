@@ -48,7 +48,6 @@ def main() -> None:
 def convert(family: "StableDiffusion", graphs: Path) -> None:
     """Write the graphs of a family to `graphs`, whole or not at all. Mutates the family, which is not to be used after:
     who holds it no more saves its memory. Raises ValueError when they differ from torch."""
-
     from mezzotint.engine import executors, winograd
     from mezzotint.engine.memory import give_back
 

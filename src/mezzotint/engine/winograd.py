@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-LARGE_UNTIL = (
-    640  # channels out that take the larger tile: its weights are four times the layer's, the other's not twice
-)
+# Channels out that take the larger tile: its weights are four times the layer's, the other's not twice.
+LARGE_UNTIL = 640
 
 # Where the polynomials are evaluated, besides at infinity, by a tile's side. The paper takes 2 for 2/3 and 3/2, which
 # loses twice as much of bfloat16's few digits.
