@@ -23,10 +23,12 @@ from mezzotint.families.table import (
     FamilyFacts,
 )
 from mezzotint.headers import (
+    OTHER_HALF,
     PEFT_CONFIG,
     PEFT_WEIGHTS,
     PICKLES,
-    TRAINED_LORA,
+    TRAINED,
+    TRAINED_EMBEDDING,
     Header,
     Unusable,
     beside,
@@ -103,11 +105,11 @@ class Model:
 
 
 def model_at(path: Path) -> Path | None:
-    """What is a model of what lies in a model folder: itself, or the LoRA in a folder of diffusers' training."""
+    """What is a model of what lies in a model folder: itself, or what diffusers' training left in a folder."""
     # os.path.exists: False in a folder of others, such as lost+found
     if any(os.path.exists(path / name) for name in _MARKS) or path.suffix.lower() in PICKLES | {".safetensors"}:
         return path
-    return path / TRAINED_LORA if os.path.exists(path / TRAINED_LORA) else None
+    return next((path / name for name in TRAINED if os.path.exists(path / name)), None)
 
 
 def read(path: Path, root: Path) -> Model:
@@ -148,8 +150,8 @@ def read(path: Path, root: Path) -> Model:
 
 
 def named_by(path: Path, root: Path) -> Path:
-    """What a model has its name from: itself, but of a LoRA as it was trained the folder."""
-    return path.parent if path.name == TRAINED_LORA and path.parent != root else path
+    """What a model has its name from: itself, but of what its training left the folder."""
+    return path.parent if path.name in TRAINED and path.parent != root else path
 
 
 def id_of(path: Path) -> str:
@@ -238,6 +240,10 @@ def _file_lora(path: Path, header: Header) -> dict[str, Any]:
 
 
 def _file_embedding(path: Path, header: Header) -> dict[str, Any]:
+    if path.name == TRAINED_EMBEDDING and path.with_name(OTHER_HALF).exists():
+        raise Unusable(
+            f"it is half of one: write the tensors of both files into one, {OTHER_HALF}'s as clip_g, its own as clip_l"
+        )
     counts = {shape[0] if len(shape) == 2 else 1 for shape in header.shapes.values()}
     if len(counts) != 1 or not 1 <= max(counts) <= MAX_TOKENS:
         raise Unusable(

@@ -21,7 +21,10 @@ MAX_WIDTH = 1 << 20
 
 COMPONENT_SUFFIXES = frozenset({".json", ".txt", ".model", ".safetensors"})
 PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"})
-TRAINED_LORA = "pytorch_lora_weights.safetensors"  # as diffusers' scripts leave it, beside logs and checkpoints
+# A LoRA and an embedding as diffusers' training scripts leave them, beside logs and checkpoints.
+TRAINED_EMBEDDING = "learned_embeds.safetensors"
+TRAINED = ("pytorch_lora_weights.safetensors", TRAINED_EMBEDDING)
+OTHER_HALF = "learned_embeds_2.safetensors"  # of an embedding of SDXL
 PEFT_WEIGHTS, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"  # a pair, as PEFT saves it
 _CODE = PICKLES | {".py", ".pyc", ".so", ".h5", ".msgpack"}
 _PLAIN_WEIGHTS = re.compile(r"(diffusion_pytorch_)?model(-\d+-of-\d+)?\.safetensors")
@@ -172,7 +175,7 @@ def beside(path: Path) -> dict[str, Any]:
 
 def beside_file(path: Path) -> Path:
     told = (path if path.is_dir() else path.parent) / "mezzotint.json"
-    in_its_folder = path.is_dir() or (path.name == TRAINED_LORA and told.exists())
+    in_its_folder = path.is_dir() or (path.name in TRAINED and told.exists())
     return told if in_its_folder else path.with_suffix(".json")
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from mezzotint.errors import Fault, InvalidRequest, SetupError
-from mezzotint.headers import COMPONENT_SUFFIXES, PEFT_CONFIG, PEFT_WEIGHTS, TRAINED_LORA, chosen_weights
+from mezzotint.headers import COMPONENT_SUFFIXES, OTHER_HALF, PEFT_CONFIG, PEFT_WEIGHTS, TRAINED, chosen_weights
 
 ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(/.+\.safetensors)?")  # OWNER/NAME, or one file of it
 _TOP = frozenset({"model_index.json", "config.json"})
@@ -78,8 +78,8 @@ def _wanted(files: list[str], one: str | None, source: str) -> list[str]:
         return [told, one] if PurePosixPath(one).name == PEFT_WEIGHTS and told in files else [one]
     if not _TOP.intersection(files) and set(_PEFT).issubset(files):
         return list(_PEFT)
-    if not _TOP.intersection(files) and TRAINED_LORA in files:
-        return [TRAINED_LORA]
+    if not _TOP.intersection(files) and OTHER_HALF not in files and (found := [one for one in TRAINED if one in files]):
+        return found[:1]
     if not _TOP.intersection(files):
         single = [file for file in files if file.endswith(".safetensors")]
         if len(single) != 1:

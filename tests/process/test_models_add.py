@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from mezzotint.adding import add
 from mezzotint.config import load_settings
@@ -25,8 +27,10 @@ def hub(random_sd: Path, tmp_path: Path) -> Iterator[Hub]:
         yield server
 
 
-def add_from(hub: Hub, source: str, root: Path, hosts: tuple[str, ...] = ("127.0.0.1",)) -> Any:
-    return add(load_settings(models=(root,), hub=hub.url, hub_hosts=hosts), source)
+def add_from(
+    hub: Hub, source: str, root: Path, hosts: tuple[str, ...] = ("127.0.0.1",), name: str | None = None
+) -> Any:
+    return add(load_settings(models=(root,), hub=hub.url, hub_hosts=hosts), source, name=name)
 
 
 def test_a_repository_and_one_file_are_fetched_whole_and_usable(hub: Hub, tmp_path: Path) -> None:
@@ -78,6 +82,24 @@ def test_a_lora_comes_out_of_the_folder_of_its_training_alone(hub: Hub, random_s
     assert (added.id, added.trigger_words) == ("pokemon", ("pikachu",))
     assert (root / "pokemon.safetensors").read_bytes() == file.read_bytes()
     assert sorted(one.name for one in root.iterdir()) == ["LOUD.safetensors", "pokemon.json", "pokemon.safetensors"]
+
+
+def test_an_embedding_comes_out_of_the_folder_of_its_training_unless_it_is_half_of_one(
+    hub: Hub, tmp_path: Path
+) -> None:
+    folder, root = tmp_path / "cat", tmp_path / "models"
+    folder.mkdir()
+    for name in ("learned_embeds", "learned_embeds-steps-500"):
+        save_file({"<cat>": torch.zeros(32)}, folder / f"{name}.safetensors")
+    hub.repositories["ink/cat"] = folder
+    for source, name in (("ink/cat", "far"), (str(folder), "near")):
+        added = add_from(hub, source, root, name=name)
+        assert (added.id, added.kind, added.trained_as) == (name, "embedding", "<cat>")
+    save_file({"<cat>": torch.zeros(8)}, folder / "learned_embeds_2.safetensors")
+    with pytest.raises(InvalidRequest, match="name one file of it"):
+        add_from(hub, "ink/cat", root, name="half")
+    with pytest.raises(InvalidRequest, match="clip_g"):
+        add_from(hub, str(folder), root, name="half")
 
 
 @pytest.mark.parametrize("elsewhere", ["http://127.0.0.2", "http://localhost"])

@@ -91,6 +91,19 @@ def test_an_embedding_is_known_by_its_tensors_and_goes_with_models_of_its_text(r
         assert words in str(found[name].reason)
 
 
+def test_an_embedding_is_found_in_the_folder_that_its_training_left_unless_it_is_half_of_one(root: Path) -> None:
+    folder = root / "cat"
+    (folder / "logs").mkdir(parents=True)
+    for name in ("learned_embeds", "learned_embeds-steps-500"):
+        save_file({"<cat>": torch.zeros(32)}, folder / f"{name}.safetensors")
+    found = scan(root)
+    assert (found["cat"].kind, found["cat"].state, found["cat"].trained_as) == ("embedding", "ready", "<cat>")
+    assert (found["cat"].path, len(found)) == (str(folder / "learned_embeds.safetensors"), len(scan(folder.parent)))
+    assert fitting(found["cat"], found.values()) == ["tiny"]
+    save_file({"<cat>": torch.zeros(8)}, folder / "learned_embeds_2.safetensors")
+    assert "learned_embeds_2.safetensors's as clip_g" in str(scan(root)["cat"].reason)
+
+
 def test_a_png_beside_a_model_is_its_thumbnail(root: Path, tmp_path: Path) -> None:
     build_lora(root / "ink.v2.safetensors", root / "tiny")
     shutil.copytree(root / "tiny", root / "tiny.v1")
