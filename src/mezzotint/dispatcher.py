@@ -446,6 +446,7 @@ class Dispatcher:
         print_ = fingerprint(request, found)
         states = [one for one in kept if one.print == print_]
         steps = len(stored) * request.steps + sum(one.step for one in states)
+        has_moved = waiting.session.losses > 0 and await self._has_moved(session_id, steps)
         since = time.monotonic()
         spans = waiting.spans_at(since)
         session = await self._store.claim(
@@ -458,6 +459,8 @@ class Dispatcher:
         )
         if self._line.leave(session_id) is None or session is None:
             return  # cancelled meanwhile
+        if has_moved:
+            session = session.having(losses=0)
         live = self._lives[session_id] = Live(
             session=session,
             worker=worker,
@@ -501,6 +504,13 @@ class Dispatcher:
         if len(states) < len(kept):
             message = "what was kept of it is of another version or model; those images begin at their first step"
             await self._reports.warn(live, {"code": "checkpoint_foreign", "message": message, "field": None})
+
+    async def _has_moved(self, session_id: str, steps: int) -> bool:
+        """Whether more is kept of it than when it was claimed after its last loss of a worker, by an attempt that a
+        stop of the server ended: what moves does not kill workers."""
+        attempts = reversed(await self._store.attempts(session_id))
+        since = [*itertools.takewhile(lambda one: one.cause != "worker_lost", attempts)]
+        return bool(since) and steps > (since[-1].steps_resumed or 0)
 
     async def _end_queued(self, waiting: Waiting, state: State, error: ErrorInfo) -> None:
         ended = await self._store.end_queued(

@@ -22,7 +22,7 @@ from mezzotint.events import Events
 from mezzotint.measurements import Measurements
 from mezzotint.refs import Refs
 from mezzotint.request import Resolved
-from mezzotint.session import Usage
+from mezzotint.session import State, Usage
 from mezzotint.store.blobs import Blobs
 from mezzotint.store.sql import Store
 from mezzotint.tuning import Choices
@@ -284,6 +284,40 @@ async def test_a_session_that_comes_as_its_worker_dies_goes_to_the_next(tmp_path
         (submit,) = await submits(next_one, 1)
         assert (submit.session_id, submit.attempt) == ("ses_1", 2)
         assert not any(isinstance(one, wire.Submit) for one in dying.sent)
+
+
+@pytest.mark.parametrize(("moves", "left"), [(True, (State.QUEUED, 1)), (False, (State.FAILED, 1))])
+async def test_what_moved_between_two_losses_is_not_to_blame_also_if_the_server_was_stopped_meanwhile(
+    tmp_path: Path, random_sd: Path, moves: bool, left: tuple[State, int]
+) -> None:
+    first, second, third = workers = [Worker(f"wrk_{number}", 10_000) for number in (1, 2, 3)]
+    up = [first]
+
+    async def denoises(dispatcher: Dispatcher, attempt: int) -> Any:
+        worker: Any = workers[attempt - 1]
+        await submits(worker, 1)
+        phase = wire.Phase(session_id="ses_1", attempt=attempt, phase="denoising", at_s=time.monotonic())
+        await dispatcher._reports.heard(worker, phase, b"")
+        return worker
+
+    async with dispatching(tmp_path, random_sd, lambda: up) as dispatcher:
+        await dispatcher.accept("ses_1", Resolved(request=request(), warnings=()))
+        lost = await denoises(dispatcher, 1)
+        up[:] = [second]
+        await dispatcher._reports.lost(lost)
+        worker = await denoises(dispatcher, 2)
+        if moves:
+            told = wire.Checkpoint(session_id="ses_1", attempt=2, index=0, step=3, usage=Usage())
+            await dispatcher._reports.heard(worker, told, b"where it stands")
+            await dispatcher._checkpoints.settle("ses_1")
+    up[:] = [third]
+    async with dispatching(tmp_path, random_sd, lambda: up) as dispatcher:
+        lost = await denoises(dispatcher, 3)
+        up.clear()
+        await dispatcher._reports.lost(lost)
+        session = await dispatcher._store.get("ses_1")
+        assert session is not None
+        assert (session.state, session.losses) == left
 
 
 async def test_a_session_whose_model_is_being_hashed_holds_nobody_up_and_says_why_it_waits(

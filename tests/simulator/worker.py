@@ -8,6 +8,7 @@ import asyncio
 import hashlib
 import io
 import json
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -42,7 +43,7 @@ class Sitting:
     phase: str = "loading"
     cancelled: bool = False
     pausing: bool = False
-    checked_at: float = 0.0
+    checked_at: float = -math.inf
     run: int = 0
 
     @property
@@ -286,7 +287,9 @@ class PlayedWorker(LocalWorker):
             error = ErrorInfo(code="out_of_memory", message="it does not fit", phase="encoding", retryable=False)
             self._end(sitting, "failed", error)
             return
-        sitting.phase, sitting.checked_at = "denoising", self._world.now
+        sitting.phase = "denoising"
+        if sitting.submit.attempt == 1:
+            sitting.checked_at = self._world.now
         self._announce(sitting, "denoising")
 
     def _step(self, sitting: Sitting) -> None:

@@ -51,6 +51,13 @@ def test_checkpoints_are_told_now_and_then_and_only_of_what_moved(rig: Rig) -> N
     assert all(one.step > 0 for one in found)
 
 
+def test_a_second_attempt_shows_with_its_first_step_that_it_moves(rig: Rig) -> None:
+    rig.submit("a", request(num_inference_steps=20), attempt=2)
+    rig.step(3)
+    assert [one.step for one in rig.of("a", wire.Checkpoint)] == [1]
+    assert rig.states("a").keys() == {0}
+
+
 def test_a_session_goes_on_from_its_checkpoint_and_says_how_much_that_saved(rig: Rig) -> None:
     asked = request(num_inference_steps=10, scheduler="euler_ancestral", num_images=2)
     rig.submit("a", asked)

@@ -148,12 +148,15 @@ class Rig:
         *,
         model: str = "tiny",
         loras: tuple[str, ...] = (),
+        attempt: int = 1,
         done: tuple[int, ...] = (),
         states: Mapping[int, bytes] | None = None,
     ) -> None:
         asked = asked or request(loras=tuple(LoraUse(name=name, scale=1.0) for name in loras))
         refs = tuple(ref(name, "lora") for name in loras)
-        submit = wire.Submit(session_id=session_id, attempt=1, request=asked, model=ref(model), loras=refs, done=done)
+        submit = wire.Submit(
+            session_id=session_id, attempt=attempt, request=asked, model=ref(model), loras=refs, done=done
+        )
         self.engine.submit(submit, states or {})
 
     def load(self, model: wire.ModelRef) -> None:

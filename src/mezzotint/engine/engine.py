@@ -212,7 +212,9 @@ class Engine:
             self.phase = running.stage = "encoding"
             announced = self._tell.phase(running, "encoding")
             warnings = self._prepare(running)
-            running.stage, running.checked_at = "denoising", self._clock()
+            running.stage = "denoising"
+            if running.submit.attempt == 1:  # a later one shows with its first step that it is not what kills workers
+                running.checked_at = self._clock()
             is_drawn = all(one.done for one in running.trajectories)
             return announced + warnings + self._tell.phase(running, "decoding" if is_drawn else "denoising")
         except Exception as error:

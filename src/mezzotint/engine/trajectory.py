@@ -2,6 +2,7 @@
 run a model.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -207,7 +208,7 @@ class Running:
     states: Mapping[int, bytes] = field(default_factory=dict)  # by image: where it goes on, until it is prepared
     steps_done: int = 0  # of images that are decoded
     steps_resumed: int = 0  # done in earlier attempts
-    checked_at: float = 0.0  # when states were last taken, or it began
+    checked_at: float = -math.inf  # when states were last taken, or a first attempt began
     device_s: float = 0.0
     peak_bytes: int | None = None  # of the worker while its calls ran
     batch_rows: dict[int, int] = field(default_factory=dict)  # rows of a call -> how many of its calls had so many
