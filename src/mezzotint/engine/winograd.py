@@ -18,6 +18,8 @@ LARGE_UNTIL = 640
 # loses twice as much of bfloat16's few digits.
 _POINTS = {2: (0.0, 1.0, -1.0), 4: (0.0, 2 / 3, -2 / 3, 3 / 2, -3 / 2)}
 
+SPARE = 32  # pixels behind each row's, all zero: what windows have outside; and whole vectors are transposed faster
+
 
 def save_products(modules: Iterable[nn.Module], *, least: int) -> None:
     """Mutates the convolutions of at least `least` channels in and half as many out: what they run, and their weights,
@@ -48,12 +50,12 @@ def _filtering(layer: Any, side: int) -> Callable[..., Tensor]:
     def forward(inputs: Tensor) -> Tensor:
         rows, channels, height, width = inputs.shape
         taken, put = _places(rows, height, width, side)  # OpenVINO finds out where layers have them in common
-        right, bottom = _tiles(width, side) * side + 1 - width, _tiles(height, side) * side + 1 - height
-        # padded before, and with its sides as one, it is transposed in a third of the time
-        framed = functional.pad(inputs, (1, right, 1, bottom)).flatten(2).transpose(1, 2)
-        windows = framed.reshape(-1, channels)[taken].reshape(window**2, -1)
-        products = (spread @ windows).reshape(window**2, -1, channels) @ weights
-        tiles = (gather @ products.reshape(window**2, -1)).reshape(-1, layer.out_channels)
+        pixels = functional.pad(inputs.flatten(2), (0, SPARE)).transpose(1, 2).reshape(-1, channels)
+        # a constant by itself would have OpenVINO multiply in float32, with all that it is multiplied with turned first
+        one = torch.arange(rows)[:1] + 1.0
+        windows = pixels[taken].reshape(window**2, -1)
+        products = (spread * one @ windows).reshape(window**2, -1, channels) @ weights
+        tiles = (gather * one @ products.reshape(window**2, -1)).reshape(-1, layer.out_channels)
         return (tiles[put] + bias).permute(0, 3, 1, 2)
 
     return forward
@@ -64,14 +66,16 @@ def _tiles(pixels: int, side: int) -> int:
 
 
 def _places(rows: int, height: int, width: int, side: int) -> tuple[Tensor, Tensor]:
-    """(window's pixels, tiles): which of the framed inputs' pixels each window has; (rows, height, width): which of the
-    results, (tile's pixels, tiles), each pixel is."""
+    """(window's pixels, tiles): which of the rows' pixels each window has; (rows, height, width): which of the results,
+    (tile's pixels, tiles), each pixel is."""
     down, across = _tiles(height, side), _tiles(width, side)
     row, offset = torch.arange(rows), torch.arange(side + 2)[:, None]
     y, x = offset + side * torch.arange(down), offset + side * torch.arange(across)
-    framed_height, framed_width = down * side + 2, across * side + 2
-    pixel = y[:, None, :, None] * framed_width + x[None, :, None, :]
-    taken = row[:, None, None] * (framed_height * framed_width) + pixel[:, :, None]
+    frame = (1, across * side + 1 - width, 1, down * side + 1 - height)
+    # what is outside stands before the row's first pixel, where the row before has its spare ones
+    framed = functional.pad(torch.arange(height * width).reshape(height, width), frame, value=-1)
+    pixel = framed.flatten()[y[:, None, :, None] * (across * side + 2) + x[None, :, None, :]]
+    taken = row[:, None, None] * (height * width + SPARE) + pixel[:, :, None]
     y, x = torch.arange(height)[:, None], torch.arange(width)
     result = (y % side) * side + x % side
     tile = (row[:, None, None] * down + y // side) * across + x // side
