@@ -183,7 +183,8 @@ def told_beside(path: Path) -> list[Path]:
     """Of a model in one file the files beside it that say something of it; of a folder none: all of its are its own."""
     if path.is_dir():
         return []
-    told = [beside_file(path), *([path.with_name(PEFT_CONFIG)] if path.name == PEFT_WEIGHTS else [])]
+    partners = {PEFT_WEIGHTS: PEFT_CONFIG, TRAINED_EMBEDDING: OTHER_HALF}
+    told = [beside_file(path), *([path.with_name(partners[path.name])] if path.name in partners else [])]
     return [one for one in told if one.exists()]
 
 

@@ -86,6 +86,19 @@ async def submits(worker: Worker, count: int) -> list[wire.Submit]:
     return found
 
 
+async def denoises(dispatcher: Dispatcher, played: Worker, *, attempt: int, step: int = 0) -> Any:
+    """The session `ses_1` in a worker, which has told of a state at `step`, if that is not 0."""
+    worker: Any = played
+    await submits(played, 1)
+    phase = wire.Phase(session_id="ses_1", attempt=attempt, phase="denoising", at_s=time.monotonic())
+    await dispatcher._reports.heard(worker, phase, b"")
+    if step:
+        told = wire.Checkpoint(session_id="ses_1", attempt=attempt, index=0, step=step, usage=Usage())
+        await dispatcher._reports.heard(worker, told, b"where it stands")
+        await dispatcher._checkpoints.settle("ses_1")
+    return worker
+
+
 async def test_owners_take_turns_and_a_higher_priority_goes_to_a_full_worker(tmp_path: Path, random_sd: Path) -> None:
     up: list[Worker] = []
     worker = Worker("wrk_1", 10_000)
@@ -290,34 +303,38 @@ async def test_a_session_that_comes_as_its_worker_dies_goes_to_the_next(tmp_path
 async def test_what_moved_between_two_losses_is_not_to_blame_also_if_the_server_was_stopped_meanwhile(
     tmp_path: Path, random_sd: Path, moves: bool, left: tuple[State, int]
 ) -> None:
-    first, second, third = workers = [Worker(f"wrk_{number}", 10_000) for number in (1, 2, 3)]
+    first, second, third = (Worker(f"wrk_{number}", 10_000) for number in (1, 2, 3))
     up = [first]
-
-    async def denoises(dispatcher: Dispatcher, attempt: int) -> Any:
-        worker: Any = workers[attempt - 1]
-        await submits(worker, 1)
-        phase = wire.Phase(session_id="ses_1", attempt=attempt, phase="denoising", at_s=time.monotonic())
-        await dispatcher._reports.heard(worker, phase, b"")
-        return worker
-
     async with dispatching(tmp_path, random_sd, lambda: up) as dispatcher:
         await dispatcher.accept("ses_1", Resolved(request=request(), warnings=()))
-        lost = await denoises(dispatcher, 1)
+        lost = await denoises(dispatcher, first, attempt=1)
         up[:] = [second]
         await dispatcher._reports.lost(lost)
-        worker = await denoises(dispatcher, 2)
-        if moves:
-            told = wire.Checkpoint(session_id="ses_1", attempt=2, index=0, step=3, usage=Usage())
-            await dispatcher._reports.heard(worker, told, b"where it stands")
-            await dispatcher._checkpoints.settle("ses_1")
+        await denoises(dispatcher, second, attempt=2, step=3 if moves else 0)
     up[:] = [third]
     async with dispatching(tmp_path, random_sd, lambda: up) as dispatcher:
-        lost = await denoises(dispatcher, 3)
+        lost = await denoises(dispatcher, third, attempt=3)
         up.clear()
         await dispatcher._reports.lost(lost)
         session = await dispatcher._store.get("ses_1")
         assert session is not None
         assert (session.state, session.losses) == left
+
+
+async def test_what_moved_before_a_loss_is_to_blame_for_it_and_the_next_one(tmp_path: Path, random_sd: Path) -> None:
+    first, second = (Worker(f"wrk_{number}", 10_000) for number in (1, 2))
+    up = [first]
+    async with dispatching(tmp_path, random_sd, lambda: up) as dispatcher:
+        await dispatcher.accept("ses_1", Resolved(request=request(), warnings=()))
+        lost = await denoises(dispatcher, first, attempt=1, step=3)
+        up[:] = [second]
+        await dispatcher._reports.lost(lost)
+        lost = await denoises(dispatcher, second, attempt=2)
+        up.clear()
+        await dispatcher._reports.lost(lost)
+        session = await dispatcher._store.get("ses_1")
+        assert session is not None
+        assert (session.state, session.losses) == (State.FAILED, 1)
 
 
 async def test_a_session_whose_model_is_being_hashed_holds_nobody_up_and_says_why_it_waits(

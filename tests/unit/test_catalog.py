@@ -94,14 +94,18 @@ def test_an_embedding_is_known_by_its_tensors_and_goes_with_models_of_its_text(r
 def test_an_embedding_is_found_in_the_folder_that_its_training_left_unless_it_is_half_of_one(root: Path) -> None:
     folder = root / "cat"
     (folder / "logs").mkdir(parents=True)
+    before = len(scan(root))
     for name in ("learned_embeds", "learned_embeds-steps-500"):
         save_file({"<cat>": torch.zeros(32)}, folder / f"{name}.safetensors")
-    found = scan(root)
+    catalog = Catalog([root], root.parent / "cache")
+    catalog.scan()
+    found = catalog.models
     assert (found["cat"].kind, found["cat"].state, found["cat"].trained_as) == ("embedding", "ready", "<cat>")
-    assert (found["cat"].path, len(found)) == (str(folder / "learned_embeds.safetensors"), len(scan(folder.parent)))
+    assert (found["cat"].path, len(found)) == (str(folder / "learned_embeds.safetensors"), before + 1)
     assert fitting(found["cat"], found.values()) == ["tiny"]
     save_file({"<cat>": torch.zeros(8)}, folder / "learned_embeds_2.safetensors")
-    assert "learned_embeds_2.safetensors's as clip_g" in str(scan(root)["cat"].reason)
+    assert catalog.scan(), "the same catalog sees what has come"
+    assert "learned_embeds_2.safetensors's as clip_g" in str(catalog.models["cat"].reason)
 
 
 def test_a_png_beside_a_model_is_its_thumbnail(root: Path, tmp_path: Path) -> None:
@@ -467,6 +471,7 @@ def test_a_file_of_pefts_beside_a_config_that_may_be_anothers_is_refused(root: P
 
 
 def test_a_lora_is_found_in_the_folder_that_its_training_left_and_nothing_else_there_is_read(root: Path) -> None:
+    before = len(scan(root))
     file = build_lora(root / "pokemon" / "pytorch_lora_weights.safetensors", root / "tiny")
     build_lora(root / "pokemon" / "checkpoint-500" / "pytorch_lora_weights.safetensors", root / "tiny", seed=1)
     (root / "pokemon" / "checkpoint-500" / "optimizer.bin").write_bytes(b"a pickle")
@@ -479,7 +484,7 @@ def test_a_lora_is_found_in_the_folder_that_its_training_left_and_nothing_else_t
     model = catalog.models["pokemon"]
     assert (model.kind, model.state, model.path, model.trigger_words) == ("lora", "ready", str(file), ("pikachu",))
     assert "tiny" in fitting(model, catalog.models.values())
-    assert (catalog.models["pytorch_lora_weights"].kind, len(catalog.models)) == ("lora", len(scan(root)))
+    assert (catalog.models["pytorch_lora_weights"].kind, len(catalog.models)) == ("lora", before + 2)
     (root / "pokemon" / "mezzotint.json").unlink()
     assert catalog.scan()
     assert catalog.models["pokemon"].trigger_words == ()
