@@ -91,23 +91,6 @@ def test_an_embedding_is_known_by_its_tensors_and_goes_with_models_of_its_text(r
         assert words in str(found[name].reason)
 
 
-def test_an_embedding_is_found_in_the_folder_that_its_training_left_unless_it_is_half_of_one(root: Path) -> None:
-    folder = root / "cat"
-    (folder / "logs").mkdir(parents=True)
-    before = len(scan(root))
-    for name in ("learned_embeds", "learned_embeds-steps-500"):
-        save_file({"<cat>": torch.zeros(32)}, folder / f"{name}.safetensors")
-    catalog = Catalog([root], root.parent / "cache")
-    catalog.scan()
-    found = catalog.models
-    assert (found["cat"].kind, found["cat"].state, found["cat"].trained_as) == ("embedding", "ready", "<cat>")
-    assert (found["cat"].path, len(found)) == (str(folder / "learned_embeds.safetensors"), before + 1)
-    assert fitting(found["cat"], found.values()) == ["tiny"]
-    save_file({"<cat>": torch.zeros(8)}, folder / "learned_embeds_2.safetensors")
-    assert catalog.scan(), "the same catalog sees what has come"
-    assert "learned_embeds_2.safetensors's as clip_g" in str(catalog.models["cat"].reason)
-
-
 def test_a_png_beside_a_model_is_its_thumbnail(root: Path, tmp_path: Path) -> None:
     build_lora(root / "ink.v2.safetensors", root / "tiny")
     shutil.copytree(root / "tiny", root / "tiny.v1")
@@ -468,27 +451,6 @@ def test_a_file_of_pefts_beside_a_config_that_may_be_anothers_is_refused(root: P
     model = Catalog([root], root.parent / "cache")
     model.scan()
     assert "a folder of their own" in str(model.models["ink"].reason)
-
-
-def test_a_lora_is_found_in_the_folder_that_its_training_left_and_nothing_else_there_is_read(root: Path) -> None:
-    before = len(scan(root))
-    file = build_lora(root / "pokemon" / "pytorch_lora_weights.safetensors", root / "tiny")
-    build_lora(root / "pokemon" / "checkpoint-500" / "pytorch_lora_weights.safetensors", root / "tiny", seed=1)
-    (root / "pokemon" / "checkpoint-500" / "optimizer.bin").write_bytes(b"a pickle")
-    (root / "pokemon" / "logs" / "train").mkdir(parents=True)
-    (root / "pokemon" / "logs" / "train" / "events.out.tfevents.1").write_bytes(b"losses")
-    (root / "pokemon" / "mezzotint.json").write_text('{"trigger_words": ["pikachu"]}')
-    build_lora(root / "pytorch_lora_weights.safetensors", root / "tiny", seed=2)
-    catalog = Catalog([root], root.parent / "cache")
-    catalog.scan()
-    model = catalog.models["pokemon"]
-    assert (model.kind, model.state, model.path, model.trigger_words) == ("lora", "ready", str(file), ("pikachu",))
-    assert "tiny" in fitting(model, catalog.models.values())
-    assert (catalog.models["pytorch_lora_weights"].kind, len(catalog.models)) == ("lora", before + 2)
-    (root / "pokemon" / "mezzotint.json").unlink()
-    assert catalog.scan()
-    assert catalog.models["pokemon"].trigger_words == ()
-    assert catalog.digest(catalog.models["pokemon"]) == hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def test_a_suffix_in_capitals_is_the_same_suffix(root: Path) -> None:
