@@ -310,11 +310,20 @@ async def serve(settings: Settings) -> None:
 
 
 class _Server(uvicorn.Server):
-    """Leaves signals to us: uvicorn's own handling ends the process before workers and store are closed."""
+    """Leaves signals to us: uvicorn's own handling ends the process before workers and store are closed. And it wakes
+    once a second, for the date in its answers; uvicorn looks ten times a second whether it is to stop.
+    """
 
     def __init__(self, config: uvicorn.Config, on_listening: Callable[[], None]) -> None:
         super().__init__(config)
         self._on_listening = on_listening
+        self._stopping = asyncio.Event()
+
+    async def main_loop(self) -> None:
+        while not await self.on_tick(0):
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(1):
+                    await self._stopping.wait()
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
@@ -327,6 +336,7 @@ class _Server(uvicorn.Server):
 
     def stop(self) -> None:
         self.should_exit = True
+        self._stopping.set()
 
 
 def _collect_seldom() -> None:

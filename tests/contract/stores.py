@@ -1,6 +1,7 @@
 """What the suites of the store share: a database to go around the store in, and short ways through a session's life."""
 
 import dataclasses
+from collections.abc import Collection
 from typing import Any
 
 import tests.requests
@@ -34,6 +35,12 @@ def image(index: int = 0, sha: str = "a") -> ImageRecord:
 
 async def add(store: Store, session_id: str = ID, now: float = 100.0, **changes: Any) -> Session:
     return await store.add(session_id, request(**changes), warnings=[], now=now)
+
+
+async def count(store: Store, states: Collection[State]) -> int:
+    found, more = await store.list(states=states, limit=1000)
+    assert more is None
+    return len(found)
 
 
 async def claim(store: Store, session_id: str = ID, now: float = 200.0) -> Session | None:

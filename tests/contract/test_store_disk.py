@@ -261,19 +261,23 @@ async def test_a_claim_alone_waits_for_no_disk(sqlite: Sqlite) -> None:
     """A power cut undoes it, and ends the worker that it was for."""
     levels: list[str] = []
 
-    def note(_connection: Any, _cursor: Any, statement: str, *_others: Any) -> None:
+    def note(statement: str) -> None:
         if "synchronous" in statement:
             levels.append(statement.partition("=")[2])
 
+    def watch(connection: Any, _record: Any) -> None:
+        connection.set_trace_callback(note)
+
+    event.listen(Engine, "connect", watch)
     store = await Store.open(sqlite.url)
-    event.listen(Engine, "before_cursor_execute", note)
     try:
+        levels.clear()
         await add(store)
         assert await store.claim(ID, worker="w", device="cpu:0", now=2.0) is not None
         assert await store.request_pause(ID) is not None
         assert await store.request_cancel(ID, now=3.0) is not None
     finally:
-        event.remove(Engine, "before_cursor_execute", note)
+        event.remove(Engine, "connect", watch)
         await store.close()
     assert levels == ["FULL", "NORMAL", "FULL", "FULL"]
 

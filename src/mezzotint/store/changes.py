@@ -160,7 +160,6 @@ def expire(work: Work, session_id: str, now: float, as_of: float) -> None:
 
 
 _FLAGS = select(sessions.c.cancel_requested, sessions.c.pause_requested).where(THIS).with_for_update()
-_COUNT = select(func.count()).select_from(sessions).where(sessions.c.state.in_(bindparam("states", expanding=True)))
 
 
 def after_running(connection: Connection, session_id: str) -> State:
@@ -169,10 +168,6 @@ def after_running(connection: Connection, session_id: str) -> State:
     if row is None or not any(row):
         return State.QUEUED
     return State.CANCELLED if row.cancel_requested else State.PAUSED
-
-
-def count_of(connection: Connection, states: Collection[State]) -> int:
-    return connection.scalar(_COUNT, {"states": [*states]}) or 0
 
 
 def pictures_of(connection: Connection, session_ids: Collection[str]) -> dict[str, frozenset[str] | None]:

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, func, insert, select
 
 from mezzotint import failpoints
 from mezzotint.errors import Conflict, TryLater
 from mezzotint.session import Session, State
 from mezzotint.store import keys, rows
-from mezzotint.store.changes import Work, count_of, load
+from mezzotint.store.changes import Work, load
 from mezzotint.store.database import Database
 from mezzotint.store.rows import Once
 from mezzotint.store.tables import sessions, transitions
@@ -24,6 +24,7 @@ RETRY_AFTER_S = 10  # while that is not known
 LONGEST_RETRY_S = 59  # clients ignore or give up at more
 
 _SESSION, _ACCEPTANCE = insert(sessions), insert(transitions)
+_QUEUED = select(func.count()).select_from(sessions).where(sessions.c.state == State.QUEUED)
 
 Answer = Session | TryLater | Conflict
 
@@ -60,7 +61,7 @@ class Intake:
 
     def room(self, connection: Connection) -> int:
         """How many more the queue takes."""
-        return self._queue_size - count_of(connection, (State.QUEUED,))
+        return self._queue_size - (connection.scalar(_QUEUED) or 0)
 
     async def _accept(self, places: list["_Place"]) -> None:
         """Commit as many of these as the queue has room for. Raising, it answers none: each then tries for itself."""

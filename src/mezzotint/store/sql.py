@@ -4,7 +4,7 @@ import functools
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Connection, Select, bindparam, delete, func, insert, select, true, update
+from sqlalchemy import Connection, Select, and_, bindparam, delete, func, insert, select, true, update
 
 from mezzotint import failpoints
 from mezzotint.api_keys import ApiKey
@@ -23,7 +23,6 @@ from mezzotint.store.changes import (
     Change,
     Work,
     after_running,
-    count_of,
     expire,
     find,
     load,
@@ -62,10 +61,14 @@ _NEVER_BEGAN = moving(sessions.c.attempt == 0)
 
 _RUNNING = THIS, sessions.c.state == State.RUNNING
 _STATE = select(sessions.c.state).where(THIS).with_for_update()
-_DRAWS = select(sessions.c.id).where(*_RUNNING, UNCANCELLED, OWNED).with_for_update()
 _WARNED = select(sessions.c.warnings).where(*_RUNNING, OWNED).with_for_update()
-_AT_INDEX = images.c.session_id == bindparam("of_session"), images.c.idx == bindparam("of_index")
-_DRAWN = select(images.c.sha256).where(*_AT_INDEX)
+_AT_INDEX = and_(images.c.session_id == sessions.c.id, images.c.idx == bindparam("of_index"))
+_DRAWN = (
+    select(images.c.sha256)
+    .select_from(sessions.outerjoin(images, _AT_INDEX))
+    .where(*_RUNNING, UNCANCELLED, OWNED)
+    .with_for_update(of=sessions)
+)
 _IMAGE = insert(images)
 _HISTORY = select(transitions).where(transitions.c.session_id == bindparam("of_session")).order_by(transitions.c.seq)
 
@@ -158,9 +161,6 @@ class Store:
     async def unfinished(self) -> Names:
         """Ids of all that wait or run."""
         return await self._database.read(lambda connection: [*connection.scalars(_UNFINISHED)])
-
-    async def count(self, states: Collection[State]) -> int:
-        return await self._database.read(lambda connection: count_of(connection, states))
 
     async def stored_by(self, owner: str) -> int:
         """The bytes of all pictures of an API key's sessions."""
@@ -473,12 +473,12 @@ def _ended_before(moment: float, limit: int) -> Select[tuple[str]]:
 
 
 def _record(work: Work, session_id: str, attempt: int, image: ImageRecord) -> bool:
-    of = {"of_session": session_id}
-    if work.connection.scalar(_DRAWS, of | {"of_attempt": attempt}) is None:
+    of = {"of_session": session_id, "of_attempt": attempt, "of_index": image.index}
+    drawn = work.connection.execute(_DRAWN, of).one_or_none()
+    if drawn is None:
         return False
-    sha256 = work.connection.scalar(_DRAWN, of | {"of_index": image.index})
-    if sha256 is not None:
-        return bool(sha256 == image.sha256)
+    if drawn.sha256 is not None:
+        return bool(drawn.sha256 == image.sha256)
     work.connection.execute(_IMAGE, rows.of_image(session_id, image))
     work.tell(session_id, "image", image)
     return True

@@ -70,10 +70,11 @@ class Threads:
         def open_transaction(connection: Connection) -> None:
             if begin == _WRITES and _file(url) != connection.info["file"]:
                 raise _Gone  # what is written now goes with the last one who has the file open
+            driver: Any = connection.connection.driver_connection
             if begin == _WRITES:
                 level = "NORMAL" if connection.get_execution_options().get(UNSYNCED) else "FULL"
-                connection.exec_driver_sql(f"PRAGMA synchronous={level}")
-            connection.exec_driver_sql(begin)
+                driver.execute(f"PRAGMA synchronous={level}")
+            driver.execute(begin)
 
     async def run(self, body: Callable[[Connection], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._threads, self._run, body)
