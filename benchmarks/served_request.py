@@ -2,8 +2,8 @@
 process without server, engine or picture file, in a worker's environment with the same executor and dtype.
 
 Turn by turn in one run: `python -m benchmarks.served_request`, after `mezzotint models tune icons` also with
-`--executor auto --dtype auto`. The same calls take several hundredths more in one process than in another, so both
-sides begin anew for each round.
+`--executor auto --dtype auto`; with `--full-size` on SD 1.5 of random weights at 256 px. The same calls take several
+hundredths more in one process than in another, so both sides begin anew for each round.
 
 The calls are: the prompt's encoding, new each time (the negative one is remembered), one of the UNet a step, and the
 decoding. A request counts from its sending to the last byte of the answer that it succeeded. The standard library sends
@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from contextlib import closing
+from dataclasses import dataclass
 from functools import partial
 from http.client import HTTPConnection
 from pathlib import Path
@@ -26,6 +27,7 @@ from typing import Any
 import httpx2
 
 from benchmarks import machine
+from benchmarks.full_size import build
 from mezzotint import profiles
 from mezzotint.catalog import BUNDLED, BUNDLED_MODEL, Catalog
 from mezzotint.client import Client
@@ -35,6 +37,20 @@ from mezzotint.workers.local import environment
 
 BAR = 0.05
 WARM_UP = 2  # turns
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Subject:
+    """What is asked for."""
+
+    path: Path
+    px: int
+
+
+def subject(*, full_size: bool) -> Subject:
+    if full_size:
+        return Subject(path=build(load_settings().cache / "benchmarks" / "random-sd15"), px=256)
+    return Subject(path=BUNDLED / BUNDLED_MODEL, px=128)
 
 
 def bare(asked: argparse.Namespace) -> None:
@@ -49,15 +65,15 @@ def bare(asked: argparse.Namespace) -> None:
     from mezzotint.families.base import Prompt, Rows
     from mezzotint.families.sd import StableDiffusion
 
-    threads, settings = default_threads(), load_settings()
+    model, threads, settings = subject(full_size=asked.full_size), default_threads(), load_settings()
     torch.set_num_threads(threads)
     torch.set_grad_enabled(False)
     products.choose()
-    catalog = Catalog((), settings.cache)
+    catalog = Catalog((model.path.parent,) if asked.full_size else (), settings.cache)
     catalog.scan()
-    graphs = profiles.graphs_of(settings.cache, catalog.digest(catalog.models[BUNDLED_MODEL]))
+    graphs = profiles.graphs_of(settings.cache, catalog.digest(catalog.models[model.path.name]))
     loaded_in = executors.loaded_in(asked.executor, asked.dtype)
-    plain = StableDiffusion(BUNDLED / BUNDLED_MODEL, torch.device("cpu"), loaded_in)
+    plain = StableDiffusion(model.path, torch.device("cpu"), loaded_in)
     plain.pack()
     family = executors.open_with(plain, asked.executor, asked.dtype, graphs=graphs, threads=threads)
 
@@ -66,7 +82,7 @@ def bare(asked: argparse.Namespace) -> None:
         return encoded.hidden
 
     negative = encode("")
-    side = int(plain.unet.config.sample_size)
+    side = model.px // 8
     latents = torch.randn(2, family.latent_channels, side, side, generator=torch.Generator().manual_seed(0))
     for line in sys.stdin:
         started = time.perf_counter()
@@ -85,6 +101,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=9)
     parser.add_argument("--executor", default="torch")
     parser.add_argument("--dtype", default="float32")
+    parser.add_argument("--full-size", action="store_true")
     parser.add_argument("--bare", action="store_true", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.bare:
@@ -100,37 +117,43 @@ def main() -> None:
     added = _added(times)
     print(
         f"{machine.describe()}, {ran['executor']} {ran['dtype']}, {asked.steps} steps, "
-        f"median of {asked.rounds} rounds of {asked.turns} turns"
+        f"{'SD 1.5 random, ' if asked.full_size else ''}median of {asked.rounds} rounds of {asked.turns} turns"
     )
     for name, seconds in times.items():
         median = statistics.median(seconds)
         print(f"{name:8}{median * 1000:8.1f} ms  ({min(seconds) * 1000:.1f} to {max(seconds) * 1000:.1f})")
     each = ", ".join(f"{100 * one:.1f}" for one in rounds)
     print(f"serving adds {100 * added:.1f} % (by round: {each}); the bar is {100 * BAR:.0f} %")
-    kept = {"executor": ran["executor"], "dtype": ran["dtype"], "steps": asked.steps, "added": added}
+    kept = {name: ran[name] for name in ("executor", "dtype")} | {"full_size": asked.full_size}
+    kept |= {"steps": asked.steps, "added": added}
     machine.keep("served_request", kept | {"rounds": rounds, "times_s": times})
 
 
 def _round(asked: argparse.Namespace) -> tuple[dict[str, str], dict[str, list[float]]]:
     """Of a server and a peer that begin anew. With what it ran, and the seconds of each turn."""
+    model = subject(full_size=asked.full_size)
+    flags = ["--executor", asked.executor, "--dtype", asked.dtype]
+    if asked.full_size:
+        flags += ["--models", str(model.path.parent)]
     with (
         tempfile.TemporaryDirectory() as folder,
-        machine.running_server(Path(folder) / "data", "--executor", asked.executor, "--dtype", asked.dtype) as url,
+        machine.running_server(Path(folder) / "data", *flags) as url,
         closing(HTTPConnection(url.removeprefix("http://"), timeout=120)) as server,
     ):
-        _served(server, "a rocket", asked.steps)  # loads the model
+        _served(server, model, "a rocket", asked.steps)  # loads the model
         with Client(url) as client:
-            machine.pids_with_spare(client, BUNDLED_MODEL)  # what the spare still does would count
-        ran = httpx2.get(f"{url}/api/models/{BUNDLED_MODEL}").raise_for_status().json()["executors"]["cpu:0"]
+            machine.wait_for_rest(client)  # what the spare still does would count
+        ran = httpx2.get(f"{url}/api/models/{model.path.name}").raise_for_status().json()["executors"]["cpu:0"]
         command = [sys.executable, "-m", "benchmarks.served_request", "--bare", "--steps", str(asked.steps)]
         command += ["--executor", ran["executor"], "--dtype", ran["dtype"]]
+        command += ["--full-size"] if asked.full_size else []
         times: dict[str, list[float]] = {"bare": [], "served": []}
         with subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment()
         ) as peer:
             for turn in range(WARM_UP + asked.turns):
                 prompt = f"a rocket of size {turn}"
-                sides = {"bare": partial(_bare, peer), "served": partial(_served, server, steps=asked.steps)}
+                sides = {"bare": partial(_bare, peer), "served": partial(_served, server, model, steps=asked.steps)}
                 order = list(sides)[:: 1 if turn % 2 else -1]  # neither is always the first
                 taken = {name: sides[name](prompt) for name in order}
                 if turn >= WARM_UP:
@@ -151,9 +174,10 @@ def _bare(peer: "subprocess.Popen[str]", prompt: str) -> float:
     return float(peer.stdout.readline())
 
 
-def _served(server: HTTPConnection, prompt: str, steps: int) -> float:
-    body = json.dumps({"prompt": prompt, "steps": steps, "seed": 1, "scheduler": "ddim"})
-    headers = {"Content-Type": "application/json", "Prefer": "wait=60"}
+def _served(server: HTTPConnection, model: Subject, prompt: str, steps: int) -> float:
+    asked = {"model": model.path.name, "prompt": prompt, "width": model.px, "height": model.px, "steps": steps}
+    body = json.dumps(asked | {"seed": 1, "scheduler": "ddim"})
+    headers = {"Content-Type": "application/json", "Prefer": "wait=100"}
     server.close()  # the server closes what is idle while the peer starts
     server.connect()
     started = time.perf_counter()
