@@ -4,6 +4,7 @@ import base64
 import io
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,7 @@ def test_a_spare_that_is_lost_costs_nobody_anything(server: RunningServer) -> No
 def test_worker_and_spare_killed_together_cost_a_start_and_no_session(server: RunningServer) -> None:
     worker, spare = with_spare(server, loaded=False)
     sent = begun(server, 2)
+    time.sleep(0.5)  # its first checkpoint comes a quarter of a second after it began
     os.kill(spare["pid"], signal.SIGKILL)
     os.kill(worker["pid"], signal.SIGKILL)
     ended = server.client.wait(sent)

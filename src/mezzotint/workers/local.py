@@ -33,9 +33,11 @@ _SET = {
     "TRANSFORMERS_VERBOSITY": "error",
     "DIFFUSERS_VERBOSITY": "error",
     "TOKENIZERS_PARALLELISM": "false",
-    # Keep freed pages: glibc gives them back after every layer otherwise, and faults them in again.
+    # Keep freed pages: glibc gives them back after every layer otherwise, and faults them in again. What is larger than
+    # 32 MiB, the most that it lets anybody call small, comes in pages of 2 MiB: a thirtieth of the faults (decision 002).
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(16 << 30),
+    "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
     # A thread without work looks for more for a sixth of a millisecond (decision 007), which outlasts the gaps within a
     # model call. Unset it is 30 times as long: then its core is not free either for what happens between two calls.
     "GOMP_SPINCOUNT": "10000",
