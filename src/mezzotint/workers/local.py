@@ -34,7 +34,7 @@ _SET = {
     "DIFFUSERS_VERBOSITY": "error",
     "TOKENIZERS_PARALLELISM": "false",
     # Keep freed pages: glibc gives them back after every layer otherwise, and faults them in again. What is larger than
-    # 32 MiB, the most that it lets anybody call small, comes in pages of 2 MiB: a thirtieth of the faults (decision 002).
+    # 32 MiB, the most that it takes for small, comes in pages of 2 MiB: a thirtieth of the faults (decision 002).
     "MALLOC_MMAP_THRESHOLD_": str(32 << 20),
     "MALLOC_TRIM_THRESHOLD_": str(16 << 30),
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
