@@ -43,8 +43,9 @@ print(counted.get_total_flops() / gflops(torch.device("cpu"), torch.float32) / 1
 """
 
 
-def build(path: Path) -> Path:
+def build() -> Path:
     """The real layout and sizes: 860 M parameters in the UNet. Kept for later runs."""
+    path = load_settings().cache / "benchmarks" / "random-sd15"
     if path.exists():
         return path
     import torch
@@ -91,7 +92,7 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=3, help="of each side in a round")
     parser.add_argument("--tune", action="store_true", help="first; it takes minutes, and its result stays")
     asked = parser.parse_args()
-    model = build(load_settings().cache / "benchmarks" / "random-sd15")
+    model = build()
     if asked.tune:
         subprocess.run([machine.MEZZOTINT, "models", "tune", model.name, "--models", model.parent], check=True)
     rounds, least = zip(*(_round(model, asked) for _ in range(asked.rounds)), strict=True)

@@ -63,7 +63,7 @@ def build_half() -> Path:
         import torch
         from diffusers import StableDiffusionPipeline
 
-        whole = full_size.build(load_settings().cache / "benchmarks" / "random-sd15")
+        whole = full_size.build()
         draft = path.with_name(".draft")
         StableDiffusionPipeline.from_pretrained(whole, torch_dtype=torch.float16).save_pretrained(draft)
         draft.rename(path)

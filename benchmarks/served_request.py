@@ -49,7 +49,7 @@ class Subject:
 
 def subject(*, full_size: bool) -> Subject:
     if full_size:
-        return Subject(path=build(load_settings().cache / "benchmarks" / "random-sd15"), px=256)
+        return Subject(path=build(), px=256)
     return Subject(path=BUNDLED / BUNDLED_MODEL, px=128)
 
 
