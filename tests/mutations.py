@@ -68,7 +68,7 @@ MUTATIONS = [
     ),
     Mutation(
         name="resume from step 0",
-        file="dispatcher.py",
+        file="claims.py",
         before="states = [one for one in kept if one.print == print_]",
         after="states = []",
         noticed_by=RESUME,

@@ -1,6 +1,6 @@
-"""Gives sessions to workers, and does what callers ask of those that wait or run.
+"""Takes sessions in, and does what callers ask of those that wait or run.
 
-With reports.py the only one that claims, ends and requeues. Must not decide what a request may hold, or speak HTTP.
+With claims.py and reports.py all that changes sessions. Must not decide what a request may hold, or speak HTTP.
 """
 
 import asyncio
@@ -10,26 +10,24 @@ import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import structlog
 
-from mezzotint.astray import Astray
 from mezzotint.batches import Batch
-from mezzotint.checkpoints import Checkpoints, fingerprint
-from mezzotint.errors import Conflict, ErrorInfo, NotFound, TryLater
+from mezzotint.checkpoints import Checkpoints
+from mezzotint.claims import Claims
+from mezzotint.errors import Conflict, NotFound, TryLater
 from mezzotint.estimates import Busy
 from mezzotint.events import Events
-from mezzotint.line import Line, Waiting
-from mezzotint.live import Live, Lives
+from mezzotint.line import Line
+from mezzotint.live import Lives
 from mezzotint.measurements import Measurements
-from mezzotint.placing import Place, best
 from mezzotint.refs import Refs
 from mezzotint.reports import Reports
 from mezzotint.request import Request, Resolved
 from mezzotint.residency import Residency, names_of
-from mezzotint.session import Preview, Progress, Session, State
+from mezzotint.session import Preview, Session, State
 from mezzotint.store.blobs import Blobs
 from mezzotint.store.rows import Once
 from mezzotint.store.sql import Store
@@ -40,9 +38,6 @@ from mezzotint.workers.local import LocalWorker
 
 log = structlog.get_logger(__name__)
 
-TICK_S = 0.5
-IMAGES_AT_ONCE = 16  # claimed per worker: what denoises now and about as much again, ready to join
-SUSPECTS = 4  # that run together after a second loss
 REMEMBERED_S, REMEMBERED = 7 * 86400.0, 2000  # ended sessions that tell a new process what is used
 STORE_S = 10.0  # that a stop waits for the database, longer than it may be held by another process
 
@@ -63,25 +58,34 @@ class Dispatcher:
         most_running: Callable[[str | None], float] = lambda owner: math.inf,
     ) -> None:
         """`most_running`: how many sessions of an owner may be in workers at one time."""
-        self._most_running = most_running
-        self._store, self._blobs, self._refs, self._events = store, blobs, refs, events
-        self._checkpoints, self._choices, self._measurements = checkpoints, choices, measurements
+        self._store, self._refs, self._events, self._checkpoints = store, refs, events, checkpoints
         self._supervisor = supervisor
         self._line, self._lives = Line(), Lives()
-        self._astray = Astray(store)
         self._residency = Residency(supervisor, refs, choices)
         self._wake = asyncio.Event()
         self._reports = Reports(store, blobs, checkpoints, events, choices, self._line, self._lives, self._wake.set)
+        self._claims = Claims(
+            store,
+            blobs,
+            checkpoints,
+            refs,
+            supervisor,
+            choices,
+            measurements,
+            self._residency,
+            self._reports,
+            self._line,
+            self._lives,
+            self._wake,
+            most_running,
+        )
         supervisor.on_ready, supervisor.on_message, supervisor.on_lost = (
             self._ready,
             self._reports.heard,
             self._reports.lost,
         )
         refs.on_read = self._wake.set
-        self._cancelled_early: set[str] = set()  # cancelled between the claim's commit and its Submit
-        self._paused_early: set[tuple[str, int]] = set()  # the same of a pause, with the attempt it is of
-        self._loop: asyncio.Task[None] | None = None
-        self._closing = self._hurry = False
+        self._hurry = False
 
     # ---- life
 
@@ -103,18 +107,16 @@ class Dispatcher:
                 self._events.tell(session.id, "state", self.view(session))
         for ended in await self._store.ended(since=time.time() - REMEMBERED_S, owner=None, limit=REMEMBERED):
             self._residency.used(ended.model, ended.ended_at)
-        self._loop = asyncio.create_task(self._run(), name="dispatcher")
+        self._claims.start()
 
     async def drain(self, limit_s: float) -> None:
         """Claim no more and let running sessions end; after `limit_s` what still runs goes back to the queue."""
-        self._closing = True
+        self._claims.close()
         deadline = time.monotonic() + limit_s
         while self._lives and time.monotonic() < deadline and not self._hurry:
             await asyncio.sleep(0.02)
         await self._reports.stop()
-        if self._loop is not None:
-            self._loop.cancel()
-            await asyncio.gather(self._loop, return_exceptions=True)
+        await self._claims.stop()
         for live in list(self._lives.values()):
             session, spans = live.session, live.spans_now()
             if self._lives.pop(session.id, None) is not live:
@@ -167,7 +169,7 @@ class Dispatcher:
 
     def check_accepting(self) -> None:
         """Raises TryLater while the server stops."""
-        if self._closing:
+        if self._claims.closed:
             raise TryLater("the server is stopping; try another or come back", code="not_ready", retry_after_s=10)
 
     async def cancel(self, session_id: str) -> Session:
@@ -191,7 +193,7 @@ class Dispatcher:
             live.session = live.session.having(cancel_requested=True)
             live.worker.send(wire.Cancel(session_id=session_id, attempt=live.session.attempt))
         else:
-            self._cancelled_early.add(session_id)
+            self._claims.cancelled_early(session_id)
         return self.view(session)
 
     async def cancel_all(self, session_ids: Iterable[str]) -> None:
@@ -213,7 +215,7 @@ class Dispatcher:
             live.session = live.session.having(pause_requested=True)
             live.worker.send(wire.Pause(session_id=session_id, attempt=live.session.attempt))
         elif session.state is State.RUNNING:
-            self._paused_early.add((session_id, session.attempt))
+            self._claims.paused_early(session_id, session.attempt)
         return self.view(session)
 
     async def resume(self, session_id: str) -> Session:
@@ -285,7 +287,7 @@ class Dispatcher:
     @property
     def astray(self) -> int:
         """Sessions that wait or run by their rows and that nobody has in hand."""
-        return len(self._astray.found)
+        return len(self._claims.astray.found)
 
     def ahead_of(self, request: Request, device: str) -> list[Busy]:
         """What waits and would start before a new session of this request on a device: what must run there, and the
@@ -314,227 +316,6 @@ class Dispatcher:
     def queued(self) -> int:
         return len(self._line)
 
-    # ---- claiming
-
-    async def _run(self) -> None:
-        next_tick = time.monotonic()
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(TICK_S):
-                    await self._wake.wait()
-            self._wake.clear()
-            try:
-                if time.monotonic() >= next_tick:
-                    next_tick = time.monotonic() + TICK_S
-                    await self._keep_time()
-                    await self._astray.look(lambda one: one in self._line or one in self._lives)
-                    await self._foresee()
-                await self._fill()
-            except TryLater as error:
-                log.warning("cannot claim", code=error.code)  # the queue stands; the next tick tries again
-            except Exception:
-                log.exception("claiming failed")  # the loop must outlive any single fault
-
-    async def _keep_time(self) -> None:
-        for waiting in list(self._line):
-            session, expires_s = waiting.session, waiting.session.request.expires_s
-            if expires_s is not None and session.attempt == 0 and waiting.waited_s > expires_s:
-                error = ErrorInfo(code="expired", message=f"not started within {expires_s:g} s")
-                await self._end_queued(waiting, State.EXPIRED, error)
-        for live in self._lives.values():
-            limit = live.session.request.timeout_s
-            spent = sum(seconds for name, seconds in live.spans_now().items() if name not in ("queued", "paused"))
-            if limit is not None and spent > limit and not live.timed_out:
-                live.timed_out = True
-                live.worker.send(wire.Cancel(session_id=live.session.id, attempt=live.session.attempt))
-
-    async def _foresee(self) -> None:
-        idle = [] if self._line else [one for one in self._supervisor.ready() if not self._lives.images_on(one)]
-        await self._residency.foresee((one.session.request for one in self._line), idle)
-
-    async def _fill(self) -> None:
-        if self._closing:
-            return
-        claimed = True
-        while claimed:  # a claim may make another worker the best for the next one
-            claimed = False
-            for worker in sorted(self._supervisor.ready(), key=self._lives.images_on):
-                while worker.alive and (waiting := self._next_for(worker)) is not None:
-                    await self._claim_safely(waiting, worker)
-                    claimed = True
-
-    def _next_for(self, worker: LocalWorker) -> Waiting | None:
-        """Of the highest priority that can go there: of the owner who has least running, the oldest."""
-        theirs = Counter(live.session.owner for live in self._lives.values())
-        found: Waiting | None = None
-        for waiting in self._line:
-            owner, request = waiting.session.owner, waiting.session.request
-            if found is not None and request.priority < found.session.request.priority:
-                break
-            if theirs[owner] >= self._most_running(owner):
-                continue
-            if request.device not in (None, worker.device):
-                continue
-            if not all(self._refs.is_read(name) for name in names_of(request)):
-                continue
-            if not self._has_room(worker, waiting.session):
-                break  # also for who is suspected and must wait until the worker has emptied itself
-            if request.device is None and self._best_for(waiting, worker).device != worker.device:
-                continue  # that one has room, and its turn comes
-            if found is None or theirs[owner] < theirs[found.session.owner]:
-                found = waiting
-            if len(self._line.owners) < 2 or theirs[found.session.owner] == 0:
-                break
-        return found
-
-    def _best_for(self, waiting: Waiting, worker: LocalWorker) -> Place:
-        request = waiting.session.request
-        others = [one for one in self._supervisor.ready() if one is not worker]
-        others = [one for one in others if self._has_room(one, waiting.session)]
-        return best(request.model, map(self._place, [worker, *others]))
-
-    def _has_room(self, worker: LocalWorker, session: Session) -> bool:
-        """A full worker takes as many again that may overtake one that it runs. Suspects run with few, then alone."""
-        running = [live.session for live in self._lives.on(worker)]
-        if len(running) >= min(_company(one.losses) for one in (*running, session)):
-            return False
-        overtakes = any(one.request.priority < session.request.priority for one in running)
-        return self._lives.images_on(worker) < IMAGES_AT_ONCE * (2 if overtakes else 1)
-
-    def _place(self, worker: LocalWorker) -> Place:
-        beat, hello = worker.heartbeat, worker.hello
-        taken = {live.model.id for live in self._lives.on(worker)}  # it is about to hold them
-        return Place(
-            device=worker.device,
-            resident=(*(beat.resident if beat else ()), *taken),
-            images=self._lives.images_on(worker),
-            gflops=self._measurements.speed(worker.device).get("float32"),
-            free_bytes=hello.device.memory_budget_bytes - (beat.memory_bytes if beat else 0) if hello else 0,
-        )
-
-    async def _claim_safely(self, waiting: Waiting, worker: LocalWorker) -> None:
-        """One that cannot be given to a worker ends, or nobody behind it would ever run. Raises TryLater."""
-        try:
-            await self._claim(waiting, worker)
-        except TryLater:
-            raise
-        except Exception:
-            log.exception("a session cannot be given to a worker", session=waiting.session.id)
-            message = "it could not be given to a worker; the server's log has the cause"
-            error = ErrorInfo(code="internal", message=message)
-            if (live := self._lives.get(waiting.session.id)) is not None:
-                await self._reports.finish(live, State.FAILED, error)
-            else:
-                await self._end_queued(waiting, State.FAILED, error)
-
-    async def _claim(self, waiting: Waiting, worker: LocalWorker) -> None:
-        session_id, request = waiting.session.id, waiting.session.request
-        names = names_of(request)
-        refs = [await self._refs.of(name) for name in names]
-        stored = {image.index for image in waiting.session.images}
-        begun = [i for i in range(request.num_images) if i not in stored] if waiting.session.attempt else []
-        kept = await self._checkpoints.of(session_id, begun)
-        if session_id not in self._line:
-            return  # cancelled meanwhile
-        found = [ref for ref in refs if ref is not None]
-        if len(found) < len(names):
-            message = f"model {names[refs.index(None)]!r} is gone or cannot be used any more"
-            await self._end_queued(waiting, State.FAILED, ErrorInfo(code="model_invalid", message=message))
-            return
-        dtype = waiting.dtype or (kept[0].dtype if kept else None)
-        found[0] = self._choices.ref(found[0], worker.device, dtype, deterministic=request.deterministic)
-        print_ = fingerprint(request, found)
-        states = [one for one in kept if one.print == print_]
-        steps = len(stored) * request.steps + sum(one.step for one in states)
-        has_moved = waiting.session.losses > 0 and await self._has_moved(session_id, steps)
-        since = time.monotonic()
-        spans = waiting.spans_at(since)
-        session = await self._store.claim(
-            session_id,
-            worker=worker.id,
-            device=worker.device,
-            steps_resumed=steps,
-            now=time.time(),
-            as_of=waiting.session.created_at + sum(spans.values()),
-        )
-        if self._line.leave(session_id) is None or session is None:
-            return  # cancelled meanwhile
-        if has_moved:
-            session = session.having(losses=0)
-        live = self._lives[session_id] = Live(
-            session=session,
-            worker=worker,
-            spans=spans,
-            phase="loading",
-            since=since,
-            progress=Progress(steps=request.steps, fraction=min(0.999, steps / (request.steps * request.num_images))),
-            model=found[0],
-            print=print_,
-            resumed=dict.fromkeys(stored, request.steps) | {one.index: one.step for one in states},
-            images={image.index: image for image in session.images},
-        )
-        nets, loras = 1 + len(request.controlnets), 1 + len(request.controlnets) + len(request.loras)
-        submit = wire.Submit(
-            session_id=session_id,
-            attempt=session.attempt,
-            request=request,
-            model=found[0],
-            controlnets=tuple(found[1:nets]),
-            loras=tuple(found[nets:loras]),
-            embeddings=tuple(found[loras:]),
-            inputs=inputs(request, self._blobs.folder(session_id)),
-            done=tuple(sorted(stored)),
-            states=tuple((one.index, len(one.state)) for one in states),
-        )
-        is_cancelled, is_pausing = (
-            session_id in self._cancelled_early,
-            (session_id, session.attempt) in self._paused_early,
-        )
-        self._cancelled_early.discard(session_id)
-        self._paused_early.discard((session_id, session.attempt))
-        if not worker.alive:  # lost while the row was written: it never had the session
-            await self._reports.requeue(live, session.losses)
-            return
-        worker.send(submit, b"".join(one.state for one in states))
-        if is_cancelled:
-            worker.send(wire.Cancel(session_id=session_id, attempt=session.attempt))
-        if is_pausing:
-            live.session = live.session.having(pause_requested=True)
-            worker.send(wire.Pause(session_id=session_id, attempt=session.attempt))
-        if len(states) < len(kept):
-            message = "what was kept of it is of another version or model; those images begin at their first step"
-            await self._reports.warn(live, {"code": "checkpoint_foreign", "message": message, "field": None})
-
-    async def _has_moved(self, session_id: str, steps: int) -> bool:
-        """Whether more is kept of it than when it was claimed after its last loss of a worker, by an attempt that a
-        stop of the server ended: what moves does not kill workers."""
-        attempts = reversed(await self._store.attempts(session_id))
-        since = [*itertools.takewhile(lambda one: one.cause != "worker_lost", attempts)]
-        return bool(since) and steps > (since[-1].steps_resumed or 0)
-
-    async def _end_queued(self, waiting: Waiting, state: State, error: ErrorInfo) -> None:
-        ended = await self._store.end_queued(
-            waiting.session.id, state=state, now=time.time(), spans=waiting.spans_now(), error=error
-        )
-        if self._line.leave(waiting.session.id) is not None and ended is not None:
-            self._reports.ended(ended)
-
     async def _ready(self, worker: LocalWorker) -> None:
         log.info("worker ready", worker=worker.id, device=worker.device, pid=worker.pid)
         self._wake.set()
-
-
-def _company(losses: int) -> float:
-    """How many sessions a worker may have with one that lost so many workers in a row, so that the guilty is found."""
-    return math.inf if losses < 2 else SUSPECTS if losses == 2 else 1
-
-
-def inputs(request: Request, folder: Path) -> dict[str, str]:
-    """The files of a session's pictures, by field; they lie in its own folder."""
-    fields = [name for name in ("image", "mask") if getattr(request, name) is not None]
-    fields += [f"controlnets[{index}].image" for index in range(len(request.controlnets))]
-    return {field: str(folder / input_name(field)) for field in fields}
-
-
-def input_name(field: str) -> str:
-    return f"input-{field.replace('[', '-').replace('].', '-')}.png"

@@ -4,6 +4,7 @@ Must not know what was sent nor the rules it met, which are in resolving.py: wor
 """
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 
@@ -189,3 +190,14 @@ def plain(model: str, prompt: str, seed: int) -> Request:
 class Resolved:
     request: Request
     warnings: tuple[dict[str, Any], ...]
+
+
+def input_files(request: Request, folder: Path) -> dict[str, str]:
+    """The files of a session's pictures, by field; they lie in its own folder."""
+    fields = [name for name in ("image", "mask") if getattr(request, name) is not None]
+    fields += [f"controlnets[{index}].image" for index in range(len(request.controlnets))]
+    return {field: str(folder / input_name(field)) for field in fields}
+
+
+def input_name(field: str) -> str:
+    return f"input-{field.replace('[', '-').replace('].', '-')}.png"

@@ -16,7 +16,8 @@ from mezzotint import astray
 from mezzotint.batches import Batch, Item
 from mezzotint.catalog import Catalog
 from mezzotint.checkpoints import Checkpoints
-from mezzotint.dispatcher import IMAGES_AT_ONCE, Dispatcher
+from mezzotint.claims import IMAGES_AT_ONCE
+from mezzotint.dispatcher import Dispatcher
 from mezzotint.errors import Conflict
 from mezzotint.events import Events
 from mezzotint.measurements import Measurements
@@ -158,7 +159,7 @@ async def test_a_session_that_cannot_be_given_to_a_worker_ends_and_lets_the_othe
 async def test_a_clock_that_is_set_expires_nothing(
     tmp_path: Path, random_sd: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mezzotint.dispatcher.TICK_S", QUICK_S)
+    monkeypatch.setattr("mezzotint.claims.TICK_S", QUICK_S)
     up: list[Worker] = []
     worker = Worker("wrk_1", 1000)
     async with dispatching(tmp_path, random_sd, lambda: up) as dispatcher:
@@ -239,7 +240,7 @@ async def test_a_batch_is_queued_while_its_pictures_are_laid_out_and_a_lost_sess
 async def test_a_session_in_nobodys_hands_is_counted_by_the_second_look(
     tmp_path: Path, random_sd: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mezzotint.dispatcher.TICK_S", QUICK_S)
+    monkeypatch.setattr("mezzotint.claims.TICK_S", QUICK_S)
     monkeypatch.setattr(astray, "EVERY_S", QUICK_S)
     async with dispatching(tmp_path, random_sd, list) as dispatcher:
         for name in ("ses_1", "ses_2"):
@@ -250,7 +251,7 @@ async def test_a_session_in_nobodys_hands_is_counted_by_the_second_look(
         async with asyncio.timeout(20):
             while not dispatcher.astray:
                 await asyncio.sleep(QUICK_S)
-        assert dispatcher._astray.found == {"ses_1"}
+        assert dispatcher._claims.astray.found == {"ses_1"}
 
 
 async def test_a_running_session_shows_what_its_row_and_its_worker_say(tmp_path: Path, random_sd: Path) -> None:

@@ -172,10 +172,11 @@ class History:
             if self.world.now > until:
                 self.world.fault("I7 something is still to be told")
                 break
-        dispatcher = vars(self._server.dispatcher)
+        dispatcher = self._server.dispatcher
+        held = vars(dispatcher) | vars(dispatcher._claims)
         for name in ("_lives", "_cancelled_early", "_paused_early"):
-            if dispatcher[name]:
-                self.world.fault(f"I10 {name} still holds {sorted(dispatcher[name])}")
+            if held[name]:
+                self.world.fault(f"I10 {name} still holds {sorted(held[name])}")
 
     async def _left(self) -> list[Session]:
         while self._clients:  # all get an answer now

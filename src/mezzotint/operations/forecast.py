@@ -1,6 +1,6 @@
 """What a request would take on the devices as they are now, and whether one can hold it. Must not accept anything."""
 
-from mezzotint.dispatcher import IMAGES_AT_ONCE
+from mezzotint.claims import IMAGES_AT_ONCE
 from mezzotint.errors import InvalidRequest
 from mezzotint.estimates import Estimate
 from mezzotint.operations.parts import Parts

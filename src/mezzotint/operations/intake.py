@@ -16,11 +16,10 @@ from ulid import ULID
 from mezzotint.assets import Asset
 from mezzotint.batches import Batch
 from mezzotint.callers import asking
-from mezzotint.dispatcher import input_name
 from mezzotint.errors import Fault, InvalidRequest, MezzotintError
 from mezzotint.operations import forecast
 from mezzotint.operations.parts import Parts
-from mezzotint.request import Request, Resolved
+from mezzotint.request import Request, Resolved, input_name
 from mezzotint.resolving import Picture, World, resolve
 from mezzotint.schema import RequestInput, Source, parse, sources
 from mezzotint.session import Session
