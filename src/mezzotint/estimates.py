@@ -186,7 +186,7 @@ class Estimates:
         """One model call for one image of it."""
         ran = self._choices.ref(ref, device, deterministic=request.deterministic)
         plain = ran.executor != "torch" and (request.deterministic or request.loras)  # its twin runs these
-        factor = self._catalog.models[request.model].size_multiple
+        factor = self._refs.facts(ref).size_multiple
         return Work(
             what="step",
             model=ref.sha256,
@@ -236,7 +236,7 @@ class Estimates:
         step = self._step(request, ref, seat.device)
         weights = costs.extra_bytes(self._load(request, ref, seat.device))
         extra = _most(costs.extra_bytes(step), costs.extra_bytes(_picture_work(step, "decode")))
-        model = self._catalog.models[request.model]
+        model = self._refs.facts(ref)
         adapters = [self._catalog.models.get(one.model) for one in request.controlnets]
         nets = sum(2 * one.bytes for one in adapters if one is not None)  # half precision on disk at most
         if weights is None or not weights.measured:

@@ -44,6 +44,11 @@ class Refs:
         is_hashed = await asyncio.shield(self._read(model).looked) is not None
         return await self.of(model_id) if is_hashed else _ref(model, _UNREAD + model_id)
 
+    def facts(self, ref: ModelRef) -> Model:
+        """What it was made of, by an answer of `of` or `at_once`: the catalog may have lost it since."""
+        reading = self._reading.get(ref.id)
+        return reading.model if reading is not None and is_unread(ref) else self._known[ref.id][0]
+
     def is_being_read(self, model_id: str) -> bool:
         return model_id in self._reading
 

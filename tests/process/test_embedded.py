@@ -1,7 +1,9 @@
 """The engine inside a program: `Mezzotint` as the README shows it, with a real worker."""
 
 import asyncio
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import structlog
@@ -9,6 +11,7 @@ import structlog
 from mezzotint import InvalidRequest, Mezzotint, MezzotintError
 from mezzotint.config import load_settings
 from mezzotint.errors import TryLater
+from mezzotint.refs import Refs
 from mezzotint.server import Submitted
 from tests.process.conftest import picture
 
@@ -75,6 +78,31 @@ async def test_what_is_wrong_is_told_as_a_server_tells_it(tmp_path: Path) -> Non
             with pytest.raises(MezzotintError) as refusal:
                 await m.submit(prompt="x", **asked)
             assert refusal.value.code == "invalid_json"
+
+
+async def test_a_model_that_vanishes_while_a_request_is_read_is_no_fault_of_the_server(
+    tmp_path: Path, random_sd: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "models"
+    shutil.copytree(random_sd, folder)
+    at_once = Refs.at_once
+
+    async def and_gone(self: Refs, model_id: str) -> Any:
+        ref = await at_once(self, model_id)
+        shutil.rmtree(folder / model_id, ignore_errors=True)
+        self._catalog.scan()
+        return ref
+
+    async with Mezzotint(models=[folder], data=tmp_path / "data") as m:
+        await (await m.submit(model="tiny", prompt="x", steps=2)).result()  # from here on requests are estimated
+        monkeypatch.setattr(Refs, "at_once", and_gone)
+        told = await m.validate_request(model="tiny", prompt="x", steps=2)
+        assert (told["valid"], told["recommendations"]) == (True, [])
+        shutil.copytree(random_sd, folder, dirs_exist_ok=True)
+        await m.operations.rescan()
+        session = await m.submit(model="tiny", prompt="x", steps=2)
+        with pytest.raises(MezzotintError, match="'tiny' is gone"):
+            await session.result()
 
 
 async def test_what_is_logged_of_an_error_holds_no_variables(

@@ -35,6 +35,8 @@ class ValidationVerbs(Verbs):
 
     def _recommendations(self, request: Request) -> list[dict[str, Any]]:
         models, seats = self._parts.catalog.models, self._parts.supervisor.seats
+        if not models.keys() >= {request.model, *(one.name for one in request.loras)}:
+            return []  # one has gone since the request was read
         there = [seat for name, seat in seats.items() if request.device in (None, name)]
         beats = [seat.worker.heartbeat for seat in there if seat.worker is not None]
         resident = frozenset(name for beat in beats if beat is not None for name in beat.resident)
