@@ -149,8 +149,7 @@ class Events:
         log = self._log(session_id)
         await log.over.wait()
         if not log.stored or log.stored[-1].kind != "end":
-            message = "what runs this session was closed before its end; it goes on when that is opened again"
-            raise TryLater(message, code="not_ready", retry_after_s=10)
+            raise closed()
         return log.stored[-1].data
 
     def _log(self, session_id: str) -> _Log:
@@ -179,6 +178,11 @@ class Events:
     def forget(self, session_id: str) -> None:
         self._logs.pop(session_id, None)
         self._over.pop(session_id, None)
+
+
+def closed() -> TryLater:
+    message = "what runs this session was closed before its end; it goes on when that is opened again"
+    return TryLater(message, code="not_ready", retry_after_s=10)
 
 
 def _without_old_previews(bundle: list[tuple[str, Event]]) -> list[tuple[str, Event]]:

@@ -92,6 +92,7 @@ class Mezzotint:
             metrics = Metrics()
             events = Events(metrics.ended)
             opened.callback(events.close)
+            self._events = events
             store = await Store.open(settings.database_url, queue_size=settings.queue_size, events=events)
             opened.push_async_callback(store.close)
             keyring = Keyring(store, always=not settings.on_loopback, never=settings.insecure_no_auth)
@@ -186,6 +187,12 @@ class Mezzotint:
         """Running sessions get `drain_s` to end, else go back to the queue; then workers end and files close."""
         await self._opened.__aexit__(kind, error, trace)
 
+    async def drain(self) -> None:
+        """Accept no more, give running sessions `drain_s` to end, send the others back to the queue, and tell whoever
+        still waits for one that it goes on when this is opened again."""
+        await self._dispatcher.drain(self.settings.drain_s)
+        self._events.close()
+
     async def _drain(
         self, kind: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
     ) -> None:
@@ -196,7 +203,8 @@ class Mezzotint:
 
     def stop_draining(self) -> None:
         """Whatever still runs goes back to the queue now."""
-        self._dispatcher.stop_draining()
+        if self._operations is not None:
+            self._dispatcher.stop_draining()
 
     async def submit(self, /, **request: Any) -> "Submitted":
         """Accept a request; fields and errors as in the HTTP contract. Raises InvalidRequest with every fault."""
@@ -286,8 +294,12 @@ async def serve(settings: Settings) -> None:
             f"`mezzotint keys create --data {settings.data}`, or listen on 127.0.0.1"
         )
         raise BadSetting(message)
+    told, loop = asyncio.Event(), asyncio.get_running_loop()
+    mezzotint = Mezzotint(settings=settings, tunes=True, keeps_spare=settings.spare)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, lambda: mezzotint.stop_draining() if told.is_set() else told.set())
     with _listen(settings.host, settings.port) as listener:
-        async with Mezzotint(settings=settings, tunes=True, keeps_spare=settings.spare) as mezzotint:
+        async with mezzotint:
             await mezzotint.assets.start()
             url = f"http://{settings.host}:{listener.getsockname()[1]}"
             config = uvicorn.Config(
@@ -301,12 +313,21 @@ async def serve(settings: Settings) -> None:
             if settings.hosts and not settings.insecure_no_auth and not await mezzotint.operations.asks_for_keys():
                 log.warning("asking nobody for an API key until the first is made", hosts=settings.hosts)
             server = _Server(config, lambda: log.info("listening", url=url, data=str(settings.data)))
-            loop, drain = asyncio.get_running_loop(), mezzotint.stop_draining
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.add_signal_handler(number, lambda: drain() if server.should_exit else server.stop())
+            stopping = asyncio.create_task(_stop(told, mezzotint, server), name="stop")
             await server.serve(sockets=[listener])
-            log.info("stopping", drain_s=settings.drain_s)
+            stopping.cancel()
+            await asyncio.gather(stopping, return_exceptions=True)
     log.info("stopped")
+
+
+async def _stop(told: asyncio.Event, mezzotint: Mezzotint, server: "_Server") -> None:
+    """Once told: the server answers, also those who wait for a session, until the sessions have ended or had to go."""
+    await told.wait()
+    log.info("stopping", drain_s=mezzotint.settings.drain_s)
+    try:
+        await mezzotint.drain()
+    finally:
+        server.stop()
 
 
 class _Server(uvicorn.Server):

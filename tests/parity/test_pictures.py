@@ -244,6 +244,12 @@ def test_a_controlnet_beside_a_picture_equals_the_pipelines(rig: Rig, folder: Pa
     assert_equal(rig.draw([asked, *mixed(folder)])[0][0], rig.oracle(asked))
 
 
+def test_what_a_picture_begins_at_lies_in_memory_as_what_a_checkpoint_brings_back(rig: Rig) -> None:
+    """Else a deterministic picture would end another way once it was paused."""
+    with torch.inference_mode():
+        assert all(one.is_contiguous() for one in rig.family.encode_pixels(torch.zeros(1, 3, 48, 64)))
+
+
 def test_all_kinds_share_one_call(rig: Rig, folder: Path) -> None:
     asked: list[Asked | Request] = [
         request(),

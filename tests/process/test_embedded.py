@@ -133,11 +133,15 @@ async def test_pictures_at_any_legal_size_and_several_models_at_once(tmp_path: P
 
 async def test_a_prompt_beyond_the_last_window_is_cut_with_a_warning(tmp_path: Path, random_sd: Path) -> None:
     async with Mezzotint(models=[random_sd], data=tmp_path / "data") as m:
-        session = await m.submit(model="tiny", prompt="boat " * 400, steps=1)
+        asked = {"prompt": "boat " * 400, "negative_prompt": "a cup"}
+        session = await m.submit(model="tiny", steps=1, **asked)
         kinds = [event.kind async for event in session.events()]
         assert "warning" in kinds
         result = await session.result()
-        assert [warning["code"] for warning in result.session.warnings] == ["prompt_cut"]
+        assert [(one["code"], one["field"]) for one in result.session.warnings] == [("prompt_cut", "prompt")]
+        session = await m.submit(model="tiny", steps=1, prompt="a cup", negative_prompt="boat " * 400)
+        warnings = (await session.result()).session.warnings
+        assert [(one["code"], one["field"]) for one in warnings] == [("prompt_cut", "negative_prompt")]
 
 
 async def test_a_model_whose_weights_do_not_fit_fails_its_session_and_not_the_worker(

@@ -4,7 +4,9 @@ import os
 import subprocess
 from pathlib import Path
 
-from tests.contract.backends import Postgres
+import httpx2
+
+from tests.contract.backends import Postgres, PostgresServer
 from tests.contract.conftest import postgres, postgres_server  # noqa: F401  fixtures
 from tests.process.conftest import BIN, RunningServer, wait_for
 
@@ -12,6 +14,7 @@ from tests.process.conftest import BIN, RunningServer, wait_for
 def test_a_server_on_postgres_survives_kill_9_owns_its_database_and_keeps_the_password_to_itself(
     tmp_path: Path,
     postgres: Postgres,  # noqa: F811
+    postgres_server: PostgresServer,  # noqa: F811
 ) -> None:
     os.environ["MEZZOTINT_DATABASE"] = postgres.url
     try:
@@ -27,6 +30,11 @@ def test_a_server_on_postgres_survives_kill_9_owns_its_database_and_keeps_the_pa
             server.start()
             assert server.client.wait(session_id)["state"] == "succeeded"
             assert not (server.data / "mezzotint.db").exists()
+            assert httpx2.get(f"{server.url}/readyz").status_code == 200
+            postgres_server.stop("immediate")
+            assert httpx2.get(f"{server.url}/readyz").status_code == 503
+            postgres_server.start()
+            wait_for(lambda: httpx2.get(f"{server.url}/readyz").status_code == 200, 30)
             assert "canary-secret" not in server.log.read_text() + second.stderr
     finally:
         del os.environ["MEZZOTINT_DATABASE"]

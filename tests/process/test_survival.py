@@ -7,6 +7,7 @@ import signal
 import subprocess
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,56 @@ def test_a_stop_lets_running_sessions_end_and_leaves_nothing_behind(server: Runn
     assert not list(server.data.glob("**/*.tmp"))
     server.start()
     assert server.client.session(session_id)["state"] == "succeeded"
+
+
+def test_a_stop_holds_the_calls_that_wait_and_refuses_new_ones(server: RunningServer) -> None:
+    with ThreadPoolExecutor() as pool:
+        held = pool.submit(
+            httpx2.post,
+            f"{server.url}/api/inference/sessions",
+            json={"prompt": "x", "steps": 400},
+            headers={"Prefer": "wait=60"},
+            timeout=60,
+        )
+        (running,) = wait_for(lambda: list(server.client.sessions(active=True)), 60)
+        wait_for(lambda: server.client.session(running["id"])["progress"]["step"] > 0, 60)
+        server.process.send_signal(signal.SIGTERM)
+        wait_for(lambda: httpx2.get(f"{server.url}/readyz").status_code == 503, 10)
+        refused = httpx2.post(f"{server.url}/api/inference/sessions", json={"prompt": "y"})
+        assert (refused.status_code, refused.json()["code"]) == (503, "not_ready")
+        answer = held.result()
+        assert (answer.status_code, answer.json()["state"]) == (200, "succeeded")
+        assert server.process.wait(30) == 0
+    server.client.close()
+    server.start()
+
+
+def test_a_stop_that_does_not_wait_tells_whoever_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEZZOTINT_DRAIN_S", "0")
+    with RunningServer(tmp_path / "data") as running, ThreadPoolExecutor() as pool:
+        asked = {"prompt": "x", "steps": 1000}
+        sent = {
+            "native": ("/api/inference/sessions", asked, {"Prefer": "wait=60"}),
+            "a1111": ("/sdapi/v1/txt2img", asked, {}),
+            "openai": ("/v1/images/generations", asked, {}),
+        }
+        held = {
+            name: pool.submit(httpx2.post, running.url + path, json=body, headers=headers, timeout=60)
+            for name, (path, body, headers) in sent.items()
+        }
+        streamed = asked | {"stream": True}
+        stream = pool.submit(httpx2.post, f"{running.url}/v1/images/generations", json=streamed, timeout=60)
+        wait_for(lambda: len([*running.client.sessions(active=True)]) == 4, 60)
+        assert running.stop() == 0
+        answers = {name: one.result() for name, one in held.items()}
+        assert {name: one.status_code for name, one in answers.items()} == {"native": 202, "a1111": 503, "openai": 503}
+        assert answers["native"].json()["state"] == "queued"
+        assert answers["openai"].json()["error"]["code"] == "not_ready"
+        assert all("Retry-After" in answers[name].headers for name in ("a1111", "openai"))
+        assert "event: error" in stream.result().text
+        assert "Traceback" not in running.log.read_text()
+        running.start()
+        assert len([*running.client.sessions(active=True)]) == 4
 
 
 def test_a_stop_that_every_process_is_told_of_lets_running_sessions_end(server: RunningServer) -> None:

@@ -119,6 +119,24 @@ def test_a_worker_that_says_nothing_any_more_is_ended(tmp_path: Path) -> None:
     in_virtual_time(play())
 
 
+def test_it_is_ended_too_while_nobody_can_tell_how_long_its_work_may_take(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def play() -> None:
+        rig = Rig(tmp_path)
+        async with rig.up() as worker:
+            await asyncio.sleep(2 * WATCH_S)  # a look fails, and there is another
+            worker.hang()
+            while not rig.lost:
+                await asyncio.sleep(0.1)
+
+    def fails(*_: Any) -> None:
+        raise KeyError("measured by nobody")
+
+    monkeypatch.setattr(Supervisor, "_overdue", fails)
+    in_virtual_time(play())
+
+
 def test_a_worker_whose_messages_wait_for_the_database_is_not_silent(tmp_path: Path) -> None:
     async def play() -> None:
         rig = Rig(tmp_path)

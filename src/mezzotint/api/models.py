@@ -98,7 +98,7 @@ async def livez() -> Response:
 @router.get("/readyz", tags=["health"])
 async def readyz(ops: Ops) -> Response:
     """Sessions are accepted: the store is open and the server is not stopping."""
-    ops.check_ready()
+    await ops.check_ready()
     return Response()
 
 

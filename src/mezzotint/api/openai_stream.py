@@ -12,7 +12,7 @@ from mezzotint import bodies
 from mezzotint.api import events, foreign, openai_errors
 from mezzotint.api.openai_fields import Asked
 from mezzotint.errors import STATUS, MezzotintError
-from mezzotint.events import Event
+from mezzotint.events import Event, closed
 from mezzotint.operations import Operations
 from mezzotint.session import ImageRecord, Preview, Session, State
 
@@ -52,12 +52,18 @@ async def _frames(ops: Operations, session: Session, asked: Asked, kind: str) ->
 
 
 async def _events(ops: Operations, session_id: str) -> AsyncIterator[Event]:
-    """Up to the end. Who reads too slowly is dropped, and comes back here for what is stored: no picture is missed."""
+    """Up to the end. Who reads too slowly is dropped, and comes back here for what is stored: no picture is missed.
+
+    Raises TryLater when the server stops first.
+    """
     last, kind = 0, ""
     while kind != "end":
+        before = last
         async for event in await ops.events(session_id, last):
             last, kind = event.id, event.kind
             yield event
+        if last == before:
+            raise closed()
 
 
 async def _picture(ops: Operations, session: Session, image: ImageRecord, asked: Asked) -> dict[str, Any]:

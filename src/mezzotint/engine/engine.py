@@ -256,9 +256,10 @@ class Engine:
         else:
             running.trajectories = prepare.trajectories(parts)
         warnings = self._put_back(running)
-        if text.cut or (negative is not None and negative.cut):
-            message = "the prompt is longer than the encoder's windows; the rest was left out"
-            warnings += self._tell.warning(running, "prompt_cut", message, field="prompt")
+        for field, encoded in (("prompt", text), ("negative_prompt", negative)):
+            if encoded is not None and encoded.cut:
+                message = f"{field} is longer than the encoder's windows; the rest was left out"
+                warnings += self._tell.warning(running, "prompt_cut", message, field=field)
         return warnings
 
     def _put_back(self, running: Running) -> list[Event]:

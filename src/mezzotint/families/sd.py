@@ -93,7 +93,9 @@ class StableDiffusion:
         with torch.inference_mode():
             posterior = self.vae.encode(pixels.to(self.device, self.vae.dtype), return_dict=False)[0]
             mean, deviation = posterior.mean, posterior.std
-        return mean.to("cpu", torch.float32) * self._scaling, deviation.to("cpu", torch.float32) * self._scaling
+        # what goes on from a checkpoint is contiguous, and kernels differ in the last bits by how their inputs lie
+        mean, deviation = (one.to("cpu", torch.float32).contiguous() for one in (mean, deviation))
+        return mean * self._scaling, deviation * self._scaling
 
     def decode(self, latents: Tensor) -> Tensor:
         with torch.inference_mode():

@@ -15,9 +15,10 @@ Bodies = list[dict[str, Any]]
 class DeviceVerbs(Verbs):
     """What a caller may ask of devices and workers."""
 
-    def check_ready(self) -> None:
-        """Raises TryLater when no session would be accepted."""
+    async def check_ready(self) -> None:
+        """Raises TryLater when no session would be accepted: the server stops, or its database does not answer."""
         self._parts.dispatcher.check_accepting()
+        await self._parts.store.get("")
 
     async def devices(self) -> Bodies:
         return [await self._device(name) for name in self._parts.supervisor.seats]

@@ -229,7 +229,8 @@ class SessionVerbs(Verbs):
     async def wait(
         self, session: Session, limit_s: float | None = None, leaving: asyncio.Future[None] | None = None
     ) -> Session:
-        """Until a session that the caller was shown has ended or the time is over; returns it as it is then.
+        """Until a session that the caller was shown has ended or the time is over; returns it as it is then. Raises
+        TryLater `not_ready` when the server stops first and there is no limit.
 
         It also returns when `leaving` is done, with the session cancelled if its request wants that.
         """
@@ -262,3 +263,7 @@ class SessionVerbs(Verbs):
                 return self._parts.dispatcher.view(await self._parts.events.over(session.id))
         except TimeoutError:
             return await self.get(session.id)
+        except TryLater:
+            if limit_s is None:
+                raise
+            return await self.get(session.id)  # who waits for so long only knows that it may not have ended

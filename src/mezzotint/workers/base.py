@@ -290,19 +290,22 @@ class Supervisor:
     async def _watch(self, worker: LocalWorker) -> None:
         while True:
             await asyncio.sleep(WATCH_S)
-            now = time.monotonic()
-            beat = worker.heartbeat
-            if worker.hello is None and now - worker.started > HELLO_S:
-                why = f"not ready after {HELLO_S:g} s"
-            elif worker.hello is not None and worker.silent_s > SILENT_S:
-                why = f"silent for {SILENT_S:g} s"
-            elif beat is not None and (overdue := self._overdue(worker.device, beat)) is not None:
-                why = overdue
-            else:
-                continue
-            log.error("worker hangs", worker=worker.id, device=worker.device, why=why)
-            worker.kill()
-            return
+            try:
+                why = self._hangs(worker)
+            except Exception:
+                log.exception("cannot tell whether a worker hangs", worker=worker.id)
+                continue  # nobody else would see that it is silent
+            if why is not None:
+                log.error("worker hangs", worker=worker.id, device=worker.device, why=why)
+                worker.kill()
+                return
+
+    def _hangs(self, worker: LocalWorker) -> str | None:
+        if worker.hello is None:
+            return f"not ready after {HELLO_S:g} s" if time.monotonic() - worker.started > HELLO_S else None
+        if worker.silent_s > SILENT_S:
+            return f"silent for {SILENT_S:g} s"
+        return None if worker.heartbeat is None else self._overdue(worker.device, worker.heartbeat)
 
     def _overdue(self, device: str, beat: wire.Heartbeat) -> str | None:
         """Why what the worker is in counts as hanging: by its model's own measurements, at this shape or near it."""
