@@ -58,6 +58,12 @@ def warnings(sent: RequestInput, request: Request, model: Model, models: Mapping
     yield from _unused_embeddings(sent, request, model, models)
 
 
+def alone(request: Request) -> Iterator[Note]:
+    """What of a request has no effect since it is in no batch."""
+    if request.webhook is not None and "batch.ended" in request.webhook.events:
+        yield _note("no_effect", "batch.ended is of batches, and this request is in none", "webhook.events")
+
+
 def _unused_embeddings(
     sent: RequestInput, request: Request, model: Model, models: Mapping[str, Model]
 ) -> Iterator[Note]:

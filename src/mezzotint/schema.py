@@ -23,6 +23,7 @@ MAX_SEED = 2**63 - 1
 MAX_IMAGES = 64
 MAX_METADATA_BYTES = 16 * 1024
 MAX_BATCH = 1000  # requests of one batch
+MAX_BATCH_RECEIVERS = 16  # URLs that are told of its end: each is sent the whole of it
 MAX_EMBEDDINGS = 16
 
 Type = Literal["text2img", "img2img", "inpainting", "controlnet", "lora"]
@@ -34,14 +35,16 @@ Scheduler = Literal[
 ]  # fmt: skip
 assert get_args(Scheduler) == tuple(SCHEDULERS)  # noqa: S101  invariant: one list, spelt twice for the type checker
 
-WebhookEvent = Literal["session.succeeded", "session.failed", "session.cancelled", "session.expired", "session.started"]
+WebhookEvent = Literal[
+    "session.succeeded", "session.failed", "session.cancelled", "session.expired", "session.started", "batch.ended",
+]  # fmt: skip
 Upscaler = Literal[
     "latent", "latent_antialiased", "latent_bicubic", "latent_bicubic_antialiased", "latent_nearest",
     "latent_nearest_exact", "lanczos", "nearest",
 ]  # fmt: skip
 MAX_PREVIEW_PX = 8192
 DEFAULT_STRENGTH = 0.8
-WEBHOOK_EVENTS: tuple[WebhookEvent, ...] = get_args(WebhookEvent)  # the ends, told unless others are named; the start
+WEBHOOK_EVENTS: tuple[WebhookEvent, ...] = get_args(WebhookEvent)  # the ends, told unless others are named; the rest
 
 ALIASES: dict[str, str] = {
     "steps": "num_inference_steps",
@@ -89,7 +92,7 @@ class LoraInput(BaseModel):
 
 
 class WebhookInput(BaseModel):
-    """Who is to be told of the session's course."""
+    """Who is to be told of the session's course, and of the end of its batch."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 

@@ -1,4 +1,4 @@
-"""Calls those who asked to be told how a session ended. Must not decide who is told of what: the outbox says.
+"""Calls those who asked to be told how a session or batch ended. Must not decide who is told of what: the outbox says.
 
 Beside the sessions, never in their way: a call that hangs costs its 10 s and nothing else, and a receiver that hangs
 holds up no other. At least once: what was posted stays in the outbox until a receiver said 2xx or 410, twelve tries
@@ -21,6 +21,7 @@ import structlog
 
 from mezzotint import __version__, bodies, failpoints
 from mezzotint.errors import TryLater
+from mezzotint.session import Session
 from mezzotint.store.changes import WEBHOOK_OFF
 from mezzotint.store.outbox import Outbox, Post, receiver
 from mezzotint.webhook_rules import Policy, Target, read
@@ -160,9 +161,8 @@ class Webhooks:
         assert target is not None and self._client is not None  # noqa: S101, PT018  invariant: `refusal` has seen to it
         address = await self._address(target)
         now = time.time()
-        content = msgspec.json.encode(
-            {"type": post.type, "timestamp": bodies.time(post.at), "data": bodies.session(post.session)}
-        )
+        data = bodies.session(post.data) if isinstance(post.data, Session) else bodies.batch(*post.data)
+        content = msgspec.json.encode({"type": post.type, "timestamp": bodies.time(post.at), "data": data})
         headers = {
             "Host": target.authority,
             "webhook-id": post.id,

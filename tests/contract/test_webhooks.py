@@ -10,7 +10,10 @@ from typing import Any
 
 import pytest
 
-from mezzotint.request import WebhookUse
+from mezzotint import bodies
+from mezzotint.batches import Batch, Item
+from mezzotint.errors import ErrorInfo
+from mezzotint.request import Resolved, WebhookUse
 from mezzotint.schema import WEBHOOK_EVENTS
 from mezzotint.session import State, Usage
 from mezzotint.store.changes import WEBHOOK_OFF
@@ -18,7 +21,7 @@ from mezzotint.store.sql import Store
 from mezzotint.webhook_rules import Policy, policy
 from mezzotint.webhooks import AT_ONE, TRIES, Webhooks
 from tests.contract.backends import Backend
-from tests.contract.stores import CANCELLED, FAILED, ID, SUCCEEDED, add, claim, finish, known, requeue
+from tests.contract.stores import CANCELLED, FAILED, ID, SUCCEEDED, add, claim, finish, known, request, requeue
 
 pytestmark = pytest.mark.anyio
 
@@ -108,6 +111,75 @@ async def test_only_what_was_asked_for_is_told(store: Store, backend: Backend, s
         await claim(store, session_id)
         await finish(store, state, session_id=session_id)
     assert backend.raw("SELECT session_id, type FROM outbox") == [(ID, f"session.{state}")]
+
+
+async def add_batch(store: Store, webhooks: dict[str, Any], *, refused: int = 0) -> None:
+    """A batch of a session for each, by its id, and of requests that never became one."""
+    items = [Item(index=index, session_id=session_id) for index, session_id in enumerate(webhooks)]
+    items += [Item(index=len(items), error=ErrorInfo(code="invalid_request", message="no"))] * refused
+    accepted = {name: Resolved(request=request(**webhook), warnings=()) for name, webhook in webhooks.items()}
+    await store.batches.add(Batch(id="bat_1", created_at=1.0, items=tuple(items), metadata={"a": 1}), accepted)
+
+
+async def test_the_end_of_a_batch_is_told_to_each_who_asked_once_as_the_batch_then_stands(store: Store) -> None:
+    async with receiving() as (receiver, port), sending(store) as webhooks:
+        asked, other = told(port, ("batch.ended",)), told(port, ("batch.ended",), host="localhost")
+        await add_batch(
+            store,
+            {"ses_a": asked, "ses_b": other, "ses_c": asked, "ses_d": told(port, ("session.failed",))},
+            refused=1,
+        )
+        for session_id in ("ses_a", "ses_b", "ses_c"):
+            await claim(store, session_id, now=100.0)
+            await finish(store, SUCCEEDED, session_id=session_id)
+        assert await webhooks.deliver(1000.0) == 0, "one still waits"
+        await store.request_cancel("ses_d", now=400.0)
+        found = await store.batches.get("bat_1")
+        assert found is not None
+        assert await store.delete("ses_a")
+        assert await webhooks.deliver(1000.0) == 2
+        assert await webhooks.deliver(2000.0) == 0
+        assert {headers["host"] for headers, _ in receiver.got} == {f"127.0.0.1:{port}", f"localhost:{port}"}
+        batch = bodies.batch(*found)
+        assert batch["state"] == "partially_succeeded"
+        ended = {"type": "batch.ended", "timestamp": bodies.time(400.0), "data": batch}
+        assert [json.loads(body) for _, body in receiver.got] == [ended, ended]
+
+
+async def test_the_end_of_a_batch_whose_sessions_end_at_one_instant_is_told_once(
+    store: Store, backend: Backend
+) -> None:
+    ids = [f"ses_{number}" for number in range(6)]
+    await add_batch(store, dict.fromkeys(ids, told(9, ("batch.ended",))))
+    for session_id in ids[:4]:
+        await claim(store, session_id, now=100.0)
+    ends = [finish(store, SUCCEEDED, session_id=session_id) for session_id in ids[:3]]
+    cancels = [store.request_cancel(session_id, now=300.0) for session_id in ids[3:]]
+    await asyncio.gather(*ends, *cancels)
+    assert count(backend) == 0, "one still runs"
+    await store.recover(now=400.0)
+    assert backend.raw("SELECT session_id, type FROM outbox") == [("ses_0", "batch.ended")]
+
+
+async def test_the_end_of_a_batch_is_not_told_to_who_wants_no_more_of_it(store: Store, backend: Backend) -> None:
+    async with receiving() as (receiver, port), sending(store) as webhooks:
+        receiver.answer = b"HTTP/1.1 410 Gone\r\nConnection: close\r\n\r\n"
+        await add_batch(store, {"ses_a": told(port), "ses_b": told(port)})
+        await store.request_cancel("ses_a", now=100.0)
+        assert await webhooks.deliver(100.0) == 1
+        await store.request_cancel("ses_b", now=200.0)
+        assert backend.raw("SELECT type FROM outbox") == [("session.cancelled",)]
+
+
+async def test_the_end_of_a_batch_that_cannot_be_told_is_in_the_warnings_of_a_session(store: Store) -> None:
+    async with receiving() as (receiver, port), sending(store) as webhooks:
+        receiver.answer = b"HTTP/1.1 410 Gone\r\nConnection: close\r\n\r\n"
+        await add_batch(store, {"ses_a": told(port, ("session.failed",)), "ses_b": told(port, ("batch.ended",))})
+        await store.request_cancel("ses_b", now=100.0)
+        await store.request_cancel("ses_a", now=100.0)
+        assert await webhooks.deliver(100.0) == 1
+        (warning,) = (await known(store, "ses_b")).warnings
+        assert (warning["code"], warning["message"][:11]) == (WEBHOOK_OFF, "batch.ended")
 
 
 async def test_what_cannot_be_committed_is_not_posted(store: Store, backend: Backend) -> None:

@@ -76,6 +76,28 @@ def test_a_server_killed_before_the_receiver_answered_tells_it_again(tmp_path: P
         assert SECRET not in server.log.read_text()
 
 
+def test_the_end_of_a_batch_is_told_once_and_of_a_request_without_one_it_is_a_warning(
+    tmp_path: Path, receiver: Receiver
+) -> None:
+    receiver.may_answer.set()
+    with RunningServer(tmp_path / "data") as server:
+        webhook = {"url": f"http://127.0.0.1:{receiver.server_port}/", "events": ["batch.ended"]}
+        alone = server.client.submit(prompt="x", steps=2, webhook=webhook)
+        assert [(one["code"], one["field"]) for one in alone["warnings"]] == [("no_effect", "webhook.events")]
+        asked = [{"prompt": "x"}, {"prompt": "y"}, {"width": -1}]
+        made = server.client.create_batch(asked, defaults={"steps": 2, "webhook": webhook}, skip_invalid=True)
+        wait_for(lambda: receiver.got, 60)
+        batch = server.client.batch(made["id"])
+        assert (batch["state"], batch["counts"]) == ("partially_succeeded", {"succeeded": 2, "failed": 1})
+        assert all(server.client.session(item["session_id"])["warnings"] == [] for item in batch["items"][:2])
+        wait_for(lambda: server.client.session(alone["id"])["state"] == "succeeded", 60)
+        ((_, told),) = receiver.got
+        assert (told["type"], told["data"]) == ("batch.ended", batch)
+        many = [{"webhook": webhook | {"url": f"{webhook['url']}{number}"}} for number in range(17)]
+        with pytest.raises(MezzotintError, match=r"17 URLs ask for batch\.ended; at most 16"):
+            server.client.create_batch(many)
+
+
 def test_a_server_that_calls_nobody_any_more_says_so_of_what_was_to_be_told(
     tmp_path: Path, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:

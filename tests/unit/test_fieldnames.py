@@ -60,7 +60,7 @@ CONTROLNET = {
     "control_mode": st.sampled_from(["balanced", "prompt", "control"]),
 }
 LORA = {"name": TEXT, "scale": st.floats(-4, 4)}
-WEBHOOK = {"url": TEXT, "events": st.lists(st.sampled_from(get_args(WebhookEvent)), min_size=1, max_size=5)}
+WEBHOOK = {"url": TEXT, "events": st.lists(st.sampled_from(get_args(WebhookEvent)), min_size=1, max_size=6)}
 VARIATION = {"seed": st.integers(0, 2**63 - 1), "strength": st.floats(0, 1)}
 HIRES = {
     "scale": st.floats(1, 8),

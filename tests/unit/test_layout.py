@@ -38,7 +38,7 @@ ALLOWED: dict[str, set[str]] = {
     "adding": {"", "config", "errors", "facts", "headers", "hub"},
     "preprocessors": {"errors", "image_wire"},
     "webhook_rules": {"errors"},
-    "webhooks": {"", "bodies", "errors", "failpoints", "store", "webhook_rules"},
+    "webhooks": {"", "bodies", "errors", "failpoints", "session", "store", "webhook_rules"},
     "schema": {"errors", "families.table", "fieldnames", "rules"},
     "advice": {"catalog", "families.mentions", "request", "schema"},
     "capabilities": {"", "catalog", "families.table", "measurements", "preprocessors", "schema", "workers.wire"},

@@ -181,7 +181,7 @@ def test_whole_numbers_that_no_worker_can_be_told_are_refused_in_metadata_with_t
         ({"loras": [5]}, "loras[0] must be an object; got 5"),
         (
             {"webhook": {"url": "https://a.example/", "events": []}},
-            "webhook.events must be a list of 1 to 5, or left out; got []",
+            "webhook.events must be a list of 1 to 6, or left out; got []",
         ),
         ({"prompt": "\udcff"}, "prompt must be a text of whole Unicode characters"),
         ({"preview": {"at_steps": [0]}}, "preview.at_steps[0] must be a whole number from 1 to 1000; got 0"),

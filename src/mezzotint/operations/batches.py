@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ulid import ULID
@@ -15,6 +15,7 @@ from mezzotint.inputs import BatchInput, read, with_defaults
 from mezzotint.operations import intake
 from mezzotint.operations.parts import Verbs
 from mezzotint.request import Resolved
+from mezzotint.schema import MAX_BATCH_RECEIVERS
 from mezzotint.session import FINAL
 
 YIELD_EVERY = 20  # requests read at a stretch, so that others are answered meanwhile
@@ -42,7 +43,7 @@ class BatchVerbs(Verbs):
             if index % YIELD_EVERY == 0:
                 await asyncio.sleep(0)
             try:
-                resolved = await intake.read(self._parts, with_defaults(request, sent.defaults))
+                resolved = await intake.read(self._parts, with_defaults(request, sent.defaults), in_batch=True)
             except InvalidRequest as error:
                 faults += [_within(index, fault) for fault in error.faults]
                 items.append(Item(index=index, error=_told(error)))
@@ -52,6 +53,7 @@ class BatchVerbs(Verbs):
                 items.append(Item(index=index, session_id=session_id))
         if faults and (not sent.skip_invalid or not accepted):
             raise InvalidRequest(faults)
+        _check_receivers(accepted.values())
         batch = Batch(
             id=f"bat_{ULID()}",
             created_at=time.time(),
@@ -91,6 +93,14 @@ def _within(index: int, fault: Fault) -> Fault:
     place = f"requests[{index}]"
     field = f"{place}.{fault.field}" if fault.field else place
     return Fault(field=field, code=fault.code, message=f"{place}: {fault.message}")
+
+
+def _check_receivers(accepted: Iterable[Resolved]) -> None:
+    webhooks = [one.request.webhook for one in accepted if one.request.webhook is not None]
+    urls = {webhook.url for webhook in webhooks if "batch.ended" in webhook.events}
+    if len(urls) > MAX_BATCH_RECEIVERS:
+        message = f"{len(urls)} URLs ask for batch.ended; at most {MAX_BATCH_RECEIVERS} are told of one batch"
+        raise InvalidRequest([Fault(field="requests", code="invalid_value", message=message)])
 
 
 def _told(error: InvalidRequest) -> ErrorInfo:

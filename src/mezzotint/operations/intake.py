@@ -13,6 +13,7 @@ from typing import Any
 import msgspec
 from ulid import ULID
 
+from mezzotint import advice
 from mezzotint.assets import Asset
 from mezzotint.batches import Batch
 from mezzotint.callers import asking
@@ -36,7 +37,9 @@ class Foreign:
     warnings: tuple[dict[str, Any], ...] = ()
 
 
-async def read(parts: Parts, body: Any, foreign: Foreign | None = None, *, keeps: bool = True) -> Resolved:
+async def read(
+    parts: Parts, body: Any, foreign: Foreign | None = None, *, keeps: bool = True, in_batch: bool = False
+) -> Resolved:
     """The complete request that a body asks for. Raises InvalidRequest with every fault.
 
     Its pictures are kept; without `keeps` they are looked at and dropped. Fields that nobody knows are a fault in a
@@ -50,6 +53,8 @@ async def read(parts: Parts, body: Any, foreign: Foreign | None = None, *, keeps
         warnings += [*foreign.warnings, *(_ignored(name) for name in (*foreign.ignored, *unknown) if name)]
     pictures = await _take(parts, sent, faults, keeps)
     resolved = resolve(sent, faults, pictures, world(parts), lambda: secrets.randbelow(2**32))
+    if not in_batch:
+        warnings += advice.alone(resolved.request)
     await forecast.check(parts, resolved.request)
     return replace(resolved, warnings=(*resolved.warnings, *warnings))
 

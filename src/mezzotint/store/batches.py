@@ -4,13 +4,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
-from sqlalchemy import Connection, Row, delete, exists, insert, select, update
+from sqlalchemy import Connection, delete, exists, insert, select, update
 
 from mezzotint.batches import Batch, Standing
 from mezzotint.request import Resolved
-from mezzotint.session import FINAL, Session, State
+from mezzotint.session import FINAL, Session
 from mezzotint.store import keys, rows
-from mezzotint.store.changes import Work, load, plain
+from mezzotint.store.changes import Work, find_batch, load, plain
 from mezzotint.store.database import Database
 from mezzotint.store.intake import Intake
 from mezzotint.store.rows import Once
@@ -70,15 +70,7 @@ class Batches:
         if not plain(batch_id):
             return None
 
-        def run(connection: Connection) -> tuple[Batch, Mapping[str, Standing]] | None:
-            row = connection.execute(select(batches).where(batches.c.id == batch_id)).one_or_none()
-            if row is None:
-                return None
-            query = select(sessions.c.id, sessions.c.state, sessions.c.error).where(sessions.c.batch_id == batch_id)
-            found = connection.execute(query)
-            return _batch(row), {one.id: Standing(state=State(one.state), error=one.error) for one in found}
-
-        return await self._database.read(run)
+        return await self._database.read(lambda connection: find_batch(connection, batch_id))
 
     async def stopping(self) -> Sequence[str]:
         """Batches that stop on the first error and have not ended."""
@@ -106,7 +98,7 @@ def _named(connection: Connection, once: Once) -> Batch | None:
     if row is None:
         return None
     keys.check(once, keys.Known(row.id, row.fingerprint))
-    return _batch(row)
+    return rows.batch(row)
 
 
 def _row(batch: Batch, once: Once | None) -> dict[str, Any]:
@@ -122,14 +114,3 @@ def _row(batch: Batch, once: Once | None) -> dict[str, Any]:
         "key": once.key if once else None,
         "fingerprint": once.fingerprint if once else None,
     }
-
-
-def _batch(row: Row[Any]) -> Batch:
-    return Batch(
-        id=row.id,
-        created_at=row.created_at,
-        items=row.items,
-        stop_on_first_error=row.stop_on_first_error,
-        metadata=row.metadata,
-        owner=row.owner,
-    )

@@ -4,7 +4,7 @@ What runs for each session is built once, at import: to build a statement takes 
 """
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,12 +26,14 @@ from sqlalchemy import (
 )
 from ulid import ULID
 
+from mezzotint.batches import Batch, Standing
 from mezzotint.errors import ErrorInfo
 from mezzotint.session import FINAL, ImageRecord, Session, State
 from mezzotint.store import rows
-from mezzotint.store.tables import images, outbox, sessions, transitions
+from mezzotint.store.tables import batches, images, outbox, sessions, transitions
 
 WEBHOOK_OFF = "webhook_off"  # a warning: the receiver wants no more, or may not be called any more
+BATCH_ENDED = "batch.ended"  # to webhooks; the other events are of sessions
 
 _IN_NO_TEXT = re.compile("[\0\ud800-\udfff]")
 
@@ -78,6 +80,12 @@ _EXPIRE = moving(not_(IN_TIME))
 _SEEN = select(func.coalesce(func.max(transitions.c.seq), 0)).where(transitions.c.session_id == bindparam("of_session"))
 _NOTE = insert(transitions).values(seq=_SEEN.scalar_subquery() + 1)
 _POST = insert(outbox)
+_OF_BATCH = sessions.c.batch_id == bindparam("of_batch")
+# the newest first: they end last, so that none but the last end has to look far
+_LEFT = select(sessions.c.id).where(_OF_BATCH, sessions.c.state.not_in(FINAL)).order_by(sessions.c.id.desc()).limit(1)
+_WEBHOOKS = select(sessions.c.id, sessions.c.request, sessions.c.warnings).where(_OF_BATCH).order_by(sessions.c.id)
+_BATCH = select(batches).where(batches.c.id == bindparam("of_batch"))
+_STANDINGS = select(sessions.c.id, sessions.c.state, sessions.c.error).where(_OF_BATCH)
 
 
 def move(work: Work, change: Change, statement: Update, **values: Any) -> Session | None:
@@ -111,26 +119,56 @@ def move(work: Work, change: Change, statement: Update, **values: Any) -> Sessio
     work.tell(change.session_id, "state", session)
     if change.after in FINAL:
         work.tell(change.session_id, "end", session)
-    _post(work, session, change.now)
+    _post_change(work, session, change.now)
+    if change.after in FINAL and session.batch_id is not None:
+        _post_end(work, session.batch_id, change.now)
     return session
 
 
-def _post(work: Work, session: Session, now: float) -> None:
+def _post_change(work: Work, session: Session, now: float) -> None:
     """What the session's webhook is to be told of this change, in the same transaction."""
     webhook, kind = session.request.webhook, f"session.{session.state}"
     if session.state is State.RUNNING and session.attempt == 1:
         kind = "session.started"
     if webhook is None or kind not in webhook.events:
         return
-    if any(warning.get("code") == WEBHOOK_OFF for warning in session.warnings):
+    if not _is_off(session.warnings):
+        _post(work, session.id, kind, webhook.url, session, now)
+
+
+def _post_end(work: Work, batch_id: str, now: float) -> None:
+    """What is to be told of a batch that has ended, in the transaction of its last session: once to each URL.
+
+    invariant: nobody else writes meanwhile, and an end is final; so there is one last session.
+    """
+    of = {"of_batch": batch_id}
+    if work.connection.scalar(_LEFT, of) is not None:
         return
+    told = [row for row in work.connection.execute(_WEBHOOKS, of) if row.request.webhook is not None]
+    off = {row.request.webhook.url for row in told if _is_off(row.warnings)}
+    asking: dict[str, str] = {}  # by URL the first session that names it
+    for row in told:
+        if BATCH_ENDED in row.request.webhook.events and row.request.webhook.url not in off:
+            asking.setdefault(row.request.webhook.url, row.id)
+    if not asking or (ended := find_batch(work.connection, batch_id)) is None:
+        return
+    for url, session_id in asking.items():
+        _post(work, session_id, BATCH_ENDED, url, ended, now)
+
+
+def _is_off(warnings: Sequence[dict[str, Any]]) -> bool:
+    return any(warning.get("code") == WEBHOOK_OFF for warning in warnings)
+
+
+def _post(work: Work, session_id: str, kind: str, url: str, data: Any, now: float) -> None:
+    """`session_id`: whose warnings tell when it cannot be delivered."""
     post_id = f"evt_{ULID()}"
     row = {
         "id": post_id,
-        "session_id": session.id,
+        "session_id": session_id,
         "type": kind,
-        "url": webhook.url,
-        "session": msgspec.json.encode(session).decode(),
+        "url": url,
+        "session": msgspec.json.encode(data).decode(),
         "at": now,
         "next_at": now,
     }
@@ -188,6 +226,16 @@ _PICTURES = select(images).where(images.c.session_id == bindparam("of_session"))
 def find(connection: Connection, session_id: str) -> Session | None:
     row = connection.execute(_SESSION, {"of_session": session_id}).one_or_none()
     return None if row is None else _whole(connection, row)
+
+
+def find_batch(connection: Connection, batch_id: str) -> tuple[Batch, Mapping[str, Standing]] | None:
+    """A batch, and how those of its sessions stand that were not removed."""
+    of = {"of_batch": batch_id}
+    row = connection.execute(_BATCH, of).one_or_none()
+    if row is None:
+        return None
+    found = connection.execute(_STANDINGS, of)
+    return rows.batch(row), {one.id: Standing(state=State(one.state), error=one.error) for one in found}
 
 
 def _whole(connection: Connection, row: Row[Any]) -> Session:

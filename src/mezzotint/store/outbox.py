@@ -2,15 +2,16 @@
 
 import asyncio
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import msgspec
 from sqlalchemy import ColumnElement, Connection, and_, delete, func, not_, or_, select, true, update
 
+from mezzotint.batches import Batch, Standing
 from mezzotint.session import Session
-from mezzotint.store.changes import WEBHOOK_OFF, Work
+from mezzotint.store.changes import BATCH_ENDED, WEBHOOK_OFF, Work
 from mezzotint.store.database import Database
 from mezzotint.store.tables import outbox, sessions
 
@@ -20,12 +21,12 @@ class Post:
     """One event for one receiver, as it was when it happened."""
 
     id: str  # equal however often it is sent
-    session_id: str
+    session_id: str  # one of the batch's, when it is of a batch
     type: str
     url: str
     at: float
     tries: int
-    session: Session
+    data: Session | tuple[Batch, Mapping[str, Standing]]
 
 
 class Outbox:
@@ -104,6 +105,7 @@ def _others(without: Collection[str], busy: Collection[str]) -> ColumnElement[bo
 
 
 def _post(row: Any) -> Post:
+    of: Any = tuple[Batch, dict[str, Standing]] if row.type == BATCH_ENDED else Session
     return Post(
         id=row.id,
         session_id=row.session_id,
@@ -111,5 +113,5 @@ def _post(row: Any) -> Post:
         url=row.url,
         at=row.at,
         tries=row.tries,
-        session=msgspec.json.decode(row.session, type=Session),
+        data=msgspec.json.decode(row.session, type=of),
     )

@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 from sqlalchemy import Row
 
+from mezzotint.batches import Batch
 from mezzotint.events import Event
 from mezzotint.request import Request
 from mezzotint.session import ImageRecord, Progress, Session, State, Usage
@@ -133,6 +134,17 @@ def session(row: Row[Any], pictures: tuple[ImageRecord, ...]) -> Session:
         pause_requested=row.pause_requested,
         progress=_progress(state, row.request, row.usage, {picture.index for picture in pictures}),
         batch_id=row.batch_id,
+        owner=row.owner,
+    )
+
+
+def batch(row: Row[Any]) -> Batch:
+    return Batch(
+        id=row.id,
+        created_at=row.created_at,
+        items=row.items,
+        stop_on_first_error=row.stop_on_first_error,
+        metadata=row.metadata,
         owner=row.owner,
     )
 

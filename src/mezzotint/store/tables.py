@@ -159,7 +159,7 @@ outbox = Table(
     Column("session_id", Text, nullable=False),
     Column("type", Text, nullable=False),
     Column("url", Text, nullable=False),
-    Column("session", Text, nullable=False),  # JSON, as it was then
+    Column("session", Text, nullable=False),  # JSON of it or of its batch, as it was then
     Column("at", Double, nullable=False),
     Column("tries", Integer, nullable=False, default=0),
     Column("next_at", Double, nullable=False),

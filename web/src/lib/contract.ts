@@ -1167,7 +1167,7 @@ export interface components {
         };
         /**
          * WebhookInput
-         * @description Who is to be told of the session's course.
+         * @description Who is to be told of the session's course, and of the end of its batch.
          */
         WebhookInput: {
             /** Url */
@@ -1181,7 +1181,7 @@ export interface components {
              *       "session.expired"
              *     ]
              */
-            events: ("session.succeeded" | "session.failed" | "session.cancelled" | "session.expired" | "session.started")[];
+            events: ("session.succeeded" | "session.failed" | "session.cancelled" | "session.expired" | "session.started" | "batch.ended")[];
         };
         /**
          * RequestInput
