@@ -84,9 +84,17 @@ def build_controlnet(path: Path, model: Path, *, seed: int = 0, pools: bool = Fa
 
 
 def build_lora(
-    path: Path, model: Path, *, seed: int = 0, layout: str = "peft", rank: int = 4, trained_as: str | None = None
+    path: Path,
+    model: Path,
+    *,
+    seed: int = 0,
+    layout: str = "peft",
+    rank: int = 4,
+    trained_as: str | None = None,
+    layers: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0", "q_proj", "v_proj", "fc1", "conv1"),
 ) -> Path:
-    """Random factors for every attention projection and some convolutions, in the layout of diffusers or of kohya.
+    """Random factors for every attention projection and some convolutions, or for layers whose names end as `layers`
+    say, in the layout of diffusers or of kohya.
 
     "peft alone": of the UNet only, by the names that PEFT itself gives them.
     """
@@ -101,7 +109,7 @@ def build_lora(
         prefixes["text_encoder"] = "lora_te1"
     for part, module in parts.items():
         for name, layer in module.named_modules():
-            if not name.endswith(("to_q", "to_k", "to_v", "to_out.0", "q_proj", "v_proj", "fc1", "conv1")):
+            if not name.endswith(layers):
                 continue
             down, up = _factors(layer, rank, generator)
             if layout == "kohya":

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 
 import msgspec
 
+from mezzotint import profiles
 from mezzotint.catalog import Catalog
 from mezzotint.costs import Cost, Costs, families, weights_bound
 from mezzotint.errors import Fault, InvalidRequest
@@ -185,7 +186,8 @@ class Estimates:
     def _step(self, request: Request, ref: ModelRef, device: str) -> Work:
         """One model call for one image of it."""
         ran = self._choices.ref(ref, device, deterministic=request.deterministic)
-        plain = ran.executor != "torch" and (request.deterministic or request.loras)  # its twin runs these
+        unadapted = request.loras and ref.parameters < profiles.ADAPTED_FROM
+        plain = ran.executor != "torch" and (request.deterministic or unadapted)  # its twin runs these
         factor = self._refs.facts(ref).size_multiple
         return Work(
             what="step",

@@ -20,6 +20,7 @@ from diffusers import UNet2DConditionModel
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from mezzotint import profiles
 from mezzotint.engine import convert, executors, memory, probe, tune
 from mezzotint.families.sd import StableDiffusion
 from mezzotint.families.sdxl import StableDiffusionXL
@@ -53,11 +54,12 @@ def made(rig: Rig, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def graphs_made(rig: Rig, graphs: Path) -> Path:
-    """With fewer products wherever they fit, as in a wide model."""
+    """With fewer products wherever they fit, and inputs for adapters, as in a large model."""
     with torch.no_grad(), pytest.MonkeyPatch.context() as patched:
         patched.setattr(convert, "UNET_WIDE", 8)
         patched.setattr(convert, "DECODER_WIDE", 8)
         patched.setattr(convert, "SMALL", 2)
+        patched.setattr(profiles, "ADAPTED_FROM", 0)
         convert.convert(type(rig.family)(rig.path, torch.device("cpu"), torch.float32), graphs)
     return graphs
 
@@ -325,14 +327,56 @@ def test_rows_with_controlnets_share_the_call_of_those_without(
         assert max(fast.calls) == 2 * (1 + len(company)), "one call for all"
 
 
+# As kohya's scripts adapt by default.
+OF_ATTENTIONS = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "net.0.proj", "net.2", "q_proj", "fc1")
+
+
+def adapted(file: Path, scale: float = 0.8, **changes: Any) -> Asked:
+    return Asked(request=request(type="lora", loras=(LoraUse(name=file.stem, scale=scale),), **changes), loras=(file,))
+
+
 @of_every_kind
-def test_rows_with_adapters_run_in_the_plain_twin_beside_others(rig: Rig, made: Path, tmp_path: Path) -> None:
-    lora = build_lora(tmp_path / "ink.safetensors", rig.path, seed=3)
-    asked = Asked(request=request(type="lora", loras=(LoraUse(name="ink", scale=0.8),)), loras=(lora,))
-    fast = opened(rig, made)
-    drawn = fast.draw([*COMPANY, asked], stagger=1)[-1][0]
-    assert difference(drawn, rig.draw([asked])[0][0]) <= 0.5
-    assert difference(rig.draw([request()])[0][0], drawn) > 1
+@pytest.mark.parametrize(("dtype", "most"), [("float32", 0.5), ("bfloat16", 6)])  # they are strong ones
+def test_rows_with_adapters_share_the_call_of_those_without(
+    rig: Rig, made: Path, tmp_path: Path, dtype: str, most: float
+) -> None:
+    """Of different layers, ranks and scales."""
+    ink = build_lora(tmp_path / "ink.safetensors", rig.path, seed=3, layers=OF_ATTENTIONS)
+    oil = build_lora(tmp_path / "oil.safetensors", rig.path, seed=4, layers=("to_k", "net.2"), rank=9, layout="kohya")
+    both = LoraUse(name="ink", scale=-0.4), LoraUse(name="oil", scale=1.2)
+    asked = [
+        adapted(ink),
+        adapted(oil, seed=5),
+        Asked(request=request(type="lora", loras=both, guidance_scale=1.0), loras=(ink, oil)),
+    ]
+    expected, fast = [rig.draw([one])[0][0] for one in asked], opened(rig, made, dtype=dtype)
+    without = rig.draw([request()])[0][0]
+    assert all(difference(one, without) > 4 for one in expected)
+    for company in ([], [request(seed=9), request(seed=10)]):
+        drawn = [one for (one,) in fast.draw([*asked, *company])]
+        assert max(fast.calls) == 5 + 2 * len(company), "one call for all"
+        assert all(difference(one, other) <= most for one, other in zip(drawn, expected, strict=False))
+    for one, other in zip(asked, expected, strict=True):
+        assert difference(fast.draw([one])[0][0], other) <= most
+    assert difference(fast.draw([request()])[0][0], without) <= most, "what was held for others"
+
+
+@of_every_kind
+def test_adapters_that_a_graph_does_not_take_run_in_the_plain_twin_beside_others(
+    rig: Rig, made: Path, tmp_path: Path
+) -> None:
+    """Those of convolutions, and all of a model whose graph takes none."""
+    small = tmp_path / "small"
+    with torch.no_grad():
+        convert.convert(type(rig.family)(rig.path, torch.device("cpu"), torch.float32), small)
+    assert not opened(rig, small).family.executor.adapts
+    for graphs, layers in ((made, ("to_q", "conv1")), (small, OF_ATTENTIONS)):
+        asked = adapted(build_lora(tmp_path / "ink.safetensors", rig.path, seed=3, layers=layers))
+        fast, expected = opened(rig, graphs), rig.draw([asked])[0][0]
+        drawn = fast.draw([*COMPANY, asked], stagger=1)[-1][0]
+        assert difference(drawn, expected) <= 0.5
+        assert difference(rig.draw([request()])[0][0], drawn) > 1
+        assert np.array_equal(fast.draw([asked])[0][0].pixels, expected.pixels), "to the bit: it is the twin's"
 
 
 @of_every_kind

@@ -81,7 +81,8 @@ ALLOWED: dict[str, set[str]] = {
     "metrics": {"session", "workers.base", "workers.wire"},
     "costs": {"measurements", "workers.wire"},
     "estimates": {
-        "catalog", "costs", "errors", "families.table", "measurements", "refs", "request", "tuning", "workers",
+        "catalog", "costs", "errors", "families.table", "measurements", "profiles", "refs", "request", "tuning",
+        "workers",
     },
     "checkpoints": {"disk", "failpoints", "errors", "frames", "profiles", "request", "workers.wire"},
     "tuning": {"catalog", "children", "costs", "measurements", "profiles", "refs", "workers"},

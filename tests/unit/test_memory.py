@@ -59,9 +59,9 @@ def test_what_was_made_of_an_adapter_goes_with_it() -> None:
         with adapted.using([((lora, 1.0),)]):
             assert not torch.equal(module(inputs), plain)
     assert torch.equal(module(inputs), plain)
-    assert adapted._stacked
+    assert adapted._company._made
     gone = weakref.ref(lora)
     del lora
     gc.collect()
     assert gone() is None
-    assert not adapted._stacked
+    assert not adapted._company._made

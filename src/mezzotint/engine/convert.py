@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,8 @@ from mezzotint.profiles import Subject
 from mezzotint.workers.limits import limit_myself
 
 if TYPE_CHECKING:
+    from mezzotint.engine import factors
+    from mezzotint.families.lora import LoraSet
     from mezzotint.families.sd import StableDiffusion
 
 MAX_ERROR = 1e-4  # of any output, against torch
@@ -48,29 +50,37 @@ def main() -> None:
 def convert(family: "StableDiffusion", graphs: Path) -> None:
     """Write the graphs of a family to `graphs`, whole or not at all. Mutates the family, which is not to be used after:
     who holds it no more saves its memory. Raises ValueError when they differ from torch."""
-    from mezzotint.engine import executors, winograd
+    from mezzotint.engine import executors, factors, winograd
     from mezzotint.engine.memory import give_back
 
     openvino = executors.import_openvino()
     _sweep(graphs.parent)
     draft = graphs.with_name(f".{graphs.name}.{os.getpid()}.tmp")
     draft.mkdir(parents=True)
-    parts, worst = _parts(family), 0.0
+    parts, worst, adapted = _parts(family), 0.0, factors.Layers()
     del family
     try:
         while parts:
             part = parts.pop(0)
-            name, asked, expected = part.name, part.asked, [part.module(*inputs) for inputs in part.asked]
+            name, module, asked, expected = part.name, part.module, part.asked, part.expected
             if name == executors.DECODER:
                 _fold_doubling(part.module.module.decoder)
             if name == executors.UNET:
-                _write(openvino, _take_texts(part.module.module), asked[0][2:3], draft / executors.TEXTS)
+                together, layers = _take_texts(part.module.module)
+                _write(openvino, together, asked[0][2:3], draft / executors.TEXTS)
+                texts = tuple(factors.Text(name=one, outputs=layer.out_features) for one, layer in layers.items())
+                if any(part.adapters):
+                    module = factors.TakesFactors(module, part.module.module, len(asked[0]), {*layers.values()})
+                    adapted = factors.Layers(layers=tuple(module.layers), texts=texts)
                 project = _compiled(openvino, draft / executors.TEXTS)
-                asked = [(*one[:2], project(*one[2:3]), *one[3:]) for one in asked]
-                del project
+                asked = [
+                    _with_factors(adapted, (*one[:2], project(*one[2:3]), *one[3:]), rows, one[2])
+                    for one, rows in zip(asked, part.adapters, strict=True)
+                ]
+                del project, together, layers
             winograd.save_products(part.large, least=part.wide)
-            _write(openvino, part.module, asked[0], draft / name)
-            del part  # what is compiled has weights of its own: a large model fits once
+            _write(openvino, module, asked[0], draft / name)
+            del part, module  # what is compiled has weights of its own: a large model fits once
             give_back()
             run = _compiled(openvino, draft / name)
             for inputs, output in zip(asked, expected, strict=True):
@@ -78,11 +88,21 @@ def convert(family: "StableDiffusion", graphs: Path) -> None:
             del run
             if worst > MAX_ERROR:
                 raise ValueError(f"{name} differs from torch by {worst:.1e}")
-        executors.write_manifest(draft / executors.MANIFEST, draft, largest_difference=worst)
+        told = msgspec.to_builtins(adapted)
+        executors.write_manifest(draft / executors.MANIFEST, draft, largest_difference=worst, adapted=told)
         shutil.rmtree(graphs, ignore_errors=True)
         draft.replace(graphs)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
+
+
+def _with_factors(
+    adapted: "factors.Layers", inputs: tuple[Any, ...], rows: Sequence["LoraSet"], hidden: Any
+) -> tuple[Any, ...]:
+    from mezzotint.engine import factors
+
+    factors.add_to_texts(adapted, rows, hidden, inputs[2])
+    return *inputs, *factors.handed(adapted, rows)
 
 
 def _write(openvino: Any, module: Any, inputs: tuple[Any, ...], path: Path) -> None:
@@ -130,11 +150,14 @@ def _ensure(subject: Subject, graphs: Path) -> None:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Part:
-    """A module of positional tensors; what to call it with, the first to trace, the others to check."""
+    """A module of positional tensors; what to call it with, the first to trace, the others to check, and what that
+    gives where the rows have these `adapters`, if it can have any."""
 
     name: str
     module: Any
     asked: list[tuple[Any, ...]]
+    adapters: list[tuple["LoraSet", ...]]
+    expected: list[Any]
     large: list[Any]  # those of its modules that see enough pixels for convolutions of fewer products,
     wide: int  # and the channels from which these are worth it
 
@@ -145,6 +168,7 @@ def _parts(family: "StableDiffusion") -> list[_Part]:
 
     from mezzotint.engine import probe
     from mezzotint.engine.executors import DECODER, UNET
+    from mezzotint.families.lora import Adapted
     from mezzotint.families.sd import decoder_in_torch, unet_in_torch
 
     class Called(torch.nn.Module):
@@ -161,11 +185,11 @@ def _parts(family: "StableDiffusion") -> list[_Part]:
     run, own = unet_in_torch(family.unet, family.added_names), 3 + len(family.added_names)
 
     def run_unet(*inputs: Any) -> Any:
-        return run(inputs[:own], inputs[own:])
+        return run(inputs[:own], inputs[own:], ())
 
     def inputs(rows: int, height: int, width: int, windows: int) -> tuple[Any, ...]:
         plain = family.unet_inputs(probe.rows(family, rows, height, width, windows=windows))
-        skips = _skips(family.unet, lambda: run(plain, ()))
+        skips = _skips(family.unet, lambda: run(plain, (), ()))
         return *plain, *(torch.randn(skip.shape, generator=generator) / 10 for skip in skips)
 
     # Odd sizes, so that the UNet's way for sizes its halvings do not divide is the one traced: it fits all others too.
@@ -173,43 +197,84 @@ def _parts(family: "StableDiffusion") -> list[_Part]:
     traced = inputs(2, 2 * least + 1, least + least // 2 + 1, 1)
     checked = [inputs(1, 2 * least, 2 * least, 2), inputs(4, 2 * least, least + 1, 1)]
     checked.append((*checked[0][:own], *[torch.zeros(1, 1, 1, 1)] * (len(traced) - own)))  # without ControlNets
-    latents = [(one[0][:, : family.latent_channels],) for one in (traced, *checked)]
+    asked = [traced, *checked]
+    latents = [(one[0][:, : family.latent_channels],) for one in asked]
+    unet: Any = Called(family.unet, run_unet).eval()
+    decoder: Any = Called(family.vae, decoder_in_torch(family.vae)).eval()
+    adapters: list[tuple[LoraSet, ...]] = [() for _ in asked]
+    if sum(parameter.numel() for parameter in family.unet.parameters()) >= profiles.ADAPTED_FROM:
+        one, other = (_adapter(family.unet, generator, rank=rank) for rank in (3, 2))
+        adapters = [(one, ()), (one,), ((), one, (*one, *other), ()), ()]
+
+    def adapted(rows: tuple["LoraSet", ...], inputs: tuple[Any, ...]) -> Any:
+        with Adapted(family.unet, "unet").using(rows):
+            return unet(*inputs)
+
     return [
         _Part(
             name=UNET,
-            module=Called(family.unet, run_unet).eval(),
-            asked=[traced, *checked],
+            module=unet,
+            asked=asked,
+            adapters=adapters,
+            expected=[adapted(rows, inputs) for rows, inputs in zip(adapters, asked, strict=True)],
             large=_large(family.unet),
             wide=UNET_WIDE,
         ),
         _Part(
             name=DECODER,
-            module=Called(family.vae, decoder_in_torch(family.vae)).eval(),
+            module=decoder,
             asked=latents,
+            adapters=[() for _ in latents],
+            expected=[decoder(*inputs) for inputs in latents],
             large=[family.vae.decoder],
             wide=DECODER_WIDE,
         ),
     ]
 
 
-def _take_texts(unet: Any) -> Any:
+def _adapter(unet: Any, generator: Any, *, rank: int) -> "LoraSet":
+    """Of random factors for all that can be adapted in a graph."""
+    import torch
+
+    from mezzotint.families.lora import Factors, Lora
+
+    def random(*shape: int) -> Any:
+        return torch.randn(shape, generator=generator)
+
+    found = {
+        name: Factors(
+            random(rank, *layer.weight.shape[1:]) / layer.weight.shape[1] ** 0.5, random(len(layer.weight), rank) / 10
+        )
+        for name, layer in unet.named_modules()
+        if ".attentions." in name and getattr(layer, "weight", torch.empty(0)).shape[1:].numel() > 1
+    }
+    return ((Lora(parts={"unet": found}), 0.5),)
+
+
+def _take_texts(unet: Any) -> tuple[Any, dict[str, Any]]:
     """A layer that does what each attention does to the texts first, which is the same at every step: (rows, tokens,
-    channels) to all their keys and values, side by side. Mutates the UNet: it takes these in the place of texts."""
+    channels) to all their keys and values, side by side; and the layers that did so, by name in their order. Mutates
+    the UNet: it takes these in the place of texts."""
     import torch
     from diffusers.models.attention_processor import Attention
 
     def part_of(start: int, width: int) -> Callable[[Any], Any]:
         return lambda projected: projected[..., start : start + width]
 
-    crossing = [one for one in unet.modules() if isinstance(one, Attention) and one.is_cross_attention]
-    projections: list[Any] = [layer for attention in crossing for layer in (attention.to_k, attention.to_v)]
+    crossing = {
+        name: one for name, one in unet.named_modules() if isinstance(one, Attention) and one.is_cross_attention
+    }
+    projections: dict[str, Any] = {
+        f"{name}.{part}": getattr(attention, part) for name, attention in crossing.items() for part in ("to_k", "to_v")
+    }
     together = torch.nn.Linear(1, 1, bias=False)
-    together.weight = torch.nn.Parameter(torch.cat([one.weight for one in projections]), requires_grad=False)
+    weights = [one.weight for one in projections.values()]
+    together.weight = torch.nn.Parameter(torch.cat(weights), requires_grad=False)
     start = 0
-    for one in projections:
+    for one in projections.values():
         one.forward, one.weight = part_of(start, one.out_features), None
         start += one.out_features
-    return together
+    return together, projections
 
 
 def _fold_doubling(decoder: Any) -> None:

@@ -227,11 +227,11 @@ class Engine:
         failpoints.reached("encode")
         submit, request = running.submit, running.submit.request
         family = self._residents.family(submit.model)
-        plain = request.deterministic or request.loras
+        adapters = [self._residents.lora(submit.model, ref) for ref in submit.loras]
+        plain = request.deterministic or not all(one.stays_within(family.executor.adapts) for one in adapters)
         if plain and family.executor.twin is not None:
             family = family.executor.twin
         running.executor = family.executor
-        adapters = [self._residents.lora(submit.model, ref) for ref in submit.loras]
         loras = tuple((lora, asked.scale) for lora, asked in zip(adapters, request.loras, strict=True))
         embeddings = tuple((ref.id, self._residents.embedding(submit.model, ref)) for ref in submit.embeddings)
         text, negative = self.prompts.read(submit, family, loras, embeddings)

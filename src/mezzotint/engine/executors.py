@@ -1,7 +1,7 @@
 """Another way to run a family's modules than torch, behind the two callables that a family calls.
 
-torch float32 is the plain twin: loaded beside it, what deterministic sessions and LoRAs run in, what serves when the
-graphs cannot be had. Must not convert anything: engine/convert.py makes the graphs that are opened here.
+torch float32 is the plain twin: loaded beside it, what deterministic sessions run in and LoRAs that a graph does not
+take, what serves when the graphs cannot be had. Must not convert anything: engine/convert.py makes what is opened here.
 """
 
 import copy
@@ -16,11 +16,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor
 
+from mezzotint.engine import factors
 from mezzotint.engine.stopwatch import why
 from mezzotint.families.base import Executor
+from mezzotint.families.lora import Company, LoraSet
 from mezzotint.families.sd import RunUnet, StableDiffusion
 
 TEXTS, UNET, DECODER = PARTS = "texts.xml", "unet.xml", "decoder.xml"
@@ -62,8 +65,8 @@ def open_with(
     if executor != "openvino" or dtype not in _HINTS or plain.device.type != "cpu":
         raise Unavailable(f"{executor} does not run {dtype} on {plain.device.type}")
     fast = copy.copy(plain)
-    fast.executor = Executor(name=executor, dtype=dtype, twin=plain)
-    fast.run_unet, fast.run_decoder = _in_openvino(plain, graphs, _HINTS[dtype], threads, runtime)
+    fast.run_unet, fast.run_decoder, adapts = _in_openvino(plain, graphs, _HINTS[dtype], threads, runtime)
+    fast.executor = Executor(name=executor, dtype=dtype, twin=plain, adapts=adapts)
     fast.copied_bytes += sum((graphs / name).with_suffix(".bin").stat().st_size for name in PARTS)
     return fast
 
@@ -86,12 +89,13 @@ def write_manifest(manifest: Path, folder: Path, **facts: Any) -> None:
 
 def _in_openvino(
     plain: StableDiffusion, graphs: Path, hint: str, threads: int, runtime: Callable[[], Any]
-) -> tuple[RunUnet, Callable[[Tensor], Tensor]]:
+) -> tuple[RunUnet, Callable[[Tensor], Tensor], frozenset[str]]:
     try:
         openvino = runtime()
     except ImportError as error:
         raise Unavailable(f"openvino cannot be imported: {error}") from error
     check_graphs(graphs)
+    layers = _layers(graphs)
     blobs = graphs / f"blobs-{hint}"
     try:
         _check(blobs, blobs.with_suffix(".json"), ())
@@ -118,27 +122,41 @@ def _in_openvino(
     width = texts.output(0).partial_shape[2].get_length()
     project = _caller(openvino, texts, lambda n, tokens, _: (n, tokens, width))
     nothing = torch.zeros(1, 1, 1, 1)  # is added to every skip of every row
-    last: tuple[Tensor, Tensor] | None = None  # texts, and what the UNet takes for them
+    company = Company(lambda loras: factors.handed(layers, loras))
+    last: tuple[Tensor, list[Tensor], Tensor] | None = None  # texts, factors, and what the UNet takes for the texts
 
-    def run_unet(inputs: Sequence[Tensor], residuals: Sequence[Tensor]) -> Tensor:
+    def run_unet(inputs: Sequence[Tensor], residuals: Sequence[Tensor], loras: Sequence[LoraSet]) -> Tensor:
         nonlocal last
         latents, timesteps, hidden, *added = inputs
-        if last is None or not torch.equal(last[0], hidden):  # they are the same at every step of the same company
-            last = hidden, project(hidden)
-        return call(latents, timesteps, last[1], *added, *(residuals or [nothing] * (len(unet.inputs) - len(inputs))))
+        given = company.of(loras)
+        # they are the same at every step of the same company
+        if last is None or last[1] is not given or not torch.equal(last[0], hidden):
+            projected = project([hidden])
+            factors.add_to_texts(layers, loras, hidden, projected)
+            last = hidden, given, projected
+        skips = residuals or [nothing] * (len(unet.inputs) - len(inputs) - len(given))
+        return call([latents, timesteps, last[2], *added, *skips], given)
 
-    return run_unet, _caller(openvino, decoder, lambda n, _, h, w: (n, 3, h * factor, w * factor))
+    decode = _caller(openvino, decoder, lambda n, _, h, w: (n, 3, h * factor, w * factor))
+    return run_unet, lambda latents: decode([latents]), layers.names
 
 
 def _caller(openvino: Any, compiled: Any, output_shape: Callable[..., tuple[int, ...]]) -> Callable[..., Tensor]:
-    """Runs a graph on torch's own memory, both in and out; every output is the caller's to keep."""
+    """Runs a graph on torch's own memory, both in and out; every output is the caller's to keep. Takes its inputs, and
+    those that come after them, many and seldom others."""
     request = compiled.create_infer_request()
+    held: Sequence[Tensor] = ()
 
-    def run(latents: Tensor, *others: Tensor) -> Tensor:
-        output = torch.empty(output_shape(*latents.shape))
-        inputs = [one.to(torch.float32).contiguous().numpy() for one in (latents, *others)]  # held until it has run
-        for index, array in enumerate(inputs):
+    def run(inputs: Sequence[Tensor], after: Sequence[Tensor] = ()) -> Tensor:
+        nonlocal held
+        output = torch.empty(output_shape(*inputs[0].shape))
+        arrays = [one.to(torch.float32).contiguous().numpy() for one in inputs]  # held until it has run
+        for index, array in enumerate(arrays):
             request.set_input_tensor(index, openvino.Tensor(array, shared_memory=True))
+        if after is not held:
+            for index, one in enumerate(after, start=len(arrays)):
+                request.set_input_tensor(index, openvino.Tensor(one.numpy(), shared_memory=True))
+            held = after
         request.set_output_tensor(openvino.Tensor(output.numpy(), shared_memory=True))
         request.infer()
         return output
@@ -156,6 +174,10 @@ def _check(folder: Path, manifest: Path, needed: tuple[str, ...]) -> None:
     missing = [name for name in needed if name not in files]
     if missing or not all((folder / name).is_file() and _digest(folder / name) == files[name] for name in files):
         raise Unavailable("its graphs are not as they were made")
+
+
+def _layers(graphs: Path) -> factors.Layers:
+    return msgspec.convert(json.loads((graphs / MANIFEST).read_text()).get("adapted", {}), factors.Layers)
 
 
 def _names(folder: Path) -> set[str]:

@@ -77,11 +77,12 @@ class Rows:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Executor:
     """What runs a family's modules, in which dtype. `twin` is the same model in torch float32, beside the graphs of
-    another executor, which cannot do all that torch does."""
+    another executor, which cannot do all that torch does: of LoRAs, those that stay within the layers `adapts`."""
 
     name: str = "torch"
     dtype: str = "float32"
     twin: "Family | None" = None
+    adapts: frozenset[str] = frozenset()
 
 
 class Family(Protocol):

@@ -8,12 +8,12 @@ import json
 import math
 import re
 import weakref
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 from safetensors import safe_open
@@ -36,6 +36,8 @@ _KOHYA = {"lora_unet_": "unet", "lora_te_": "text_encoder", "lora_te1_": "text_e
 _OTHER_KINDS = ("hada_t1", "oft_diag")
 _WITHOUT_EFFECT = (".alpha", "position_ids")  # alphas are read with their factors
 _SHOWN = 3  # names of tensors in an error
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,10 @@ class Lora:
     @property
     def bytes(self) -> int:
         return sum(pair.bytes for part in self.parts.values() for pair in part.values())
+
+    def stays_within(self, layers: Container[str]) -> bool:
+        """Whether it is a plain one and adapts no other layers of the UNet."""
+        return all(name in layers and pair.gain is None for name, pair in self.parts.get("unet", {}).items())
 
 
 LoraSet = tuple[tuple[Lora, float], ...]  # adapters with their scales
@@ -121,6 +127,25 @@ def _few(names: Iterable[str]) -> str:
     return f"{len(names)} ({shown}{', ...' if len(names) > _SHOWN else ''})"
 
 
+class Company(Generic[Made]):
+    """What is made of the adapters of rows, once for as long as they stay together. Holds no adapter."""
+
+    def __init__(self, make: Callable[[Sequence[LoraSet]], Made]) -> None:
+        self._make = make
+        self._made: Made | None = None
+        self._rows: list[list[tuple[weakref.ref[Lora], float]]] = []
+
+    def of(self, rows: Sequence[LoraSet]) -> Made:
+        wanted = [[(weakref.ref(lora, self._forget), scale) for lora, scale in loras] for loras in rows]
+        if self._made is None or wanted != self._rows:
+            self._made, self._rows = self._make(rows), wanted
+        return self._made
+
+    def _forget(self, _gone: object) -> None:
+        """An adapter was let go: so is what was made of it."""
+        self._made, self._rows = None, []
+
+
 class Adapted:
     """A module whose layers can take factors. Outside `using` it computes what it always did."""
 
@@ -128,10 +153,8 @@ class Adapted:
         self._module, self._part = module, part
         self._hooked: set[str] = set()
         self._rows: tuple[LoraSet, ...] = ()  # while `using`
-        self._stacked_for: list[list[tuple[weakref.ref[Lora], float]]] = []
-        self._stacked: dict[
-            str, _Stacked | None
-        ] = {}  # of these rows, by layer: made once while a batch stays together
+        self._stacked: dict[str, Stacked | None] = {}  # of these rows, by layer
+        self._company: Company[dict[str, Stacked | None]] = Company(lambda _: {})
 
     @contextmanager
     def using(self, rows: Sequence[LoraSet]) -> Iterator[None]:
@@ -139,30 +162,21 @@ class Adapted:
         if not any(rows):
             yield
             return
-        wanted = [[(weakref.ref(lora, self._forget), scale) for lora, scale in loras] for loras in rows]
-        if wanted != self._stacked_for:
-            self._stacked.clear()
-            self._stacked_for = wanted
         for name in {name for loras in rows for lora, _ in loras for name in lora.parts.get(self._part, {})}:
             if name not in self._hooked:
                 self._hooked.add(name)
                 self._module.get_submodule(name).register_forward_hook(partial(self._add, name))
-        self._rows = tuple(rows)
+        self._rows, self._stacked = tuple(rows), self._company.of(rows)
         try:
             yield
         finally:
-            self._rows = ()
-
-    def _forget(self, _gone: object) -> None:
-        """An adapter was let go: so is what was made of it."""
-        self._stacked.clear()
-        self._stacked_for = []
+            self._rows, self._stacked = (), {}
 
     def _add(self, name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
         if not self._rows:
             return None
         if name not in self._stacked:
-            self._stacked[name] = _stack(self._rows, self._part, name, output.dtype)
+            self._stacked[name] = stack(self._rows, self._part, name, output.dtype)
         stacked = self._stacked[name]
         if stacked is None:
             return None
@@ -173,7 +187,7 @@ class Adapted:
 
 
 @dataclass(frozen=True, slots=True)
-class _Stacked:
+class Stacked:
     """The factors of one layer for the rows that have any, (m,): down (m, r, ...), up (m, out, r), scales within.
 
     The gains of output and input, (m, out) and (m, in), where an adapter has any.
@@ -186,7 +200,7 @@ class _Stacked:
     of_input: Tensor | None
 
 
-def _stack(rows: Sequence[LoraSet], part: str, name: str, dtype: torch.dtype) -> _Stacked | None:
+def stack(rows: Sequence[LoraSet], part: str, name: str, dtype: torch.dtype) -> Stacked | None:
     """Adapters of a row one after another along the rank, shorter rows padded with zeros."""
     found = {
         row: [(lora.parts[part][name], scale) for lora, scale in loras if scale and name in lora.parts.get(part, {})]
@@ -199,7 +213,7 @@ def _stack(rows: Sequence[LoraSet], part: str, name: str, dtype: torch.dtype) ->
     ups = [torch.cat([pair.up * scale for pair, scale in pairs], dim=1).T for pairs in found.values()]
     down = nn.utils.rnn.pad_sequence(downs, batch_first=True)
     up = nn.utils.rnn.pad_sequence(ups, batch_first=True).transpose(1, 2)
-    return _Stacked(
+    return Stacked(
         rows=torch.tensor(list(found), device=down.device),
         down=down.to(dtype),
         up=up.to(dtype),
@@ -220,7 +234,7 @@ def _gains(rows: Sequence[Sequence[tuple[Factors, float]]], dtype: torch.dtype, 
     return torch.stack([sum(gains, torch.zeros_like(some)) for gains in wanted]).to(dtype)
 
 
-def _addition(layer: nn.Module, inputs: Tensor, output: Tensor, stacked: _Stacked) -> Tensor:
+def _addition(layer: nn.Module, inputs: Tensor, output: Tensor, stacked: Stacked) -> Tensor:
     """What the adapters add to the layer's output for their rows."""
     added = _product(layer, inputs, stacked)
     if stacked.of_output is not None:
@@ -245,7 +259,7 @@ def _without_bias(layer: nn.Module, output: Tensor) -> Tensor:
     return output - (bias[:, None, None] if isinstance(layer, nn.Conv2d) else bias)
 
 
-def _product(layer: nn.Module, inputs: Tensor, stacked: _Stacked) -> Tensor:
+def _product(layer: nn.Module, inputs: Tensor, stacked: Stacked) -> Tensor:
     if isinstance(layer, nn.Conv2d):
         rows, rank = stacked.down.shape[:2]
         low = functional.conv2d(  # a group a row: each is convolved with its own factors

@@ -16,15 +16,15 @@ from mezzotint.families.clip import ClipTextEncoder, ClipTokenizer
 from mezzotint.families.control import DiffusersControlNet, add_up
 from mezzotint.families.embedding import Embedding, Named, read_embedding
 from mezzotint.families.layouts import layout_of
-from mezzotint.families.lora import Adapted, Lora, read_lora
+from mezzotint.families.lora import Adapted, Lora, LoraSet, read_lora
 from mezzotint.families.packing import pack
 from mezzotint.families.products import BY_MKL
 from mezzotint.families.weights import load_module, module_bytes
 
 Chunk = list[tuple[int, float]]  # tokens of one window with their weights
 # (a family's `unet_inputs`, what ControlNets add to each skip, the middle's last: none, or one tensor
-# (n, channels, h, w) for each) -> output (n, c, h, w)
-RunUnet = Callable[[Sequence[Tensor], Sequence[Tensor]], Tensor]
+# (n, channels, h, w) for each, the adapters by row: none, or n) -> output (n, c, h, w)
+RunUnet = Callable[[Sequence[Tensor], Sequence[Tensor], Sequence[LoraSet]], Tensor]
 
 
 class StableDiffusion:
@@ -80,7 +80,7 @@ class StableDiffusion:
     def predict(self, rows: Rows) -> Tensor:
         with torch.inference_mode(), self._adapted.using(rows.loras):
             residuals = add_up(rows) if any(rows.controls) else ()
-            return self.run_unet(self.unet_inputs(rows), residuals).to("cpu", torch.float32)
+            return self.run_unet(self.unet_inputs(rows), residuals, rows.loras).to("cpu", torch.float32)
 
     def unet_inputs(self, rows: Rows) -> tuple[Tensor, ...]:
         """Latents (n, c, h, w), timesteps (n,), hidden (n, tokens, channels), then what `added_names` says. Graphs are
@@ -137,9 +137,10 @@ class StableDiffusion:
 
 
 def unet_in_torch(unet: Any, added: Sequence[str]) -> RunUnet:
+    """Adapters are hooks on its layers."""
     dtype = unet.dtype  # diffusers walks all modules for it
 
-    def run(inputs: Sequence[Tensor], residuals: Sequence[Tensor]) -> Tensor:
+    def run(inputs: Sequence[Tensor], residuals: Sequence[Tensor], _loras: Sequence[LoraSet]) -> Tensor:
         latents, timesteps, hidden, *others = inputs  # times and sizes are exact; diffusers casts what it makes of them
         output: Tensor = unet(
             latents.to(dtype),
