@@ -76,13 +76,18 @@ def _unknown(name: str) -> CallerError:
 def _generate(kind: str) -> Operation:
     async def run(operations: "Operations", data: Data, call: Call) -> Data:
         body, told = without(data, "wait_s")
-        wait_s = read(told, WaitInput, "data.").wait_s
+        wait_s, faults = None, list[Fault]()
+        try:
+            wait_s = read(told, WaitInput, "data.").wait_s
+        except InvalidRequest as error:
+            faults += error.faults
         body, types = without(body, "type")
         for said in types.values():
             if said not in (None, kind):
                 message = f"type {str(said)[:64]!r} is not that of inference.{kind}; leave it out"
-                raise InvalidRequest([Fault(field="type", code="invalid_value", message=message)])
-        session = await operations.create(dict.fromkeys(types or ("type",), kind) | body, call.key, route=_ROUTE)
+                faults.append(Fault(field="type", code="invalid_value", message=message))
+        typed = dict.fromkeys(types or ("type",), kind) | body
+        session = await operations.create(typed, call.key, route=_ROUTE, beside=faults)
         if wait_s is not None:
             session = await operations.wait(session, wait_s, call.leaving)
         return _told(session)
