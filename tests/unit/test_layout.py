@@ -70,7 +70,7 @@ ALLOWED: dict[str, set[str]] = {
     "comfyui": set(),
     "recipes": {"a1111_names", "comfyui", "metadata", "schema"},
     "api_keys": set(),
-    "callers": {"api_keys"},
+    "callers": {"api_keys", "errors"},
     "keyring": {"api_keys", "callers", "errors", "store"},
     "quotas": {"callers", "errors", "request", "store"},
     "store": {"failpoints", "api_keys", "batches", "disk", "errors", "events", "request", "session", "store"},
