@@ -3,8 +3,9 @@
 Must not do I/O: all it knows of models and pictures is the facts it is handed.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from mezzotint import advice, preprocessors
@@ -59,6 +60,7 @@ class World:
     default_model: str
     devices: frozenset[str]
     max_pixels: int
+    own: Mapping[str, Model] = field(default_factory=dict)  # the same without what was set for them
     webhooks: Policy = Policy()  # noqa: RUF009  frozen
 
 
@@ -176,7 +178,8 @@ def resolve(
         cancel_on_disconnect=sent.cancel_on_disconnect,
         embeddings=embeddings,
     )
-    return Resolved(request=request, warnings=tuple(advice.warnings(sent, request, model, world.models)))
+    own_model = world.own.get(model.id, model)
+    return Resolved(request=request, warnings=tuple(advice.warnings(sent, request, own_model, world.models)))
 
 
 def own_steps(sent: RequestInput, model: Model, models: Mapping[str, Model]) -> int:
@@ -281,18 +284,32 @@ def _legal(size: int, model: Model) -> int:
 
 def _check_size(width: int, height: int, model: Model, max_pixels: int, faults: list[Fault], path: str = "") -> None:
     multiple, least = model.size_multiple, model.min_size
-    near = f"{_legal(width, model)}x{_legal(height, model)}"
+    near = _nearest_size(width, height, model, max_pixels)
+    is_told = not _is_faulty(f"{path}width", faults) and not _is_faulty(f"{path}height", faults)
     for name, size in (("width", width), ("height", height)):
         if size % multiple or size < least:
             message = f"{path}{name} {size} must be a multiple of {multiple}, {least} or more; try {near}"
             faults.append(Fault(field=path + name, code="unsupported_size", message=message))
-    if not _is_faulty(f"{path}width", faults) and not _is_faulty(f"{path}height", faults):
-        _check_pixels(width, height, max_pixels, faults, path)
+    if is_told:
+        _check_pixels(width, height, max_pixels, faults, path, f"; try {near}")
 
 
-def _check_pixels(width: int, height: int, max_pixels: int, faults: list[Fault], path: str = "") -> None:
+def _nearest_size(width: int, height: int, model: Model, max_pixels: int) -> str:
+    """One that the model can draw and that has no more pixels than are drawn here, of nearly the same shape."""
+    width, height = _legal(width, model), _legal(height, model)
     if width * height > max_pixels:
-        message = f"{width}x{height} is {width * height} pixels; this server draws at most {max_pixels}"
+        shrunk = round(min(width, height) * math.sqrt(max_pixels / (width * height)))
+        short = _legal(shrunk, model)
+        long = min(max(width, height), max_pixels // short // model.size_multiple * model.size_multiple)
+        width, height = (short, long) if width < height else (long, short)
+    return f"{width}x{height}"
+
+
+def _check_pixels(
+    width: int, height: int, max_pixels: int, faults: list[Fault], path: str = "", hint: str = ""
+) -> None:
+    if width * height > max_pixels:
+        message = f"{width}x{height} is {width * height} pixels; this server draws at most {max_pixels}{hint}"
         faults.append(Fault(field=f"{path}width", code="unsupported_size", message=message))
 
 
@@ -382,6 +399,9 @@ def _controlnet(
             kinds = sorted({one.control_type for one in there.values() if one.control_type})
             message = f"no ControlNet of type {sent.type!r}{_for(model)} is here; types: {_list(kinds)}"
             faults.append(Fault(field=f"{path}type", code="controlnet_not_found", message=message))
+    if net is not None and net.control_type and sent.type not in (None, net.control_type):
+        message = f"{path}type {sent.type!r} is not that of {net.id!r}, which is {net.control_type!r}; leave one out"
+        faults.append(Fault(field=f"{path}type", code="invalid_value", message=message))
     if sent.image is None:
         faults.append(Fault(field=f"{path}image", code="missing_field", message=f"{path}image is missing"))
     if sent.start > sent.end:

@@ -40,7 +40,7 @@ ALLOWED: dict[str, set[str]] = {
     "webhook_rules": {"errors"},
     "webhooks": {"", "bodies", "errors", "failpoints", "store", "webhook_rules"},
     "schema": {"errors", "families.table", "fieldnames", "rules"},
-    "advice": {"catalog", "families.mentions", "request", "schema"},
+    "advice": {"catalog", "families.mentions", "families.table", "request", "schema"},
     "capabilities": {"", "catalog", "families.table", "measurements", "preprocessors", "schema", "workers.wire"},
     "request": set(),
     "resolving": {

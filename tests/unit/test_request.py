@@ -1,6 +1,7 @@
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -150,97 +151,6 @@ def test_all_faults_are_told_at_once() -> None:
     }
 
 
-@pytest.mark.parametrize(
-    ("body", "fields"),
-    [
-        (
-            {
-                "model": "nope",
-                "scheduler": "lcm",
-                "steps": 60,
-                "scheduler_options": {"karras_sigmas": True, "exponential_sigmas": True},
-                "controlnets": [{"start": 0.9, "end": 0.1, "preprocessor": "cany"}],
-                "loras": [{"name": "ikn"}, {"name": "broad"}],
-                "hires": {"scale": 2, "width": 512},
-            },
-            {
-                "model",
-                "num_inference_steps",
-                "scheduler_options.karras_sigmas",
-                "scheduler_options.exponential_sigmas",
-                "scheduler_options",
-                "controlnets[0].model",
-                "controlnets[0].image",
-                "controlnets[0].start",
-                "controlnets[0].preprocessor",
-                "loras[0].name",
-                "hires.scale",
-            },
-        ),
-        ({"model": "nope", "width": 2048, "height": 2048}, {"model", "width"}),
-        ({"loras": [{"name": "a", "scale": 9}, {"name": "b"}]}, {"loras[0].scale", "loras[0].name", "loras[1].name"}),
-        ({"loras": [5, {"name": "b"}]}, {"loras[0]", "loras[1].name"}),
-        ({"loras": [{"scale": 1}, {"name": "b"}]}, {"loras[0].name", "loras[1].name"}),
-        (
-            {"controlnets": [{"model": "edges", "scale": 9, "start": 0.9, "end": 0.1}]},
-            {"controlnets[0].scale", "controlnets[0].start", "controlnets[0].image"},
-        ),
-        ({"hires": {"strength": 2, "width": 129}}, {"hires.strength", "hires.width"}),
-        (
-            {"scheduler_options": {"solver_order": 9, "karras_sigmas": True}},
-            {"scheduler_options.solver_order", "scheduler_options.karras_sigmas"},
-        ),
-        (
-            {"variation": {"seed": MAX_SEED, "strength": 9}, "num_images": 2},
-            {"variation.strength", "variation.seed"},
-        ),
-        ({"type": "inpainting"}, {"mask", "image"}),
-    ],
-    ids=str,
-)
-def test_a_fault_hides_no_other(body: dict[str, object], fields: set[str]) -> None:
-    assert faults(body).keys() == fields
-
-
-@pytest.mark.parametrize(
-    ("body", "field"),
-    [
-        ({"type": "lora", "loras": [{"name": "ink", "scale": 9}]}, "loras[0].scale"),
-        ({"type": "lora", "loras": 5}, "loras"),
-        ({"image": 5, "strength": 0.5}, "image"),
-        ({"type": "img2img", "image": 5, "strength": 0.5}, "image"),
-        ({"type": "img2img", "strength": 0.5}, "image"),
-        ({"mask": "asset:small", "image": 7}, "image"),
-        ({"image": "asset:small", "mask": 7, "mask_blur": 3}, "mask"),
-        (
-            {"image": "asset:small", "mask": "asset:small", "resize_mode": "original", "padding_mask_crop": -1},
-            "padding_mask_crop",
-        ),
-        ({"model": 5, "clip_skip": 3, "loras": [{"name": "broad"}]}, "model"),
-        ({"model": "painter", "type": "draw"}, "type"),
-        ({"scheduler": "foo", "scheduler_options": {"karras_sigmas": True}}, "scheduler"),
-        ({"width": "x", "height": 60_000}, "width"),
-        ({"hires": {"height": "x", "width": 1024}}, "hires.height"),
-        ({"width": "x", "height": 256, "hires": {"scale": 8}}, "width"),
-        ({"controlnets": [5]}, "controlnets[0]"),
-        ({"controlnets": [{"type": 5, "image": "asset:small"}]}, "controlnets[0].type"),
-        ({"controlnets": [{"model": "edges", "image": 5}]}, "controlnets[0].image"),
-        (
-            {
-                "controlnets": [
-                    {"model": "edges", "image": "asset:small", "preprocessor": 5, "options": {"low_threshold": 1}}
-                ]
-            },
-            "controlnets[0].preprocessor",
-        ),
-        ({"webhook": {"events": ["session.failed"]}}, "webhook.url"),
-    ],
-    ids=str,
-)
-def test_a_fault_invents_no_other(body: dict[str, object], field: str) -> None:
-    assert faults(body).keys() == {field}
-
-
 def test_whole_numbers_that_no_worker_can_be_told_are_refused_in_metadata_with_the_way_out() -> None:
     edges = {"a": [2**64 - 1, {"b": -(2**63)}]}
     assert resolved({"metadata": edges}).request.metadata == edges
@@ -260,7 +170,12 @@ def test_whole_numbers_that_no_worker_can_be_told_are_refused_in_metadata_with_t
         ({"seed": -1}, "seed must be a whole number from 0 to 2^63-1; got -1"),
         ({"width": 65, "height": 70}, "try 64x72"),
         ({"width": 8}, "try 32x64"),
-        ({"width": 2048, "height": 2048}, "at most 1048576"),
+        ({"width": 2048, "height": 2048}, "at most 1048576; try 1024x1024"),
+        ({"width": 1024, "height": 1032}, "at most 1048576; try 1024x1024"),
+        ({"width": 65_530, "height": 65_530}, "32 or more; try 1024x1024"),
+        ({"width": 65_530, "height": 65_530}, "draws at most 1048576; try 1024x1024"),
+        ({"width": 65_536, "height": 32}, "at most 1048576; try 32768x32"),
+        ({"hires": {"width": 4096}}, "at most 1048576; try 1024x1024"),
         ({"model": "tny"}, "the nearest is 'tiny'"),
         ({"model": "broken"}, "its unet is truncated"),
         ({"negativeprompt_": "", "negative_promt": ""}, "did you mean negative_prompt?"),
@@ -285,6 +200,10 @@ def test_whole_numbers_that_no_worker_can_be_told_are_refused_in_metadata_with_t
         ({"controlnets": [{"image": "asset:small"}]}, "ControlNets for 'tiny': edges"),
         ({"controlnets": [{"type": "depth", "image": "asset:small"}]}, "types: canny"),
         ({"controlnets": [{"model": "wide", "image": "asset:small"}]}, "another architecture"),
+        (
+            {"controlnets": [{"model": "edges", "type": "depth", "image": "asset:small"}]},
+            "controlnets[0].type 'depth' is not that of 'edges', which is 'canny'; leave one out",
+        ),
         ({"controlnets": [{"model": "edges", "image": "asset:small", "start": 0.9, "end": 0.1}]}, "never be at work"),
         ({"controlnets": [{"model": "edges", "image": "asset:small", "preprocessor": "cany"}]}, "does not exist"),
         ({"mask": "asset:small"}, "mask needs image"),
@@ -420,12 +339,49 @@ def test_a_size_far_from_the_models_own_is_a_warning() -> None:
     assert resolved({"width": 64, "height": 96}).warnings == ()
 
 
+def test_a_size_that_was_set_as_default_is_not_the_one_that_the_model_was_trained_at() -> None:
+    set_one = replace(TINY, width=512, height=512)
+    world = replace(WORLD, models={**WORLD.models, "tiny": set_one}, own=WORLD.models)
+    found = resolved({}, world)
+    assert found.request.width == 512
+    assert ["the 64x64 that 'tiny' was trained at" in one["message"] for one in found.warnings] == [True]
+    assert resolved({"width": 64, "height": 64}, world).warnings == ()
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=12), inner, max_size=3),
     max_leaves=8,
 )
 KEYS = st.sampled_from([*RequestInput.model_fields, "steps", "Seed", "guidanceScale", "nope", "loras"]) | st.text()
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"controlnets": [{"start": 0.5, "end": 0.5}]}, "controlnets[0].start"),
+        ({"controlnets": [{"end": 0.2}], "steps": 4}, "controlnets[0].start"),
+        ({"controlnets": [{"end": 0.25}], "steps": 4}, None),
+        ({"controlnets": [{"end": 0.2}], "steps": 4, "scheduler": "heun"}, None),
+        ({"controlnets": [{"end": 0.2}], "steps": 4, "hires": {"steps": 20}}, None),
+        ({"preview": {"at_steps": [1, 7]}, "steps": 8}, None),
+        ({"preview": {"at_steps": [1, 8]}, "steps": 8}, "preview.at_steps[1]"),
+        ({"preview": {"at_steps": [8]}, "steps": 8, "hires": {}}, None),
+        ({"resize_mode": "crop"}, "resize_mode"),
+        ({"output": {"quality": 90}}, "output.quality"),
+        ({"resize_mode": "stretch", "output": {"quality": 95}}, None),
+    ],
+    ids=str,
+)
+def test_what_changes_nothing_is_warned_of(body: dict[str, Any], field: str | None) -> None:
+    nets = [{"model": "edges", "image": "asset:small"} | one for one in body.get("controlnets", [])]
+    told = resolved(body | {"controlnets": nets}).warnings
+    assert [(one["code"], one["field"]) for one in told] == ([] if field is None else [("no_effect", field)])
+
+
+def test_what_a_session_was_asked_may_be_sent_again_without_a_warning() -> None:
+    request = msgspec.json.decode(msgspec.json.encode(resolved({"prompt": "x"}).request))
+    assert resolved(request).warnings == ()
 
 
 @given(st.dictionaries(KEYS, JSON, max_size=6))

@@ -126,6 +126,7 @@ def world(parts: Parts) -> World:
         default_model=parts.settings.default_model,
         devices=frozenset(parts.supervisor.seats),
         max_pixels=parts.settings.max_pixels,
+        own=parts.catalog.own,
         webhooks=parts.webhooks,
     )
 
