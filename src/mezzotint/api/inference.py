@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 
 from mezzotint import answers, bodies
 from mezzotint.api import events, files
-from mezzotint.api.document import takes, tells
+from mezzotint.api.document import CHECKED, takes, tells
 from mezzotint.api.fields import case_for
 from mezzotint.api.reading import IdempotencyKey, read_json
 from mezzotint.errors import Fault
@@ -123,13 +123,13 @@ async def resume(session_id: str, ops: Ops) -> dict[str, Any]:
     return bodies.session(await ops.resume(session_id))
 
 
-@router.delete("/{session_id}", status_code=204)
+@router.delete("/{session_id}", status_code=204, **CHECKED)
 async def delete(session_id: str, ops: Ops) -> None:
     """Remove an ended session and its pictures."""
     await ops.delete(session_id)
 
 
-@router.get("/{session_id}/events")
+@router.get("/{session_id}/events", **CHECKED)
 async def follow(
     session_id: str, request: Request, ops: Ops, last_event_id: Annotated[int, Header(ge=0, le=2**62)] = 0
 ) -> Response:
@@ -143,7 +143,7 @@ async def trace(session_id: str, ops: Ops) -> dict[str, Any]:
     return bodies.trace(*await ops.trace(session_id))
 
 
-@router.get("/{session_id}/images/{index}")
+@router.get("/{session_id}/images/{index}", **CHECKED)
 async def image(
     session_id: str, index: int, request: Request, ops: Ops, size: Literal["full", "thumb"] = "full"
 ) -> Response:
@@ -160,7 +160,7 @@ async def image(
 feed = APIRouter(prefix="/api/inference", tags=["sessions"])
 
 
-@feed.get("/events")
+@feed.get("/events", **CHECKED)
 async def follow_all(request: Request, ops: Ops) -> Response:
     """Server-sent events of all sessions from now on, each with its `session_id`. Nothing is replayed: list first."""
     return events.stream_of_all(ops.everything(), case_for(request))
