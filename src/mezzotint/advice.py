@@ -9,8 +9,9 @@ from typing import Any
 
 from mezzotint.catalog import Model, fitting
 from mezzotint.families import mentions
-from mezzotint.request import Request
-from mezzotint.schema import RequestInput
+from mezzotint.families.table import at_work, calls
+from mezzotint.request import ControlNetUse, Request
+from mezzotint.schema import OutputInput, RequestInput
 
 Note = dict[str, Any]
 
@@ -21,7 +22,7 @@ FAR = 4
 
 
 def warnings(sent: RequestInput, request: Request, model: Model, models: Mapping[str, Model]) -> Iterator[Note]:
-    """What will not be as a caller may expect."""
+    """What will not be as a caller may expect. `model`: as it is on disk, without what was set for it."""
     if _is_far(request, model):
         message = (
             f"{request.width}x{request.height} is far from the {model.width}x{model.height} that {model.id!r} was "
@@ -37,9 +38,9 @@ def warnings(sent: RequestInput, request: Request, model: Model, models: Mapping
         yield _note("no_effect", message, "negative_prompt")
     if request.eta > 0 and request.scheduler != "ddim":
         yield _note("no_effect", f"eta is for scheduler 'ddim'; {request.scheduler!r} does not use it", "eta")
-    if "resize_mode" in sent.model_fields_set and request.image is None:
+    if request.resize_mode != RequestInput.model_fields["resize_mode"].default and request.image is None:
         yield _note("no_effect", "resize_mode says how an image is fitted, and there is none", "resize_mode")
-    if "quality" in sent.output.model_fields_set and request.output.format == "png":
+    if request.output.quality != OutputInput.model_fields["quality"].default and request.output.format == "png":
         yield _note("no_effect", "png is lossless; quality is for jpeg and webp", "output.quality")
     texts = request.prompt + request.negative_prompt
     embeds = request.output.embed_metadata
@@ -49,12 +50,19 @@ def warnings(sent: RequestInput, request: Request, model: Model, models: Mapping
     for index, net in enumerate(request.controlnets):
         if net.scale == 0:
             yield _note("no_effect", "a ControlNet of scale 0 changes nothing", f"controlnets[{index}].scale")
+        elif not any(_is_at_work(net, one) for one in request.passes):
+            message = f"no whole step lies between start {net.start:g} and end {net.end:g}: it is never at work"
+            yield _note("no_effect", message, f"controlnets[{index}].start")
     for index, lora in enumerate(request.loras):
         if lora.scale == 0:
             yield _note("no_effect", "a LoRA of scale 0 changes nothing", f"loras[{index}].scale")
     for index, name in enumerate(sent.embeddings or []):
         if name not in request.embeddings:
             yield _note("no_effect", f"no prompt names the embedding {name!r}", f"embeddings[{index}]")
+    for index, step in enumerate(request.preview.at_steps if request.preview is not None else ()):
+        if step >= request.steps:
+            message = f"{request.steps} steps run, and after the last one comes the picture itself; {step} shows none"
+            yield _note("no_effect", message, f"preview.at_steps[{index}]")
     yield from _unused_embeddings(sent, request, model, models)
 
 
@@ -81,7 +89,9 @@ def _unused_embeddings(
 def recommendations(
     request: Request, model: Model, models: Mapping[str, Model], resident: frozenset[str]
 ) -> Iterator[Note]:
-    """What would serve a valid request better. `resident`: models that are loaded where it may run."""
+    """What would serve a valid request better. `model`: as it is on disk, without what was set for it. `resident`:
+    models that are loaded where it may run.
+    """
     if _is_far(request, model):
         message = f"{model.id!r} draws best near {model.width}x{model.height}; draw that and enlarge it"
         yield _note("use_native_size", message, "width")
@@ -104,6 +114,12 @@ def recommendations(
 
 def _is_far(request: Request, model: Model) -> bool:
     return not 1 / FAR <= request.width * request.height / (model.width * model.height) <= FAR
+
+
+def _is_at_work(net: ControlNetUse, request: Request) -> bool:
+    """In any model call of a pass."""
+    total = calls(request.scheduler, request.steps, request.num_inference_steps)
+    return any(at_work(call, total, net.start, net.end) for call in range(total))
 
 
 def _note(code: str, message: str, field: str) -> Note:

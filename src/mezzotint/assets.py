@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import structlog
-from ulid import ULID
+from ulid import PureRandomPolicy, ULIDGenerator
 
 from mezzotint import image_wire as wire
 from mezzotint import preprocessors
@@ -36,6 +36,8 @@ UNUSED_S = 24 * 3600.0
 SWEEP_S = 3600.0
 MAX_REMEMBERED = 4096
 
+# An id is all that keeps other keys from a picture; plain ULIDs of one millisecond count up from one another.
+_IDS = ULIDGenerator(policy=PureRandomPolicy())
 _ID = re.compile(r"ast_[0-7][0-9A-HJKMNP-TV-Z]{25}")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _DATA_URL = re.compile(r"data:[a-z0-9.+/-]{0,64}(;[a-z0-9=.-]{1,64})*;base64,", re.IGNORECASE)
@@ -55,6 +57,11 @@ class Asset:
     channels: int
     bytes: int
     sha256: str
+
+
+def new_id() -> str:
+    """Of an asset: nobody can guess it."""
+    return f"ast_{_IDS.generate()}"
 
 
 class Assets:
@@ -97,7 +104,7 @@ class Assets:
         """
         if len(data) > self._max_bytes:
             raise _invalid(f"the picture has {len(data)} bytes; at most {self._max_bytes} are taken", field)
-        asset_id = f"ast_{ULID()}"
+        asset_id = new_id()
         return await self._make(
             wire.Keep(asset_id=asset_id, role=role, size=size, inverted=inverted, rounded=rounded), data, field
         )
@@ -124,7 +131,7 @@ class Assets:
         if preprocessor == "none":
             return source
         message = wire.Preprocess(
-            asset_id=f"ast_{ULID()}",
+            asset_id=new_id(),
             source_id=source.id,
             preprocessor=preprocessor,
             options=preprocessors.complete(preprocessor, options or {}),
@@ -136,7 +143,7 @@ class Assets:
     ) -> Asset:
         """An asset at another size, as a new one; see `image_wire.Upscale`. Raises InvalidRequest, TryLater."""
         message = wire.Upscale(
-            asset_id=f"ast_{ULID()}",
+            asset_id=new_id(),
             source_id=source.id,
             size=size,
             crops=crops,

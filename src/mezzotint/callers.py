@@ -3,7 +3,9 @@
 from contextvars import ContextVar
 from dataclasses import dataclass
 
-from mezzotint.api_keys import SCOPES, Limits, Scope
+from mezzotint.api_keys import SCOPES, Limits
+from mezzotint.api_keys import Scope as Scope
+from mezzotint.errors import CallerError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -15,7 +17,14 @@ class Caller:
     limits: Limits | None = None
 
     def may(self, scope: Scope) -> bool:
-        return scope in self.scopes or "admin" in self.scopes
+        """Who may read everybody's may read their own."""
+        reads_all = scope == "read-own" and "read-all" in self.scopes
+        return reads_all or scope in self.scopes or "admin" in self.scopes
+
+    def check(self, scope: Scope) -> None:
+        """Raises CallerError `forbidden` without the scope."""
+        if not self.may(scope):
+            raise CallerError(f"this API key lacks the scope {scope}; ask for a key that has it", code="forbidden")
 
     def sees(self, owner: str | None) -> bool:
         """Whether a session of this owner is there for them at all."""

@@ -5,7 +5,7 @@ Nothing here is a promise of what could be: a type stands under `types` when a m
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import msgspec
@@ -41,6 +41,7 @@ class Facts:
     """What the answer is made of."""
 
     models: Mapping[str, Model]
+    own: Mapping[str, Model] = field(default_factory=dict)  # the same without what was set for them
     default_model: str  # of requests that name none; perhaps not there
     resident: Mapping[str, Sequence[str]]  # device -> models loaded there
     room: Mapping[str, int | None]  # device -> bytes that its worker may take; None: it has not told
@@ -149,12 +150,13 @@ def _model(model: Model, facts: Facts, fits: Mapping[str, Sequence[str]]) -> dic
     def going_with(kind: str) -> list[str]:
         return [name for name, models in fits.items() if facts.models[name].kind == kind and model.id in models]
 
+    own = facts.own.get(model.id, model)
     return {
         "id": model.id,
         "kind": model.kind,
         "family": model.family,
         "resident_on": [device for device, models in facts.resident.items() if model.id in models],
-        "native_size": {"width": model.width, "height": model.height},
+        "native_size": {"width": own.width, "height": own.height},
         "defaults": {
             "width": model.width,
             "height": model.height,

@@ -30,7 +30,7 @@ def _data_folder() -> Path:
 class Settings(BaseSettings):
     """How this server runs. docs/settings.md is checked against it."""
 
-    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+    model_config = SettingsConfigDict(env_prefix=PREFIX, env_ignore_empty=True, frozen=True, extra="forbid")
 
     host: Annotated[str, Field(description="address to listen on; other than loopback needs an API key")] = "127.0.0.1"
     port: Annotated[int, Field(ge=0, le=65535, description="0 takes a free port")] = 7801

@@ -269,8 +269,8 @@ class Dispatcher:
         message = f"device {device!r} {why}; cancel the session and send it without device"
         return {"code": "device_failed", "message": message, "field": "device"}
 
-    def sessions_on(self, device: str) -> list[str]:
-        return [live.session.id for live in self._lives.at_work(device)]
+    def sessions_on(self, device: str) -> list[Session]:
+        return [live.session for live in self._lives.at_work(device)]
 
     def running_on(self, device: str) -> list[Busy]:
         """What a device works on."""

@@ -240,19 +240,19 @@ class Source:
 
 def parse(body: Any) -> tuple[RequestInput, list[Fault]]:
     """Read a decoded JSON object in snake, camel or Pascal case. Never raises: what cannot be read is a fault and is
-    left at its default in the returned input, so that the caller can go on looking for more."""
+    left at its default in the returned input, empty where there is none, so that the caller can look for more."""
     if not isinstance(body, dict):
         return RequestInput(), [Fault(field=None, code="invalid_request", message="the body must be a JSON object")]
     faults: list[Fault] = []
     fields = _fold(body, RequestInput, "", faults)
-    for _ in range(2):  # the second pass reads what is left after the faulty fields are taken out
+    for _ in range(2):  # the second pass reads what is left after the faulty values are taken out
         try:
             return RequestInput.model_validate(fields), faults
         except ValidationError as error:
             for item in error.errors(include_url=False):
                 faults.append(_fault(item))
-                fields.pop(str(item["loc"][0]), None)
-    raise AssertionError("a request without its faulty fields is valid")
+                _take_out(item["loc"], fields)
+    raise AssertionError("a request without its faulty values is valid")
 
 
 def sources(sent: RequestInput) -> Iterator[Source]:
@@ -308,6 +308,12 @@ _NESTED: dict[str, type[BaseModel]] = {
 _LISTS: dict[str, type[BaseModel]] = {"controlnets": ControlNetInput, "loras": LoraInput}
 _SCHEMAS: tuple[type[BaseModel], ...] = (RequestInput, *_NESTED.values(), *_LISTS.values())
 _NAMES = {schema: _names(schema) for schema in _SCHEMAS}
+# What stands in the place of a value that must be given and cannot be read.
+_EMPTY: dict[type[BaseModel], dict[str, Any]] = {
+    LoraInput: {"name": ""},
+    VariationInput: {"seed": 0, "strength": 0.0},
+    WebhookInput: {"url": ""},
+}
 
 
 def _is_text(field: FieldInfo) -> bool:
@@ -354,6 +360,25 @@ def _fold_inside(name: str, value: Any, faults: list[Fault]) -> Any:
             for index, item in enumerate(value)
         ]
     return value
+
+
+def _take_out(path: tuple[Any, ...], fields: dict[str, Any]) -> None:
+    """A faulty value, and nothing beside it where it stands in an object below a field."""
+    field, *inner = path
+    if field in _LISTS and inner and field in fields:
+        items, (index, *names), schema = fields[field], inner, _LISTS[field]
+        if not names:
+            items[index] = {}  # it was no object; those after it keep their places
+        holder = items[index]
+    elif field in _NESTED and inner:
+        holder, names, schema = fields[field], inner, _NESTED[field]
+    else:
+        fields.pop(field, None)
+        return
+    for name in names[:1]:
+        holder.pop(name, None)
+    for name, empty in _EMPTY.get(schema, {}).items():
+        holder.setdefault(name, empty)
 
 
 def _unknown(key: str, prefix: str, names: dict[str, str]) -> Fault:

@@ -268,6 +268,17 @@ def test_a_bad_request_is_told_every_fault_in_one_problem(server: RunningServer)
         ("GET", f"{SESSIONS}?state=failed&state=queued", {}, 422, "duplicate_field"),
         ("POST", f"{SESSIONS}?wait=60", {"json": {}}, 422, "unknown_field"),
         ("GET", "/api/models?kind=lora", {}, 422, "unknown_field"),
+        *(
+            (method, f"{path}?kind=lora", {}, 422, "unknown_field")
+            for method, path in (
+                ("GET", f"{SESSIONS}/nope/events"),
+                ("GET", "/api/inference/events"),
+                ("GET", f"{SESSIONS}/nope/images/0"),
+                ("DELETE", f"{SESSIONS}/nope"),
+                ("GET", "/api/assets/nope"),
+                ("GET", "/api/models/nope/thumbnail"),
+            )
+        ),
         ("GET", "/api/analytics?window=60", {}, 422, "unknown_field"),
         ("POST", SESSIONS, {"content": "{", "headers": {"Content-Type": "application/json"}}, 400, "invalid_json"),
         (

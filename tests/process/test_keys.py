@@ -15,6 +15,7 @@ import pytest
 
 from mezzotint.api_keys import USUAL, Limits, Scope
 from mezzotint.client import Client
+from mezzotint.operations.envelope import OPERATIONS
 from mezzotint.store import beside
 from tests.process.conftest import BIN, RunningServer, wait_for
 from tests.process.test_cli import run
@@ -103,12 +104,26 @@ def test_every_scope_reaches_its_routes_and_no_others(guarded: Guarded) -> None:
         ("POST", f"{SESSIONS}/nope/cancel"): "submit",
         ("POST", "/api/models/nope/load"): "models",
     }
+    reads_all = make_key(guarded.server.data, "read-all")
+    assert [guarded.send(method, path, reads_all).status_code for method, path in tried] == [200, 200, 403, 403]
     for (method, path), needed in tried.items():
         for scope, key in keys.items():
             answer = guarded.send(method, path, key)
             assert (answer.status_code == 403) is (scope != needed), (method, path, scope)
             if answer.status_code == 403:
                 assert (answer.json()["code"], needed in answer.json()["detail"]) == ("forbidden", True)
+
+
+def test_an_operation_by_name_asks_for_the_scope_of_its_own_route(guarded: Guarded) -> None:
+    keys = {scope: make_key(guarded.server.data, scope) for scope in _SCOPES}
+    for name, (needed, _) in OPERATIONS.items():
+        for scope, key in keys.items():
+            answer = guarded.send("POST", "/api/inference/operations", key, json={"type": name, "data": {"x": 1}})
+            assert (answer.status_code == 403) is (scope != needed), (name, scope)
+            if answer.status_code == 403:
+                error = answer.json()["error"]
+                assert (error["code"], needed in error["message"]) == ("forbidden", True)
+    assert guarded.send("POST", "/api/inference/operations", json={"type": "inference.get_status"}).status_code == 401
 
 
 @pytest.mark.parametrize(
@@ -141,6 +156,22 @@ def test_sessions_are_there_for_their_owner_only(guarded: Guarded) -> None:
         answer = guarded.send(method, filled, guarded.other)
         assert (answer.status_code, answer.json()["code"]) == (404, "session_not_found"), (method, path)
     assert guarded.send("GET", f"{SESSIONS}/{session_id}", guarded.admin).status_code == 200
+
+
+def test_devices_and_workers_show_the_sessions_of_the_caller(guarded: Guarded) -> None:
+    session_id = guarded.submit(guarded.one, steps=1000)
+    asked = ("/api/workers", "/api/devices", "/api/devices/cpu:0")
+
+    def shown(path: str, key: str) -> bool:
+        return session_id in guarded.send("GET", path, key).text
+
+    wait_for(lambda: shown("/api/workers", guarded.one), 30)
+    assert [[shown(path, key) for path in asked] for key in (guarded.one, guarded.admin)] == [[True] * 3] * 2
+    status = {"type": "inference.get_status"}
+    told = guarded.send("POST", "/api/inference/operations", guarded.other, json=status)
+    assert (told.status_code, session_id in told.text) == (200, False)
+    assert [shown(path, guarded.other) for path in asked] == [False] * 3
+    assert guarded.send("POST", f"{SESSIONS}/{session_id}/cancel", guarded.one).status_code == 200
 
 
 def test_the_stream_of_all_sessions_holds_those_of_the_caller(guarded: Guarded) -> None:

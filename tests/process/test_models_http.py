@@ -127,6 +127,17 @@ def test_settings_of_a_model_are_the_defaults_of_its_requests(running: RunningSe
     assert (back["width"], back["settings"]) == (16, {})
 
 
+def test_a_default_size_that_was_set_is_not_told_as_the_native_one(running: RunningServer) -> None:
+    call(running, "PATCH", "/api/models/tiny", {"width": 96})
+    models = {one["id"]: one for one in call(running, "GET", "/api/inference/capabilities").json()["models"]}
+    assert (models["tiny"]["native_size"]["width"], models["tiny"]["defaults"]["width"]) == (16, 96)
+    told = call(running, "POST", "/api/inference/validate", {"model": "tiny"}).json()
+    notes = {one["code"]: one["message"] for one in told["warnings"] + told["recommendations"]}
+    assert "16x16" in notes["size_far_from_native"]
+    assert "16x16" in notes["use_native_size"]
+    call(running, "PATCH", "/api/models/tiny", {"width": None})
+
+
 def test_a_setting_that_has_become_wrong_can_be_taken_back(running: RunningServer, root: Path) -> None:
     shutil.copytree(root / "tiny" / "vae", root / "clear")
     call(running, "POST", "/api/models/rescan")

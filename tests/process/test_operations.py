@@ -216,6 +216,17 @@ def test_what_goes_wrong_is_no_success(
         assert "did you mean 'inference.text2img'?" in error["message"]
 
 
+def test_a_fault_of_the_wait_hides_none_of_the_request(server: RunningServer) -> None:
+    before = len(list(server.client.sessions()))
+    wrong = operate(server, "inference.text2img", wait_s=0, foo=1, width=17, type="lora")["error"]["errors"]
+    assert {fault["field"] for fault in wrong} == {"data.wait_s", "foo", "width", "type"}
+    sessions = "/api/inference/sessions"
+    told = post(server, sessions, {"width": 17}, Prefer="wait=0").json()
+    assert {fault["field"] for fault in told["errors"]} == {"Prefer", "width"}
+    assert post(server, sessions, FIVE, Prefer="wait=0", **{"Idempotency-Key": "w"}).json()["field"] == "Prefer"
+    assert len(list(server.client.sessions())) == before
+
+
 def test_an_envelope_that_is_none_is_refused_with_its_id(server: RunningServer) -> None:
     told = post(server, URL, {"kind": "x", "RequestId": "mine"}).json()
     assert (told["success"], told["request_id"]) == (False, "mine")

@@ -2,15 +2,17 @@ import base64
 import contextlib
 import math
 import os
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from ulid import ULID
 
 from mezzotint import image_child, preprocessors
-from mezzotint.assets import Assets
+from mezzotint.assets import Assets, new_id
 from mezzotint.errors import InvalidRequest
 from tests.pictures import encoded, picture
 
@@ -34,6 +36,11 @@ def test_base64_and_data_urls_become_bytes(assets: Assets, data: bytes) -> None:
     assert assets.read_source("\n".join(["", text(data)[:60], text(data)[60:], ""])) == data
     for header in ("data:image/png;base64,", "data:;base64,", "DATA:image/webp;name=a.webp;base64,"):
         assert assets.read_source(header + text(data)) == data
+
+
+def test_the_id_of_an_asset_cannot_be_told_from_that_of_another() -> None:
+    ids = sorted(int(ULID.from_str(new_id().removeprefix("ast_"))) for _ in range(1000))
+    assert min(after - before for before, after in pairwise(ids)) > 1 << 32
 
 
 def test_an_asset_is_named_by_its_id(assets: Assets) -> None:

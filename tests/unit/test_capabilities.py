@@ -81,6 +81,11 @@ def test_embeddings_are_told_with_the_models_that_they_go_with() -> None:
     assert [one["supports"]["embeddings"] for one in told["models"]] == [["neg"], []]
 
 
+def test_the_native_size_is_not_the_default_that_was_set() -> None:
+    (told,) = capabilities.body(facts(replace(TINY, width=512), own={"tiny": TINY}))["models"]
+    assert (told["native_size"]["width"], told["defaults"]["width"]) == (64, 512)
+
+
 def test_the_answer_names_what_each_model_can() -> None:
     told = capabilities.body(facts(TINY, OTHER, *ADAPTERS, BROKEN, resident={"cpu:0": ("tiny",)}))
     tiny, other = told["models"]

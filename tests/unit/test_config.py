@@ -5,13 +5,21 @@ from typing import Any
 
 import pytest
 
-from mezzotint.config import load_settings
+from mezzotint.config import PREFIX, Settings, load_settings
 from mezzotint.errors import BadSetting
 
 
 def test_the_database_is_a_file_in_the_data_folder_unless_one_is_named(tmp_path: Path) -> None:
     assert load_settings(data=tmp_path).database_url == f"sqlite:///{tmp_path}/mezzotint.db"
     assert load_settings(database="postgresql://me:secret@here/x").database_url == "postgresql://me:secret@here/x"
+
+
+def test_an_empty_variable_is_as_one_that_is_not_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MEZZOTINT_THREADS")
+    plain = load_settings()
+    for name in Settings.model_fields:
+        monkeypatch.setenv(f"{PREFIX}{name.upper()}", "")
+    assert load_settings() == plain
 
 
 def test_settings_do_not_show_their_secrets() -> None:

@@ -40,7 +40,7 @@ ALLOWED: dict[str, set[str]] = {
     "webhook_rules": {"errors"},
     "webhooks": {"", "bodies", "errors", "failpoints", "session", "store", "webhook_rules"},
     "schema": {"errors", "families.table", "fieldnames", "rules"},
-    "advice": {"catalog", "families.mentions", "request", "schema"},
+    "advice": {"catalog", "families.mentions", "families.table", "request", "schema"},
     "capabilities": {"", "catalog", "families.table", "measurements", "preprocessors", "schema", "workers.wire"},
     "request": set(),
     "resolving": {
@@ -70,7 +70,7 @@ ALLOWED: dict[str, set[str]] = {
     "comfyui": set(),
     "recipes": {"a1111_names", "comfyui", "metadata", "schema"},
     "api_keys": set(),
-    "callers": {"api_keys"},
+    "callers": {"api_keys", "errors"},
     "keyring": {"api_keys", "callers", "errors", "store"},
     "quotas": {"callers", "errors", "request", "store"},
     "store": {"failpoints", "api_keys", "batches", "disk", "errors", "events", "request", "session", "store"},

@@ -1,6 +1,7 @@
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -144,6 +145,7 @@ def test_all_faults_are_told_at_once() -> None:
         "clip_skip": "invalid_value",
         "metadata": "invalid_value",
         "webhook.url": "missing_field",
+        "loras[0].name": "lora_not_found",
         "loras[1].scale": "invalid_value",
         "image": "missing_field",
     }
@@ -168,7 +170,12 @@ def test_whole_numbers_that_no_worker_can_be_told_are_refused_in_metadata_with_t
         ({"seed": -1}, "seed must be a whole number from 0 to 2^63-1; got -1"),
         ({"width": 65, "height": 70}, "try 64x72"),
         ({"width": 8}, "try 32x64"),
-        ({"width": 2048, "height": 2048}, "at most 1048576"),
+        ({"width": 2048, "height": 2048}, "at most 1048576; try 1024x1024"),
+        ({"width": 1024, "height": 1032}, "at most 1048576; try 1024x1024"),
+        ({"width": 65_530, "height": 65_530}, "32 or more; try 1024x1024"),
+        ({"width": 65_530, "height": 65_530}, "draws at most 1048576; try 1024x1024"),
+        ({"width": 65_536, "height": 32}, "at most 1048576; try 32768x32"),
+        ({"hires": {"width": 4096}}, "at most 1048576; try 1024x1024"),
         ({"model": "tny"}, "the nearest is 'tiny'"),
         ({"model": "broken"}, "its unet is truncated"),
         ({"negativeprompt_": "", "negative_promt": ""}, "did you mean negative_prompt?"),
@@ -193,6 +200,10 @@ def test_whole_numbers_that_no_worker_can_be_told_are_refused_in_metadata_with_t
         ({"controlnets": [{"image": "asset:small"}]}, "ControlNets for 'tiny': edges"),
         ({"controlnets": [{"type": "depth", "image": "asset:small"}]}, "types: canny"),
         ({"controlnets": [{"model": "wide", "image": "asset:small"}]}, "another architecture"),
+        (
+            {"controlnets": [{"model": "edges", "type": "depth", "image": "asset:small"}]},
+            "controlnets[0].type 'depth' is not that of 'edges', which is 'canny'; leave one out",
+        ),
         ({"controlnets": [{"model": "edges", "image": "asset:small", "start": 0.9, "end": 0.1}]}, "never be at work"),
         ({"controlnets": [{"model": "edges", "image": "asset:small", "preprocessor": "cany"}]}, "does not exist"),
         ({"mask": "asset:small"}, "mask needs image"),
@@ -328,12 +339,49 @@ def test_a_size_far_from_the_models_own_is_a_warning() -> None:
     assert resolved({"width": 64, "height": 96}).warnings == ()
 
 
+def test_a_size_that_was_set_as_default_is_not_the_one_that_the_model_was_trained_at() -> None:
+    set_one = replace(TINY, width=512, height=512)
+    world = replace(WORLD, models={**WORLD.models, "tiny": set_one}, own=WORLD.models)
+    found = resolved({}, world)
+    assert found.request.width == 512
+    assert ["the 64x64 that 'tiny' was trained at" in one["message"] for one in found.warnings] == [True]
+    assert resolved({"width": 64, "height": 64}, world).warnings == ()
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=12), inner, max_size=3),
     max_leaves=8,
 )
 KEYS = st.sampled_from([*RequestInput.model_fields, "steps", "Seed", "guidanceScale", "nope", "loras"]) | st.text()
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"controlnets": [{"start": 0.5, "end": 0.5}]}, "controlnets[0].start"),
+        ({"controlnets": [{"end": 0.2}], "steps": 4}, "controlnets[0].start"),
+        ({"controlnets": [{"end": 0.25}], "steps": 4}, None),
+        ({"controlnets": [{"end": 0.2}], "steps": 4, "scheduler": "heun"}, None),
+        ({"controlnets": [{"end": 0.2}], "steps": 4, "hires": {"steps": 20}}, None),
+        ({"preview": {"at_steps": [1, 7]}, "steps": 8}, None),
+        ({"preview": {"at_steps": [1, 8]}, "steps": 8}, "preview.at_steps[1]"),
+        ({"preview": {"at_steps": [8]}, "steps": 8, "hires": {}}, None),
+        ({"resize_mode": "crop"}, "resize_mode"),
+        ({"output": {"quality": 90}}, "output.quality"),
+        ({"resize_mode": "stretch", "output": {"quality": 95}}, None),
+    ],
+    ids=str,
+)
+def test_what_changes_nothing_is_warned_of(body: dict[str, Any], field: str | None) -> None:
+    nets = [{"model": "edges", "image": "asset:small"} | one for one in body.get("controlnets", [])]
+    told = resolved(body | {"controlnets": nets}).warnings
+    assert [(one["code"], one["field"]) for one in told] == ([] if field is None else [("no_effect", field)])
+
+
+def test_what_a_session_was_asked_may_be_sent_again_without_a_warning() -> None:
+    request = msgspec.json.decode(msgspec.json.encode(resolved({"prompt": "x"}).request))
+    assert resolved(request).warnings == ()
 
 
 @given(st.dictionaries(KEYS, JSON, max_size=6))

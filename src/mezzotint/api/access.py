@@ -19,12 +19,14 @@ from mezzotint.operations import Operations
 from mezzotint.quotas import Buckets
 
 OPEN = "open"  # asks for no key; such a route says nothing, or checks for itself
+ANY = "any"  # asks for a key of any scope; each operation has one of its own
 
 # Methods, path, the scope that it needs. The first that fits counts; what none fits is not there for holders of keys.
-RULES: tuple[tuple[str, str, api_keys.Scope | None], ...] = (
+RULES: tuple[tuple[str, str, api_keys.Scope | str | None], ...] = (
     ("GET", r"/livez|/readyz", None),
     ("GET", r"/v1/images/files/[^/]+/[^/]+", None),  # links that are signed
     ("GET", r"/api/(inference|assets)/.*", "read-own"),
+    ("POST", r"/api/inference/operations", ANY),
     ("POST DELETE", r"/api/inference/.*", "submit"),
     ("POST", r"/api/assets", "submit"),
     ("GET", r"/api/(models|devices|workers|analytics)(/.*)?", "read-own"),
@@ -49,7 +51,7 @@ _BASIC = re.compile(r"/|/docs|/(sdapi|controlnet|internal)/.*")
 
 
 def scope_of(method: str, path: str) -> api_keys.Scope | str | None:
-    """The scope that a route needs, OPEN, or None for what no rule names."""
+    """The scope that a route needs, OPEN, ANY, or None for what no rule names."""
     method = "GET" if method == "HEAD" else method
     for methods, pattern, scope in RULES:
         if method in methods.split() and re.fullmatch(pattern, path):
@@ -92,8 +94,8 @@ class Access:
             raise
         if needed is None and "admin" not in caller.scopes:
             raise CallerError(f"{scope['method']} {scope['path'][:200]} is not a route here", code="unknown_url")
-        if needed in api_keys.SCOPES and not caller.may(needed):
-            raise CallerError(f"this API key lacks the scope {needed}; ask for a key that has it", code="forbidden")
+        if needed in api_keys.SCOPES:
+            caller.check(needed)
         if scope["method"] not in ("GET", "HEAD") or not _LOOKED_AT.fullmatch(scope["path"]):
             self._operations.count_request(caller)
         return caller

@@ -8,7 +8,7 @@ from starlette.datastructures import UploadFile
 
 from mezzotint import answers, bodies
 from mezzotint.api import files
-from mezzotint.api.document import tells
+from mezzotint.api.document import CHECKED, tells
 from mezzotint.api.inference import Ops
 from mezzotint.errors import Fault, InvalidRequest
 from mezzotint.image_wire import Role
@@ -46,7 +46,7 @@ async def add(request: Request, ops: Ops, role: Annotated[str, Query(max_length=
     return JSONResponse(bodies.asset(asset), 201, headers)
 
 
-@router.get("/{asset_id}")
+@router.get("/{asset_id}", **CHECKED)
 async def get(asset_id: str, request: Request, ops: Ops) -> Response:
     """The picture as it was kept: an upright PNG without metadata."""
     asset, path = await ops.asset(asset_id)

@@ -11,6 +11,10 @@ from mezzotint.api.reading import check_query
 
 _PROBLEM = {"content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}}
 _TEMPLATE = "#/components/schemas/{model}"
+# Further arguments of a native route that answers in something else than JSON: query parameters that it does not take
+# are refused.
+CHECKED: dict[str, Any] = {"dependencies": [Depends(check_query)]}
+
 _FASTAPIS_OWN = ("HTTPValidationError", "ValidationError")
 
 
@@ -26,7 +30,7 @@ def tells(body: Any, *statuses: int) -> dict[str, Any]:
     """Further arguments of a route that answers in JSON: the body, as `answers` has it; 200 without `statuses`. Query
     parameters that such a route does not take are refused."""
     responses = {status: {"model": body} for status in statuses or (200,)}
-    return {"responses": responses, "dependencies": [Depends(check_query)]}
+    return {"responses": responses} | CHECKED
 
 
 class Documented(FastAPI):

@@ -11,10 +11,10 @@ from fastapi import APIRouter, Depends, Header, Query, Request, Response
 
 from mezzotint import answers, bodies
 from mezzotint.api import events, files
-from mezzotint.api.document import takes, tells
+from mezzotint.api.document import CHECKED, takes, tells
 from mezzotint.api.fields import case_for
 from mezzotint.api.reading import IdempotencyKey, read_json
-from mezzotint.errors import Fault, InvalidRequest
+from mezzotint.errors import Fault
 from mezzotint.inputs import MAX_WAIT_S, ReasonInput, read
 from mezzotint.operations import Operations
 from mezzotint.rules import SESSION_ID
@@ -44,8 +44,9 @@ async def create(
 
     The same `Idempotency-Key` and body again answer the first session.
     """
-    wait_s = _wait(prefer)
-    session = await ops.create(read_json(await request.body()), idempotency_key)
+    faults: list[Fault] = []
+    wait_s = _wait(prefer, faults)
+    session = await ops.create(read_json(await request.body()), idempotency_key, beside=faults)
     if wait_s is not None:
         with leaving(request) as left:
             session = await ops.wait(session, wait_s, left)
@@ -122,13 +123,13 @@ async def resume(session_id: str, ops: Ops) -> dict[str, Any]:
     return bodies.session(await ops.resume(session_id))
 
 
-@router.delete("/{session_id}", status_code=204)
+@router.delete("/{session_id}", status_code=204, **CHECKED)
 async def delete(session_id: str, ops: Ops) -> None:
     """Remove an ended session and its pictures."""
     await ops.delete(session_id)
 
 
-@router.get("/{session_id}/events")
+@router.get("/{session_id}/events", **CHECKED)
 async def follow(
     session_id: str, request: Request, ops: Ops, last_event_id: Annotated[int, Header(ge=0, le=2**62)] = 0
 ) -> Response:
@@ -142,7 +143,7 @@ async def trace(session_id: str, ops: Ops) -> dict[str, Any]:
     return bodies.trace(*await ops.trace(session_id))
 
 
-@router.get("/{session_id}/images/{index}")
+@router.get("/{session_id}/images/{index}", **CHECKED)
 async def image(
     session_id: str, index: int, request: Request, ops: Ops, size: Literal["full", "thumb"] = "full"
 ) -> Response:
@@ -159,13 +160,13 @@ async def image(
 feed = APIRouter(prefix="/api/inference", tags=["sessions"])
 
 
-@feed.get("/events")
+@feed.get("/events", **CHECKED)
 async def follow_all(request: Request, ops: Ops) -> Response:
     """Server-sent events of all sessions from now on, each with its `session_id`. Nothing is replayed: list first."""
     return events.stream_of_all(ops.everything(), case_for(request))
 
 
-def _wait(prefer: str | None) -> int | None:
+def _wait(prefer: str | None, faults: list[Fault]) -> int | None:
     """Seconds of `Prefer: wait=N`; other preferences, and its parameters, are ignored, as RFC 7240 has it."""
     for part in (prefer or "").split(","):
         name, _, value = part.partition(";")[0].partition("=")
@@ -174,5 +175,5 @@ def _wait(prefer: str | None) -> int | None:
             if re.fullmatch("[0-9]{1,3}", value) and 1 <= int(value) <= MAX_WAIT_S:
                 return int(value)
             message = f"Prefer: wait must be a whole number from 1 to {MAX_WAIT_S}; got {value[:32]!r}"
-            raise InvalidRequest([Fault(field="Prefer", code="invalid_value", message=message)])
+            faults.append(Fault(field="Prefer", code="invalid_value", message=message))
     return None

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Request, Response
 
 from mezzotint import answers
 from mezzotint.api import files
-from mezzotint.api.document import takes, tells
+from mezzotint.api.document import CHECKED, takes, tells
 from mezzotint.api.inference import Ops
 from mezzotint.api.reading import read_json
 from mezzotint.inputs import DeviceInput, read
@@ -67,7 +67,7 @@ async def unload(model_id: str, request: Request, ops: Ops) -> dict[str, Any]:
     return await ops.unload_model(model_id, _device(await request.body()))
 
 
-@router.get("/api/models/{model_id}/thumbnail", tags=["models"])
+@router.get("/api/models/{model_id}/thumbnail", tags=["models"], **CHECKED)
 async def thumbnail(model_id: str, ops: Ops) -> Response:
     """The PNG that lies beside the model under its name."""
     path = await asyncio.to_thread(ops.model_thumbnail, model_id)

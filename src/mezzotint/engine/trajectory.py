@@ -14,6 +14,7 @@ from mezzotint.engine.inputs import Pictures
 from mezzotint.engine.samplers import Sampler
 from mezzotint.families.base import Conditioning, Control, ControlNet, Executor, Family, Rows
 from mezzotint.families.lora import LoraSet
+from mezzotint.families.table import at_work
 from mezzotint.request import Variation
 from mezzotint.session import Usage
 from mezzotint.workers.wire import Submit
@@ -52,8 +53,7 @@ class ControlPlan:
     mode: str  # balanced, prompt, control
 
     def at(self, call: int, total: int) -> bool:
-        """As diffusers decides it."""
-        return not (call / total < self.start or (call + 1) / total > self.end)
+        return at_work(call, total, self.start, self.end)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

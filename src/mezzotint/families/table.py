@@ -119,6 +119,11 @@ def calls(scheduler: str, steps: int, num_inference_steps: int) -> int:
     return steps + (scheduler == "pndm" and num_inference_steps > 1)  # which does its second step twice
 
 
+def at_work(call: int, total: int, start: float, end: float) -> bool:
+    """Whether a ControlNet of this `start` and `end` works in one model call of so many, as diffusers decides it."""
+    return not (call / total < start or (call + 1) / total > end)
+
+
 def activation_bytes(family: str, shape: str, rows: int, latent_pixels: int, pixels: int) -> int:
     """What a step of so many rows, or the decoding of one picture, takes at most in float32 beside the weights.
 

@@ -27,6 +27,7 @@ class CapabilityVerbs(DeviceVerbs):
         settings = parts.settings
         return Facts(
             models=parts.catalog.models,
+            own=parts.catalog.own,
             default_model=settings.default_model,
             resident={name: beat.resident if beat else () for name, beat in beats.items()},
             room={name: seat.facts.memory_budget_bytes if seat.facts else None for name, seat in seats.items()},

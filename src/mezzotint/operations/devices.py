@@ -4,6 +4,7 @@ import asyncio
 from typing import Any
 
 from mezzotint import devices
+from mezzotint.callers import asking
 from mezzotint.errors import NotFound
 from mezzotint.operations.parts import Verbs
 from mezzotint.workers.base import Seat
@@ -33,7 +34,12 @@ class DeviceVerbs(Verbs):
         reading = await asyncio.to_thread(devices.read, name)
         dispatcher = self._parts.dispatcher
         seat, speed = self._parts.supervisor.seats[name], self._parts.measurements.speed(name)
-        return devices.body(seat, dispatcher.sessions_on(name), dispatcher.queued, reading, speed)
+        return devices.body(seat, self._sessions(name), dispatcher.queued, reading, speed)
+
+    def _sessions(self, device: str) -> list[str]:
+        """Ids of those that run there and that the caller sees."""
+        caller = asking.get()
+        return [one.id for one in self._parts.dispatcher.sessions_on(device) if caller.sees(one.owner)]
 
     def status(self) -> dict[str, Any]:
         """The workers and the queue."""
@@ -59,7 +65,7 @@ class DeviceVerbs(Verbs):
             "device": seat.device,
             "state": devices.state(seat)[0],
             "resident_models": list(beat.resident) if beat else [],
-            "sessions": self._parts.dispatcher.sessions_on(seat.device),
+            "sessions": self._sessions(seat.device),
             "restarts": seat.restarts,
             "uptime_s": worker.uptime_s if worker else None,
             "last_exit": seat.last_exit,

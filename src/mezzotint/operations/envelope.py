@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from mezzotint import bodies
+from mezzotint.callers import Scope, asking
 from mezzotint.errors import CallerError, ErrorInfo, Fault, InvalidRequest, MezzotintError, NotFound, RunFailure
 from mezzotint.inputs import (
     CancelInput,
@@ -50,9 +51,10 @@ async def handle(operations: "Operations", message: Any, call: Call) -> dict[str
     request_id = _request_id(message)
     try:
         sent = read(message, EnvelopeInput)
-        operation = OPERATIONS.get(sent.type)
-        if operation is None:
+        if sent.type not in OPERATIONS:
             raise _unknown(sent.type)
+        needed, operation = OPERATIONS[sent.type]
+        asking.get().check(needed)
         data = await operation(operations, sent.data, call)
     except MezzotintError as error:
         return {"success": False, "error": bodies.operation_error(error), "request_id": request_id}
@@ -76,13 +78,18 @@ def _unknown(name: str) -> CallerError:
 def _generate(kind: str) -> Operation:
     async def run(operations: "Operations", data: Data, call: Call) -> Data:
         body, told = without(data, "wait_s")
-        wait_s = read(told, WaitInput, "data.").wait_s
+        wait_s, faults = None, list[Fault]()
+        try:
+            wait_s = read(told, WaitInput, "data.").wait_s
+        except InvalidRequest as error:
+            faults += error.faults
         body, types = without(body, "type")
         for said in types.values():
             if said not in (None, kind):
                 message = f"type {str(said)[:64]!r} is not that of inference.{kind}; leave it out"
-                raise InvalidRequest([Fault(field="type", code="invalid_value", message=message)])
-        session = await operations.create(dict.fromkeys(types or ("type",), kind) | body, call.key, route=_ROUTE)
+                faults.append(Fault(field="type", code="invalid_value", message=message))
+        typed = dict.fromkeys(types or ("type",), kind) | body
+        session = await operations.create(typed, call.key, route=_ROUTE, beside=faults)
         if wait_s is not None:
             session = await operations.wait(session, wait_s, call.leaving)
         return _told(session)
@@ -152,19 +159,20 @@ async def _active(operations: "Operations", data: Data, _call: Call) -> Data:
     return {"sessions": [bodies.session(session) for session in await operations.active()]}
 
 
-OPERATIONS: Mapping[str, Operation] = {
-    "inference.text2img": _generate("text2img"),
-    "inference.img2img": _generate("img2img"),
-    "inference.inpainting": _generate("inpainting"),
-    "inference.controlnet": _generate("controlnet"),
-    "inference.lora": _generate("lora"),
-    "inference.batch_process": _batch,
-    "inference.get_pipeline_info": _pipeline_info,
-    "inference.get_status": _status,
-    "inference.get_capabilities": _capabilities,
-    "inference.get_supported_types": _types,
-    "inference.validate_request": _validate,
-    "inference.get_session_status": _session_status,
-    "inference.cancel_session": _cancel,
-    "inference.get_active_sessions": _active,
+# With the scope that its own route asks for.
+OPERATIONS: Mapping[str, tuple[Scope, Operation]] = {
+    "inference.text2img": ("submit", _generate("text2img")),
+    "inference.img2img": ("submit", _generate("img2img")),
+    "inference.inpainting": ("submit", _generate("inpainting")),
+    "inference.controlnet": ("submit", _generate("controlnet")),
+    "inference.lora": ("submit", _generate("lora")),
+    "inference.batch_process": ("submit", _batch),
+    "inference.get_pipeline_info": ("read-own", _pipeline_info),
+    "inference.get_status": ("read-own", _status),
+    "inference.get_capabilities": ("read-own", _capabilities),
+    "inference.get_supported_types": ("read-own", _types),
+    "inference.validate_request": ("submit", _validate),
+    "inference.get_session_status": ("read-own", _session_status),
+    "inference.cancel_session": ("submit", _cancel),
+    "inference.get_active_sessions": ("read-own", _active),
 }

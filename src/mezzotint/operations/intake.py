@@ -6,7 +6,7 @@ Every rule is in schema.py and resolving.py; this only brings them the pictures 
 import asyncio
 import hashlib
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -38,9 +38,15 @@ class Foreign:
 
 
 async def read(
-    parts: Parts, body: Any, foreign: Foreign | None = None, *, keeps: bool = True, in_batch: bool = False
+    parts: Parts,
+    body: Any,
+    foreign: Foreign | None = None,
+    *,
+    keeps: bool = True,
+    in_batch: bool = False,
+    beside: Sequence[Fault] = (),
 ) -> Resolved:
-    """The complete request that a body asks for. Raises InvalidRequest with every fault.
+    """The complete request that a body asks for. Raises InvalidRequest with every fault, those `beside` it first.
 
     Its pictures are kept; without `keeps` they are looked at and dropped. Fields that nobody knows are a fault in a
     body of our own, and a warning in a foreign one.
@@ -51,6 +57,7 @@ async def read(
         unknown = [fault.field for fault in faults if fault.code == "unknown_field"]
         faults = [fault for fault in faults if fault.code != "unknown_field"]
         warnings += [*foreign.warnings, *(_ignored(name) for name in (*foreign.ignored, *unknown) if name)]
+    faults = [*beside, *faults]
     pictures = await _take(parts, sent, faults, keeps)
     resolved = resolve(sent, faults, pictures, world(parts), lambda: secrets.randbelow(2**32))
     if not in_batch:
@@ -128,6 +135,7 @@ def world(parts: Parts) -> World:
         default_model=parts.settings.default_model,
         devices=frozenset(parts.supervisor.seats),
         max_pixels=parts.settings.max_pixels,
+        own=parts.catalog.own,
         webhooks=parts.webhooks,
     )
 

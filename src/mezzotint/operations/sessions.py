@@ -29,20 +29,27 @@ class SessionVerbs(Verbs):
     """What a caller may do with sessions."""
 
     async def create(
-        self, body: Any, idempotency_key: str | None = None, foreign: intake.Foreign | None = None, route: str = ""
+        self,
+        body: Any,
+        idempotency_key: str | None = None,
+        foreign: intake.Foreign | None = None,
+        route: str = "",
+        beside: Sequence[Fault] = (),
     ) -> Session:
         """Accept a request. Durable when it returns. Raises InvalidRequest with every fault, TryLater when full.
+
+        `beside`: faults of what came with the body, which refuse it too.
 
         The same key and body again, by the same `route`, answer the first session; Conflict when the key came with
         another body.
         """
         compared, route = (body, route) if foreign is None else (foreign.compared, foreign.route)
         once = intake.once(compared, idempotency_key, route)
-        if once is not None:  # what was accepted once is answered, also when it would not be any more
+        if once is not None and not beside:  # what was accepted once is answered, also when it would not be any more
             first = await self._parts.store.first(once)
             if first is not None:
                 return self._parts.dispatcher.view(first)
-        resolved = await intake.read(self._parts, body, foreign)
+        resolved = await intake.read(self._parts, body, foreign, beside=beside)
         # a caller who leaves meanwhile must not leave a row that nobody runs
         return await asyncio.shield(intake.accept(self._parts, resolved, once))
 

@@ -40,7 +40,8 @@ class ValidationVerbs(Verbs):
         there = [seat for name, seat in seats.items() if request.device in (None, name)]
         beats = [seat.worker.heartbeat for seat in there if seat.worker is not None]
         resident = frozenset(name for beat in beats if beat is not None for name in beat.resident)
-        return list(advice.recommendations(request, models[request.model], models, resident))
+        model = self._parts.catalog.own.get(request.model, models[request.model])
+        return list(advice.recommendations(request, model, models, resident))
 
 
 def _shown(sent: RequestInput, request: Request) -> tuple[dict[str, Any], dict[str, str]]:
