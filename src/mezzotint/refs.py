@@ -26,7 +26,7 @@ class Refs:
     def known(self) -> Mapping[str, ModelRef]:
         """Those that were asked for, by id, as `at_once` tells them."""
         unread = {model_id: _ref(one.model, _UNREAD + model_id) for model_id, one in self._reading.items()}
-        return unread | {model_id: ref for model_id, (_, ref) in self._known.items() if ref is not None}
+        return {model_id: ref for model_id, (_, ref) in self._known.items() if ref is not None} | unread
 
     async def of(self, model_id: str) -> ModelRef | None:
         """None for a model that is gone or cannot be used any more. Waits until it is hashed."""

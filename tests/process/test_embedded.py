@@ -1,12 +1,15 @@
 """The engine inside a program: `Mezzotint` as the README shows it, with a real worker."""
 
 import asyncio
+import base64
+import io
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import structlog
+from PIL import Image
 
 from mezzotint import InvalidRequest, Mezzotint, MezzotintError
 from mezzotint.config import load_settings
@@ -58,6 +61,26 @@ async def test_who_waits_for_a_session_hears_when_the_engine_is_closed_or_was_ne
         assert "end" not in await following
         with pytest.raises(TryLater):
             await long.result()
+
+
+@pytest.mark.parametrize(("part", "verb"), [("estimates", "of"), ("assets", "link")])
+async def test_what_breaks_before_a_session_is_stored_leaves_no_folder_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, verb: str
+) -> None:
+    async with Mezzotint(data=tmp_path / "data") as m:
+        found = getattr(m.operations._parts, part)
+        works = getattr(found, verb)
+
+        async def breaks(*args: Any) -> None:
+            await works(*args)
+            raise RuntimeError("nobody foresaw it")
+
+        monkeypatch.setattr(found, verb, breaks)
+        drawn = io.BytesIO()
+        Image.new("RGB", (64, 64)).save(drawn, "PNG")
+        with pytest.raises(RuntimeError):
+            await m.submit(prompt="x", image=base64.b64encode(drawn.getvalue()).decode())
+        assert list((tmp_path / "data" / "sessions").glob("*")) == []
 
 
 async def _kinds(session: Submitted) -> list[str]:
