@@ -354,3 +354,13 @@ async def test_a_session_whose_model_is_being_hashed_holds_nobody_up_and_says_wh
         later.set_result("f" * 64)
         _, submit = await submits(worker, 2)
         assert (submit.session_id, submit.model.sha256) == ("ses_1", "f" * 64)
+
+
+async def test_the_time_that_a_session_has_waited_is_not_lost_while_it_is_claimed(
+    tmp_path: Path, random_sd: Path
+) -> None:
+    async with dispatching(tmp_path, random_sd, list) as dispatcher:
+        waits = await dispatcher.accept("ses_1", Resolved(request=request(), warnings=()))
+        await asyncio.sleep(QUICK_S)
+        claimed = waits.having(state=State.RUNNING, attempt=1, spans={})  # as its row says before the line does
+        assert dispatcher.view(claimed).spans["queued"] >= QUICK_S
