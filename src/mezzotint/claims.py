@@ -221,7 +221,9 @@ class Claims:
         found[0] = self._choices.ref(found[0], worker.device, dtype, deterministic=request.deterministic)
         print_ = fingerprint(request, found)
         states = [one for one in kept if one.print == print_]
-        steps = len(stored) * request.steps + sum(one.step for one in states)
+        resumed = dict.fromkeys(stored, request.steps) | {one.index: one.step for one in states}
+        steps, last = sum(resumed.values()), request.num_images - 1
+        lowest = next((i for i in range(last) if resumed.get(i, 0) < request.steps), last)
         has_moved = waiting.session.losses > 0 and await self._has_moved(session_id, steps)
         since = time.monotonic()
         spans = waiting.spans_at(since)
@@ -243,10 +245,15 @@ class Claims:
             spans=spans,
             phase="loading",
             since=since,
-            progress=Progress(steps=request.steps, fraction=min(0.999, steps / (request.steps * request.num_images))),
+            progress=Progress(
+                step=resumed.get(lowest, 0),
+                steps=request.steps,
+                fraction=min(0.999, steps / (request.steps * request.num_images)),
+                image_index=lowest,
+            ),
             model=found[0],
             print=print_,
-            resumed=dict.fromkeys(stored, request.steps) | {one.index: one.step for one in states},
+            resumed=resumed,
             images={image.index: image for image in session.images},
         )
         nets, loras = 1 + len(request.controlnets), 1 + len(request.controlnets) + len(request.loras)

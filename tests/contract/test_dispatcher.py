@@ -364,3 +364,16 @@ async def test_the_time_that_a_session_has_waited_is_not_lost_while_it_is_claime
         await asyncio.sleep(QUICK_S)
         claimed = waits.having(state=State.RUNNING, attempt=1, spans={})  # as its row says before the line does
         assert dispatcher.view(claimed).spans["queued"] >= QUICK_S
+
+
+async def test_a_claim_shows_the_step_that_it_goes_on_from(tmp_path: Path, random_sd: Path) -> None:
+    first, second = (Worker(f"wrk_{number}", 10_000) for number in (1, 2))
+    up = [first]
+    async with dispatching(tmp_path, random_sd, lambda: up) as dispatcher:
+        await dispatcher.accept("ses_1", Resolved(request=request(num_images=2), warnings=()))
+        lost = await denoises(dispatcher, first, attempt=1, step=3)
+        up[:] = [second]
+        await dispatcher._reports.lost(lost)
+        await submits(second, 1)
+        progress = dispatcher._lives["ses_1"].progress
+        assert (progress.image_index, progress.step) == (0, 3)
