@@ -182,7 +182,7 @@ class Claims:
         taken = {live.model.id for live in self._lives.on(worker)}  # it is about to hold them
         return Place(
             device=worker.device,
-            resident=(*(beat.resident if beat else ()), *taken),
+            resident=(*self._refs.held(beat), *taken),
             images=self._lives.images_on(worker),
             gflops=self._measurements.speed(worker.device).get("float32"),
             free_bytes=hello.device.memory_budget_bytes - (beat.memory_bytes if beat else 0) if hello else 0,
