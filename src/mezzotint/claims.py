@@ -8,11 +8,12 @@ import itertools
 import math
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import structlog
 
 from mezzotint.astray import Astray
+from mezzotint.catalog import Model, fitting
 from mezzotint.checkpoints import Checkpoints, fingerprint
 from mezzotint.errors import ErrorInfo, TryLater
 from mezzotint.line import Line, Waiting
@@ -21,7 +22,7 @@ from mezzotint.measurements import Measurements
 from mezzotint.placing import Place, best
 from mezzotint.refs import Refs
 from mezzotint.reports import Reports
-from mezzotint.request import input_files
+from mezzotint.request import Request, input_files
 from mezzotint.residency import Residency, names_of
 from mezzotint.session import Progress, Session, State
 from mezzotint.store.blobs import Blobs
@@ -217,6 +218,9 @@ class Claims:
             message = f"model {names[refs.index(None)]!r} is gone or cannot be used any more"
             await self._end_queued(waiting, State.FAILED, ErrorInfo(code="model_invalid", message=message))
             return
+        if (why := _unfit(request, [self._refs.facts(ref) for ref in found])) is not None:
+            await self._end_queued(waiting, State.FAILED, ErrorInfo(code="model_invalid", message=why))
+            return
         dtype = waiting.dtype or (kept[0].dtype if kept else None)
         found[0] = self._choices.ref(found[0], worker.device, dtype, deterministic=request.deterministic)
         print_ = fingerprint(request, found)
@@ -301,6 +305,24 @@ class Claims:
         )
         if self._line.leave(waiting.session.id) is not None and ended is not None:
             self._reports.ended(ended)
+
+
+def _unfit(request: Request, models: Sequence[Model]) -> str | None:
+    """Why a request that was valid cannot be run by its model and its adapters as they are now: one was replaced."""
+    model, *adapters = models
+    if request.type not in model.types:
+        can = ", ".join(model.types) or f"nothing, as a {model.kind}"
+        return f"model {model.id!r} has been replaced by one that cannot run {request.type}; it can run: {can}"
+    for one in request.passes:
+        if one.width % model.size_multiple or one.height % model.size_multiple:
+            now = f"one whose sizes are multiples of {model.size_multiple}"
+            return f"model {model.id!r} has been replaced by {now}, and {one.width}x{one.height} is none"
+    kinds = dict.fromkeys((one.model for one in request.controlnets), "controlnet")
+    kinds |= dict.fromkeys((one.name for one in request.loras), "lora") | dict.fromkeys(request.embeddings, "embedding")
+    for one in adapters:
+        if one.kind != kinds[one.id] or not fitting(one, [model]):
+            return f"{kinds[one.id]} {one.id!r} or model {model.id!r} has been replaced: they do not fit any more"
+    return None
 
 
 def _company(losses: int) -> float:
