@@ -269,7 +269,7 @@ def _as_set(model: Model, preferred: Mapping[str, Any]) -> Model:
     usable = {
         name: value
         for name, value in preferred.items()
-        if name not in ("width", "height") or can_draw(model, value)  # not what was set for a model in whose place it is
+        if name not in ("width", "height") or can_draw(model, value)  # it may be set for what lay here before
     }
     return replace(model, **usable)
 

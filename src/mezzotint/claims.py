@@ -319,9 +319,9 @@ def _unfit(request: Request, models: Sequence[Model]) -> str | None:
             return f"model {model.id!r} has been replaced by {now}, and {one.width}x{one.height} is none"
     kinds = dict.fromkeys((one.model for one in request.controlnets), "controlnet")
     kinds |= dict.fromkeys((one.name for one in request.loras), "lora") | dict.fromkeys(request.embeddings, "embedding")
-    for one in adapters:
-        if one.kind != kinds[one.id] or not fitting(one, [model]):
-            return f"{kinds[one.id]} {one.id!r} or model {model.id!r} has been replaced: they do not fit any more"
+    for adapter in adapters:
+        if adapter.kind != kinds[adapter.id] or not fitting(adapter, [model]):
+            return f"{kinds[adapter.id]} {adapter.id!r} or model {model.id!r} has been replaced: they do not fit any more"
     return None
 
 

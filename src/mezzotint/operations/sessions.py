@@ -54,7 +54,7 @@ class SessionVerbs(Verbs):
         return session
 
     async def _as_now(self, stored: Session | None) -> Session | None:
-        """With what only memory knows. What memory does not know has changed since its row was read: it is read again."""
+        """With what only memory knows. What memory does not know has changed since it was read: it is read again."""
         if stored is not None and not self._parts.dispatcher.knows(stored):
             stored = await self._parts.store.get(stored.id)
         return None if stored is None else self._parts.dispatcher.view(stored)
