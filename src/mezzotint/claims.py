@@ -321,7 +321,7 @@ def _unfit(request: Request, models: Sequence[Model]) -> str | None:
     kinds |= dict.fromkeys((one.name for one in request.loras), "lora") | dict.fromkeys(request.embeddings, "embedding")
     for adapter in adapters:
         if adapter.kind != kinds[adapter.id] or not fitting(adapter, [model]):
-            return f"{kinds[adapter.id]} {adapter.id!r} or model {model.id!r} has been replaced: they do not fit any more"
+            return f"{kinds[adapter.id]} {adapter.id!r} or model {model.id!r} has been replaced; they do not fit"
     return None
 
 
