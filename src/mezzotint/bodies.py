@@ -25,6 +25,8 @@ BATCHES = "/api/inference/batches"
 def session(value: Session) -> dict[str, Any]:
     request = msgspec.to_builtins(value.request)
     metadata = request.pop("metadata")
+    usage = msgspec.to_builtins(value.usage)
+    del usage["reached"]  # `progress` tells it
     path = f"{SESSIONS}/{value.id}"
     return {
         "id": value.id,
@@ -45,7 +47,7 @@ def session(value: Session) -> dict[str, Any]:
             **{f"{name}_s": round(value.spans.get(name, 0.0), 6) for name in SPANS},
             "total_s": round(sum(value.spans.values()), 6),
         },
-        "usage": msgspec.to_builtins(value.usage),
+        "usage": usage,
         "images": [image(value.id, one) for one in value.images],
         "error": msgspec.to_builtins(value.error) if value.error else None,
         "warnings": list(value.warnings),

@@ -21,7 +21,7 @@ from mezzotint.facts import LoraDefaults as LoraDefaults
 from mezzotint.facts import Model as Model
 from mezzotint.facts import fitting as fitting
 from mezzotint.headers import COMPONENT_SUFFIXES, lora_file, told_beside, walk, weight_files
-from mezzotint.preferences import Preferences
+from mezzotint.preferences import Preferences, can_draw
 
 BUNDLED = Path(__file__).parent / "bundled"
 BUNDLED_MODEL = "icons"
@@ -266,7 +266,12 @@ def _unchanged(known: Model | None, path: Path) -> Model | None:
 def _as_set(model: Model, preferred: Mapping[str, Any]) -> Model:
     if model.kind != "checkpoint" or model.state == "invalid":
         return model
-    return replace(model, **dict(preferred))
+    usable = {
+        name: value
+        for name, value in preferred.items()
+        if name not in ("width", "height") or can_draw(model, value)  # it may be set for what lay here before
+    }
+    return replace(model, **usable)
 
 
 def _with_vae(model: Model, found: Mapping[str, Model]) -> Model:

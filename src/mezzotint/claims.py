@@ -8,11 +8,12 @@ import itertools
 import math
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import structlog
 
 from mezzotint.astray import Astray
+from mezzotint.catalog import Model, fitting
 from mezzotint.checkpoints import Checkpoints, fingerprint
 from mezzotint.errors import ErrorInfo, TryLater
 from mezzotint.line import Line, Waiting
@@ -21,7 +22,7 @@ from mezzotint.measurements import Measurements
 from mezzotint.placing import Place, best
 from mezzotint.refs import Refs
 from mezzotint.reports import Reports
-from mezzotint.request import input_files
+from mezzotint.request import Request, input_files
 from mezzotint.residency import Residency, names_of
 from mezzotint.session import Progress, Session, State
 from mezzotint.store.blobs import Blobs
@@ -182,7 +183,7 @@ class Claims:
         taken = {live.model.id for live in self._lives.on(worker)}  # it is about to hold them
         return Place(
             device=worker.device,
-            resident=(*(beat.resident if beat else ()), *taken),
+            resident=(*self._refs.held(beat), *taken),
             images=self._lives.images_on(worker),
             gflops=self._measurements.speed(worker.device).get("float32"),
             free_bytes=hello.device.memory_budget_bytes - (beat.memory_bytes if beat else 0) if hello else 0,
@@ -217,11 +218,16 @@ class Claims:
             message = f"model {names[refs.index(None)]!r} is gone or cannot be used any more"
             await self._end_queued(waiting, State.FAILED, ErrorInfo(code="model_invalid", message=message))
             return
+        if (why := _unfit(request, [self._refs.facts(ref) for ref in found])) is not None:
+            await self._end_queued(waiting, State.FAILED, ErrorInfo(code="model_invalid", message=why))
+            return
         dtype = waiting.dtype or (kept[0].dtype if kept else None)
         found[0] = self._choices.ref(found[0], worker.device, dtype, deterministic=request.deterministic)
         print_ = fingerprint(request, found)
         states = [one for one in kept if one.print == print_]
-        steps = len(stored) * request.steps + sum(one.step for one in states)
+        resumed = dict.fromkeys(stored, request.steps) | {one.index: one.step for one in states}
+        steps, last = sum(resumed.values()), request.num_images - 1
+        lowest = next((i for i in range(last) if resumed.get(i, 0) < request.steps), last)
         has_moved = waiting.session.losses > 0 and await self._has_moved(session_id, steps)
         since = time.monotonic()
         spans = waiting.spans_at(since)
@@ -243,10 +249,15 @@ class Claims:
             spans=spans,
             phase="loading",
             since=since,
-            progress=Progress(steps=request.steps, fraction=min(0.999, steps / (request.steps * request.num_images))),
+            progress=Progress(
+                step=resumed.get(lowest, 0),
+                steps=request.steps,
+                fraction=min(0.999, steps / (request.steps * request.num_images)),
+                image_index=lowest,
+            ),
             model=found[0],
             print=print_,
-            resumed=dict.fromkeys(stored, request.steps) | {one.index: one.step for one in states},
+            resumed=resumed,
             images={image.index: image for image in session.images},
         )
         nets, loras = 1 + len(request.controlnets), 1 + len(request.controlnets) + len(request.loras)
@@ -294,6 +305,24 @@ class Claims:
         )
         if self._line.leave(waiting.session.id) is not None and ended is not None:
             self._reports.ended(ended)
+
+
+def _unfit(request: Request, models: Sequence[Model]) -> str | None:
+    """Why a request that was valid cannot be run by its model and its adapters as they are now: one was replaced."""
+    model, *adapters = models
+    if request.type not in model.types:
+        can = ", ".join(model.types) or f"nothing, as a {model.kind}"
+        return f"model {model.id!r} has been replaced by one that cannot run {request.type}; it can run: {can}"
+    for one in request.passes:
+        if one.width % model.size_multiple or one.height % model.size_multiple:
+            now = f"one whose sizes are multiples of {model.size_multiple}"
+            return f"model {model.id!r} has been replaced by {now}, and {one.width}x{one.height} is none"
+    kinds = dict.fromkeys((one.model for one in request.controlnets), "controlnet")
+    kinds |= dict.fromkeys((one.name for one in request.loras), "lora") | dict.fromkeys(request.embeddings, "embedding")
+    for adapter in adapters:
+        if adapter.kind != kinds[adapter.id] or not fitting(adapter, [model]):
+            return f"{kinds[adapter.id]} {adapter.id!r} or model {model.id!r} has been replaced; they do not fit"
+    return None
 
 
 def _company(losses: int) -> float:

@@ -76,11 +76,13 @@ class Costs:
     def _of_family(self, work: Work, value: Callable[[Point], float | None]) -> Cost | None:
         """From the measured model of the same family whose weights are nearest in size, by the ratio of the sizes."""
         family, size = self._families.get(work.model, ("", 0))
+        if not family or not size:
+            return None
         measured = {one.work.model for one in self._kind(work)} - {work.model}
         there = {
             model: self._families[model][1] for model in measured if self._families.get(model, ("", 0))[0] == family
         }
-        for model in sorted(there, key=lambda one: abs(math.log(there[one] / size))) if family and size else ():
+        for model in sorted(there, key=lambda one: abs(math.log(there[one] / size))):
             table = self._table(msgspec.structs.replace(work, model=model), value)
             if table:
                 return read_off(table, work.height * work.width, work.rows).times(size / there[model])

@@ -238,6 +238,12 @@ class Dispatcher:
         """A model that somebody had unloaded is not loaded again before it is used."""
         self._residency.forget(model_id)
 
+    def knows(self, session: Session) -> bool:
+        """Whether memory has a stored session as its row says, or need not have it."""
+        if session.state is State.RUNNING:
+            return session.id in self._lives
+        return session.state is not State.QUEUED or session.id in self._line
+
     def view(self, session: Session) -> Session:
         """A stored session with what only memory knows: progress, timing up to now, its place in the queue."""
         if (live := self._lives.get(session.id)) is not None and session.state is State.RUNNING:
@@ -245,7 +251,10 @@ class Dispatcher:
             return session.having(
                 progress=live.progress, spans=live.spans_now(), usage=live.usage_so_far, warnings=tuple(warnings)
             )
-        if (waiting := self._line.get(session.id)) is not None and session.state is State.QUEUED:
+        waiting = self._line.get(session.id)
+        if waiting is not None and session.state is State.RUNNING:  # just claimed: its row was written first
+            return session.having(spans=waiting.spans_now())
+        if waiting is not None and session.state is State.QUEUED:
             told = session.having(queue_position=self._line.position(session), spans=waiting.spans_now())
             return told if (why := self._cannot_start(session)) is None else told.having(warnings=(*told.warnings, why))
         return session.having(spans=session.spans_now(time.time()))

@@ -119,12 +119,15 @@ def check(body: Any, own: Model, before: Mapping[str, Any], models: Iterable[Mod
     return found
 
 
+def can_draw(model: Model, side: Any) -> bool:
+    """Whether it is a width or height of pictures that the model draws."""
+    return type(side) is int and side >= model.min_size and side % model.size_multiple == 0
+
+
 def _broken(name: str, value: Any, model: Model, models: list[Model]) -> str | None:
     """The rule that a value breaks, or None."""
     if name in ("width", "height"):
-        multiple, least = model.size_multiple, model.min_size
-        fits = type(value) is int and value >= least and value % multiple == 0
-        return None if fits else f"a multiple of {multiple}, {least} or more"
+        return None if can_draw(model, value) else f"a multiple of {model.size_multiple}, {model.min_size} or more"
     if name == "dtype":
         return None if value in DTYPES else f"one of {', '.join(DTYPES)}"
     if name == "vae":

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from mezzotint.catalog import Catalog, Model
-from mezzotint.workers.wire import ModelRef
+from mezzotint.workers.wire import Heartbeat, ModelRef
 
 _UNREAD = "unread:"  # before a model's id, where its digest will be
 
@@ -26,7 +26,7 @@ class Refs:
     def known(self) -> Mapping[str, ModelRef]:
         """Those that were asked for, by id, as `at_once` tells them."""
         unread = {model_id: _ref(one.model, _UNREAD + model_id) for model_id, one in self._reading.items()}
-        return unread | {model_id: ref for model_id, (_, ref) in self._known.items() if ref is not None}
+        return {model_id: ref for model_id, (_, ref) in self._known.items() if ref is not None} | unread
 
     async def of(self, model_id: str) -> ModelRef | None:
         """None for a model that is gone or cannot be used any more. Waits until it is hashed."""
@@ -48,6 +48,20 @@ class Refs:
         """What it was made of, by an answer of `of` or `at_once`: the catalog may have lost it since."""
         reading = self._reading.get(ref.id)
         return reading.model if reading is not None and is_unread(ref) else self._known[ref.id][0]
+
+    def now(self, model_id: str) -> ModelRef | None:
+        """What is known of it without asking; None when its files were not read, or have changed since."""
+        model, (read, known) = self._usable(model_id), self._known.get(model_id, (None, None))
+        if model is None or read is None:
+            return None
+        return known if (read.path, read.stamp, read.vae_path) == (model.path, model.stamp, model.vae_path) else None
+
+    def held(self, beat: Heartbeat | None) -> tuple[str, ...]:
+        """Ids of the models that a worker has loaded as they lie on the disk now."""
+        if beat is None:
+            return ()
+        loaded = {work.model for work in beat.loaded}
+        return tuple(name for name in beat.resident if (ref := self.now(name)) is not None and ref.sha256 in loaded)
 
     def is_being_read(self, model_id: str) -> bool:
         return model_id in self._reading

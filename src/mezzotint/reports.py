@@ -277,7 +277,7 @@ class Reports:
         """Its worker is gone: back to the queue, or ended when it is the one that kills workers."""
         if live.loads and live.model.executor != "torch":
             why = "a worker was lost while it loaded the faster form"
-            self._choices.distrust(live.model.id, live.worker.device, why)
+            self._choices.distrust(live.model, live.worker.device, why)
         losses = 1 if live.has_moved else live.session.losses + 1
         if (losses >= 2 and alone and live.heard) or losses >= MAX_LOSSES:
             message = f"{losses} workers were lost while they ran it"

@@ -72,6 +72,7 @@ class Usage:
     executor: str | None = None  # what ran the model, and in which dtype; None until it has
     dtype: str | None = None
     unknown: dict[str, str] = field(default_factory=dict)
+    reached: tuple[int, int] | None = None  # its lowest unfinished image and the step of that, for `Progress`
 
     def plus(self, later: "Usage") -> "Usage":
         """With a later attempt's; what ran the model is the later one's, if it got so far."""
@@ -90,6 +91,7 @@ class Usage:
             executor=later.executor or self.executor,
             dtype=later.dtype or self.dtype,
             unknown={} if peaks else later.unknown or self.unknown,
+            reached=later.reached or self.reached,
         )
 
 

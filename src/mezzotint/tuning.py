@@ -47,8 +47,8 @@ class Choices:
         self.cache, self.threads = cache, threads
         self._devices = devices
         self._executor, self._dtype = executor, dtype
-        self._adopted: dict[tuple[str, str], Choice] = {}
-        self._distrusted: dict[tuple[str, str], str] = {}
+        self._adopted: dict[_Key, Choice] = {}
+        self._distrusted: dict[_Key, str] = {}
         self._dtypes: dict[str, str] = {}  # of models that have their own
 
     @property
@@ -60,11 +60,11 @@ class Choices:
     ) -> wire.ModelRef:
         """The model with what is to run it. With `dtype`, which a session has begun with, in no other. `deterministic`
         ones run in torch float32, which is there beside another executor as its twin."""
-        choice = self._adopted.get((model.id, device))
+        choice = self._adopted.get(_key(model, device))
         if choice is None:  # asked for with every request, and `wanted` reads a file
             choice = self.wanted(model, device)
             if not is_unread(model) and (device not in self._devices or self._facts(device) is not None):
-                self._adopted[model.id, device] = choice
+                self._adopted[_key(model, device)] = choice
         if deterministic and choice.executor == "torch" and self.half_for(model, device) is None:
             choice = Choice()
         if dtype is not None and dtype != choice.dtype:
@@ -84,7 +84,7 @@ class Choices:
 
     def wanted(self, model: wire.ModelRef, device: str) -> Choice:
         """What the stored measurement says now."""
-        why = self._distrusted.get((model.id, device))
+        why = self._distrusted.get(_key(model, device))
         profile = None if why is not None else self.profile(model, device)
         choice = profiles.choose(profile, self._executor, self._dtype_of(model.id))
         if choice.basis == "default" and (half := self.half_for(model, device)) is not None:
@@ -111,17 +111,26 @@ class Choices:
 
     def adopt(self, model: wire.ModelRef, device: str) -> bool:
         """Take over what is wanted. False: it was in use already."""
-        before, wanted = self._adopted.get((model.id, device)), self.wanted(model, device)
-        self._adopted[model.id, device] = wanted
+        before, wanted = self._adopted.get(_key(model, device)), self.wanted(model, device)
+        self._adopted[_key(model, device)] = wanted
         return before is not None and (before.executor, before.dtype) != (wanted.executor, wanted.dtype)
 
-    def distrust(self, model_id: str, device: str, why: str) -> None:
+    def distrust(self, model: wire.ModelRef, device: str, why: str) -> None:
         """torch float32 from the next load on, until this process ends."""
-        self._distrusted[model_id, device] = why
-        self._adopted.pop((model_id, device), None)
+        self._distrusted[_key(model, device)] = why
+        self._adopted.pop(_key(model, device), None)
 
-    def of(self, model_id: str, device: str) -> Choice:
-        return self._adopted.get((model_id, device)) or profiles.choose(None, self._executor, self._dtype_of(model_id))
+    def of(self, model_id: str, sha256: str, device: str) -> Choice:
+        """An empty digest is that of weights that nothing was adopted for."""
+        adopted = self._adopted.get((model_id, sha256, device))
+        return adopted or profiles.choose(None, self._executor, self._dtype_of(model_id))
+
+
+_Key = tuple[str, str, str]  # a model's id and digest, and a device: what is true of some weights is not of others
+
+
+def _key(model: wire.ModelRef, device: str) -> _Key:
+    return model.id, model.sha256, device
 
 
 class Stopped(Exception):
@@ -210,7 +219,7 @@ class Tuner:
             if mends:  # else the worker keeps what it has
                 now.send(wire.Unload(asked="", model_id=model.id))
             now.send(wire.Load(model=choices.ref(model, device)))
-        choice = choices.of(model.id, device)
+        choice = choices.of(model.id, model.sha256, device)
         log.info("adopted", model=model.id, device=device, executor=choice.executor, dtype=choice.dtype)
 
     def _subject(self, model: wire.ModelRef, device: str) -> Subject:

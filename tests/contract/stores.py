@@ -21,7 +21,7 @@ REQUEST = tests.requests.request(
     metadata={"deep": [{"n": 10**30, "x": 1.0, "none": None}]},
 )
 SPANS = {"queued": 1.5, "denoising": 0.25}
-USAGE = Usage(peak_memory_bytes=2**40, device_s=0.5, steps_run=8, unknown={"power": "no sensor"})
+USAGE = Usage(peak_memory_bytes=2**40, device_s=0.5, steps_run=8, reached=(0, 4), unknown={"power": "no sensor"})
 LOST = ErrorInfo(code="worker_lost", message="it died", phase="denoising", retryable=True)
 
 

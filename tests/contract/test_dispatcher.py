@@ -22,12 +22,13 @@ from mezzotint.errors import Conflict
 from mezzotint.events import Events
 from mezzotint.measurements import Measurements
 from mezzotint.refs import Refs
-from mezzotint.request import Resolved
+from mezzotint.request import LoraUse, Resolved
 from mezzotint.session import State, Usage
 from mezzotint.store.blobs import Blobs
 from mezzotint.store.sql import Store
 from mezzotint.tuning import Choices
 from mezzotint.workers import wire
+from tests.models import build_controlnet, build_lora, build_sd
 from tests.requests import request
 
 pytestmark = pytest.mark.anyio
@@ -354,3 +355,54 @@ async def test_a_session_whose_model_is_being_hashed_holds_nobody_up_and_says_wh
         later.set_result("f" * 64)
         _, submit = await submits(worker, 2)
         assert (submit.session_id, submit.model.sha256) == ("ses_1", "f" * 64)
+
+
+async def test_the_time_that_a_session_has_waited_is_not_lost_while_it_is_claimed(
+    tmp_path: Path, random_sd: Path
+) -> None:
+    async with dispatching(tmp_path, random_sd, list) as dispatcher:
+        waits = await dispatcher.accept("ses_1", Resolved(request=request(), warnings=()))
+        await asyncio.sleep(QUICK_S)
+        claimed = waits.having(state=State.RUNNING, attempt=1, spans={})  # as its row says before the line does
+        assert dispatcher.view(claimed).spans["queued"] >= QUICK_S
+
+
+async def test_a_claim_shows_the_step_that_it_goes_on_from(tmp_path: Path, random_sd: Path) -> None:
+    first, second = (Worker(f"wrk_{number}", 10_000) for number in (1, 2))
+    up = [first]
+    async with dispatching(tmp_path, random_sd, lambda: up) as dispatcher:
+        await dispatcher.accept("ses_1", Resolved(request=request(num_images=2), warnings=()))
+        lost = await denoises(dispatcher, first, attempt=1, step=3)
+        up[:] = [second]
+        await dispatcher._reports.lost(lost)
+        await submits(second, 1)
+        progress = dispatcher._lives["ses_1"].progress
+        assert (progress.image_index, progress.step) == (0, 3)
+
+
+@pytest.mark.parametrize("swapped", ["model", "lora"])
+async def test_a_session_whose_model_was_replaced_by_one_that_cannot_run_it_ends_and_says_so(
+    tmp_path: Path, random_sd: Path, swapped: str
+) -> None:
+    models, worker = tmp_path / "models", Worker("wrk_1", 10_000)
+    up: list[Worker] = []
+    shutil.copytree(random_sd / "tiny", models / "tiny")
+    build_lora(models / "style.safetensors", models / "tiny")
+    async with dispatching(tmp_path, models, lambda: up) as dispatcher:
+        loras = (LoraUse(name="style", scale=1.0),)
+        await dispatcher.accept("ses_1", Resolved(request=request(type="lora", loras=loras), warnings=()))
+        if swapped == "model":
+            shutil.rmtree(models / "tiny")
+            build_sd(models / "tiny", inpaints=True)
+        else:
+            (models / "style.safetensors").unlink()
+            build_controlnet(models / "style", models / "tiny")
+        dispatcher._refs._catalog.scan()
+        up.append(worker)
+        async with asyncio.timeout(20):
+            while (session := await dispatcher._store.get("ses_1")) is None or session.state is State.QUEUED:
+                await asyncio.sleep(0.01)
+        assert session.error is not None
+        told = {"model": "cannot run lora; it can run: inpainting", "lora": "lora 'style' or model 'tiny'"}[swapped]
+        assert (session.state, session.error.code) == (State.FAILED, "model_invalid")
+        assert told in session.error.message

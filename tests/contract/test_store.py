@@ -162,11 +162,24 @@ async def test_a_finished_session_keeps_how_it_ended(store: Store, state: State)
 async def test_a_session_that_ends_before_it_is_done_does_not_fall_back_in_its_progress(store: Store) -> None:
     await running(store)
     assert await store.add_image(ID, attempt=1, image=image())
-    session = await store.finish(
-        ID, attempt=1, state=CANCELLED, now=300.0, spans=SPANS, usage=replace(USAGE, steps_run=13)
-    )
+    usage = replace(USAGE, steps_run=13, reached=(1, 5))
+    session = await store.finish(ID, attempt=1, state=CANCELLED, now=300.0, spans=SPANS, usage=usage)
     assert session is not None
     assert session.progress == Progress(step=5, steps=8, fraction=13 / 16, image_index=1)
+
+
+async def test_a_row_tells_the_step_of_images_that_run_one_after_another_as_the_worker_did(store: Store) -> None:
+    await running(store)
+    usage = replace(USAGE, steps_run=6, reached=(0, 6))
+    session = await store.finish(ID, attempt=1, state=FAILED, now=300.0, spans=SPANS, usage=usage)
+    assert session is not None
+    assert session.progress == Progress(step=6, steps=8, fraction=6 / 16, image_index=0)
+
+
+async def test_a_row_whose_worker_told_nothing_knows_that_the_stored_images_are_done(store: Store) -> None:
+    await running(store)
+    assert await store.add_image(ID, attempt=1, image=image())
+    assert (await known(store)).progress == Progress(step=0, steps=8, fraction=0.5, image_index=1)
 
 
 async def test_progress_without_a_success_stays_below_all(store: Store) -> None:

@@ -1,12 +1,15 @@
 """The engine inside a program: `Mezzotint` as the README shows it, with a real worker."""
 
 import asyncio
+import base64
+import io
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import structlog
+from PIL import Image
 
 from mezzotint import InvalidRequest, Mezzotint, MezzotintError
 from mezzotint.config import load_settings
@@ -58,6 +61,55 @@ async def test_who_waits_for_a_session_hears_when_the_engine_is_closed_or_was_ne
         assert "end" not in await following
         with pytest.raises(TryLater):
             await long.result()
+
+
+@pytest.mark.parametrize("state", ["running", "succeeded"])
+@pytest.mark.parametrize("read", ["get", "list"])
+async def test_a_row_that_was_read_just_before_a_claim_or_an_end_is_not_shown(
+    tmp_path: Path, random_sd: Path, monkeypatch: pytest.MonkeyPatch, state: str, read: str
+) -> None:
+    async with Mezzotint(models=[random_sd], data=tmp_path / "data") as m:
+        session = await m.submit(model="tiny", prompt="x", steps=300)
+        store = m.operations._parts.store
+        get, reads = store.get, getattr(store, read)
+
+        async def reads_early(*args: Any, **named: Any) -> Any:
+            monkeypatch.undo()
+            row = await reads(*args, **named)
+            async with asyncio.timeout(60):
+                while (now := await get(session.id)) is None or now.state != state:
+                    await asyncio.sleep(0.005)
+            await asyncio.sleep(0.05)  # it is in memory as in its row
+            return row
+
+        if state == "succeeded":
+            async with asyncio.timeout(60):
+                while (await m.get_session_status(session.id)).progress.step == 0:
+                    await asyncio.sleep(0.005)
+        monkeypatch.setattr(store, read, reads_early)
+        shown = await m.get_session_status(session.id) if read == "get" else (await m.operations.list())[0][0]
+        assert shown.state == state
+        assert sum(shown.spans.values()) > 0.05
+
+
+@pytest.mark.parametrize(("part", "verb"), [("estimates", "of"), ("assets", "link")])
+async def test_what_breaks_before_a_session_is_stored_leaves_no_folder_of_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str, verb: str
+) -> None:
+    async with Mezzotint(data=tmp_path / "data") as m:
+        found = getattr(m.operations._parts, part)
+        works = getattr(found, verb)
+
+        async def breaks(*args: Any) -> None:
+            await works(*args)
+            raise RuntimeError("nobody foresaw it")
+
+        monkeypatch.setattr(found, verb, breaks)
+        drawn = io.BytesIO()
+        Image.new("RGB", (64, 64)).save(drawn, "PNG")
+        with pytest.raises(RuntimeError):
+            await m.submit(prompt="x", image=base64.b64encode(drawn.getvalue()).decode())
+        assert list((tmp_path / "data" / "sessions").glob("*")) == []
 
 
 async def _kinds(session: Submitted) -> list[str]:

@@ -85,6 +85,23 @@ def test_a_model_is_loaded_and_let_go_by_name(running: RunningServer) -> None:
     assert (twice.status_code, twice.json()["code"]) == (422, "duplicate_field")
 
 
+def test_a_model_whose_weights_are_replaced_is_not_resident_until_they_are_loaded(
+    running: RunningServer, root: Path
+) -> None:
+    shutil.copytree(root / "tiny", root / "swapped")
+    call(running, "POST", "/api/models/rescan")
+    assert call(running, "POST", "/api/models/swapped/load").json()["resident_on"] == ["cpu:0"]
+    assert call(running, "PATCH", "/api/models/swapped", {"guidance_scale": 3}).json()["resident_on"] == ["cpu:0"]
+    weights = root / "swapped" / "vae" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    call(running, "POST", "/api/models/rescan")
+    shown = [call(running, "GET", path).json() for path in ("/api/models/swapped", "/api/inference/capabilities")]
+    assert shown[0]["resident_on"] == []
+    assert next(one for one in shown[1]["models"] if one["id"] == "swapped")["resident_on"] == []
+    assert call(running, "POST", "/api/models/swapped/load").json()["resident_on"] == ["cpu:0"]
+    shutil.rmtree(root / "swapped")
+
+
 def test_a_model_that_one_device_holds_is_not_loaded_on_another_unasked(tmp_path: Path) -> None:
     with RunningServer(tmp_path / "data", "--device", "cpu:0", "--device", "cpu:1") as server:
         wait_for(lambda: all(one["state"] == "ready" for one in server.client.workers()), 60)

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from PIL import Image
 
@@ -69,6 +70,16 @@ def test_a_spare_that_is_lost_costs_nobody_anything(server: RunningServer) -> No
     wait_for(lambda: [one["id"] for one in server.client.workers()] != [worker["id"], spare["id"]], 60)
     assert server.client.wait(sent)["attempt"] == 1
     assert with_spare(server, loaded=False)[0]["restarts"] == worker["restarts"]
+
+
+def test_a_spare_that_took_over_answers_who_asks_it_to_load_a_model_before_it_has_run_anything(
+    server: RunningServer,
+) -> None:
+    worker, spare = with_spare(server, loaded=False)
+    os.kill(worker["pid"], signal.SIGKILL)
+    wait_for(lambda: server.client.workers()[0]["id"] == spare["id"], 60)
+    answer = httpx2.post(f"{server.url}/api/models/icons/load", timeout=60)
+    assert (answer.status_code, answer.json()["resident_on"]) == (200, ["cpu:0"])
 
 
 def test_worker_and_spare_killed_together_cost_a_start_and_no_session(server: RunningServer) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from mezzotint.catalog import TYPES, Model
 from mezzotint.checkpoints import Checkpoints
 from mezzotint.dispatcher import Dispatcher
 from mezzotint.errors import TryLater
@@ -97,7 +98,13 @@ class _Refs(Refs):
         super().__init__(no_catalog)
 
     async def of(self, model_id: str) -> ModelRef | None:
+        return self.now(model_id)
+
+    def now(self, model_id: str) -> ModelRef | None:
         return MODEL if model_id == MODEL.id else None
+
+    def facts(self, ref: ModelRef) -> Model:
+        return Model(id=ref.id, kind=ref.kind, path=ref.path, state="ready", types=TYPES, size_multiple=1)
 
     def is_read(self, model_id: str) -> bool:
         return True

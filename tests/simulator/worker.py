@@ -147,6 +147,10 @@ class PlayedWorker(LocalWorker):
         if gone and self._child.returncode is None and not self._frozen:
             self.say(message, blob)
 
+    @property
+    def _loaded(self) -> tuple[wire.Work, ...]:
+        return (wire.load_of(MODEL),) if MODEL.id in self._resident else ()
+
     async def _beat(self) -> None:
         while True:
             if not self._frozen:
@@ -158,7 +162,7 @@ class PlayedWorker(LocalWorker):
                     prompt_hits=0,
                     prompt_misses=0,
                     resident=tuple(self._resident),
-                    loaded=(),
+                    loaded=self._loaded,
                     work=None if self._is_spare else self._work,
                 )
                 self._tell(beat)
@@ -202,10 +206,10 @@ class PlayedWorker(LocalWorker):
                     sitting.pausing |= isinstance(message, wire.Pause)
             case wire.Load():
                 await self._load(message.model)
-                self._tell(wire.Loaded(asked=message.asked, resident=tuple(self._resident), loaded=()))
+                self._tell(wire.Loaded(asked=message.asked, resident=tuple(self._resident), loaded=self._loaded))
             case wire.Unload():
                 self._resident = [one for one in self._resident if one != message.model_id]
-                self._tell(wire.Loaded(asked=message.asked, resident=tuple(self._resident), loaded=()))
+                self._tell(wire.Loaded(asked=message.asked, resident=tuple(self._resident), loaded=self._loaded))
             case wire.Practise():
                 await self._busy("denoising", 0.5)
             case wire.Stop():

@@ -56,6 +56,7 @@ def test_a_model_that_never_ran_is_drawn_on_from_its_family_by_size() -> None:
     assert found.seconds(step(model="b")) == Cost(1.5, False)
     assert found.seconds(step(model="c")) is None
     assert found.seconds(step(model="unheard of")) is None
+    assert costs((STEP, 0.5)).seconds(step(model="b")) is None, "no family is nobody's family"
 
 
 def test_models_of_which_too_little_is_known_are_not_drawn_on() -> None:

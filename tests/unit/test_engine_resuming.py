@@ -34,6 +34,17 @@ def test_a_paused_session_tells_its_state_and_is_gone_and_goes_on_from_it(rig: R
     assert again.of("a", wire.Ended)[0].usage.steps_run == 6
 
 
+def test_a_paused_session_tells_how_far_its_lowest_unfinished_image_is(rig: Rig) -> None:
+    rig.submit("a", request(num_inference_steps=6, num_images=6, guidance_scale=5.0))  # twelve rows, eight a call
+    rig.step(9)
+    told = rig.of("a", wire.Progress)[-1]
+    rig.engine.pause("a", 1)
+    rig.step()
+    (paused,) = rig.of("a", wire.Paused)
+    assert paused.usage.reached == (told.image_index, told.step)
+    assert paused.usage.steps_run % 6, "they are not equally far"
+
+
 def test_checkpoints_are_told_now_and_then_and_only_of_what_moved(rig: Rig) -> None:
     rig.submit("a", request(num_inference_steps=20, num_images=6, guidance_scale=5.0))  # twelve rows, eight a call
     rig.step(3)

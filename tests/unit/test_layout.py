@@ -104,8 +104,8 @@ ALLOWED: dict[str, set[str]] = {
     "reports": {"checkpoints", "errors", "events", "line", "live", "session", "store", "tuning", "workers"},
     "residency": {"refs", "request", "tuning", "workers", "workers.base", "workers.local"},
     "claims": {
-        "astray", "checkpoints", "errors", "line", "live", "measurements", "placing", "refs", "reports", "request",
-        "residency", "session", "store", "tuning", "workers",
+        "astray", "catalog", "checkpoints", "errors", "line", "live", "measurements", "placing", "refs", "reports",
+        "request", "residency", "session", "store", "tuning", "workers",
     },
     "dispatcher": {
         "batches", "checkpoints", "claims", "errors", "estimates", "events", "line", "live", "measurements", "refs",

@@ -120,3 +120,14 @@ def test_verifying_finds_a_byte_that_changed_behind_the_clock(tmp_path: Path) ->
         file.write(bytes([byte[0] ^ 1]))
     os.utime(weights, ns=(stat.st_atime_ns, stat.st_mtime_ns))
     assert [one.file for one in catalog.verify(model) if not one.ok] == ["vae/diffusion_pytorch_model.safetensors"]
+
+
+def test_a_set_size_that_a_model_cannot_draw_is_kept_and_not_applied(tmp_path: Path) -> None:
+    catalog = Catalog([], tmp_path / "cache")
+    catalog.scan()
+    own = catalog.models[BUNDLED_MODEL]
+    set_before = {"width": own.width + own.size_multiple // 2, "height": own.height + own.size_multiple}
+    catalog.prefer(BUNDLED_MODEL, set_before)  # as for another model that had its id
+    now = catalog.models[BUNDLED_MODEL]
+    assert (now.width, now.height) == (own.width, set_before["height"])
+    assert catalog.preferred(BUNDLED_MODEL) == set_before

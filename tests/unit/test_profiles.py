@@ -125,7 +125,7 @@ def test_a_choice_is_adopted_only_when_told_so(tmp_path: Path) -> None:
     adopted = choices.ref(MODEL, "cpu:0")
     assert (adopted.executor, adopted.dtype) == ("openvino", "float32")
     assert Path(adopted.graphs).is_relative_to(tmp_path / "openvino")
-    assert choices.of("tiny", "cpu:0").ms_per_step == 20
+    assert choices.of("tiny", MODEL.sha256, "cpu:0").ms_per_step == 20
 
 
 def test_a_session_that_began_in_one_dtype_stays_in_it(tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_a_model_too_large_for_float32_runs_in_half_precision(tmp_path: Path, th
     large, device = msgspec.structs.replace(MODEL, parameters=7 << 29), there.device
     choices = Choices(tmp_path, 2, devices={device: there})
     assert choices.ref(large, device).dtype == dtype
-    assert ("too much memory" in (choices.of(large.id, device).reason or "")) == (dtype != "float32")
+    assert ("too much memory" in (choices.of(large.id, large.sha256, device).reason or "")) == (dtype != "float32")
     assert choices.ref(large, device, deterministic=True).dtype == dtype
     assert Choices(tmp_path, 2, dtype="float32", devices={device: there}).ref(large, device).dtype == "float32"
 
@@ -193,10 +193,20 @@ def test_what_is_chosen_before_a_model_is_hashed_is_not_adopted(tmp_path: Path) 
     assert choices.ref(MODEL, "cpu:0").executor == "openvino"
 
 
+def test_what_was_measured_of_weights_says_nothing_of_others_that_come_in_their_place(tmp_path: Path) -> None:
+    profiles.write(tmp_path, profile(TORCH, OPENVINO))
+    choices = Choices(tmp_path, 2)
+    assert choices.ref(MODEL, "cpu:0").executor == "openvino"
+    replaced = msgspec.structs.replace(MODEL, sha256="e" * 64)
+    assert choices.ref(replaced, "cpu:0") == replaced
+    choices.distrust(MODEL, "cpu:0", "a worker was lost")
+    assert choices.of(replaced.id, replaced.sha256, "cpu:0").reason == profiles.NOT_MEASURED
+
+
 def test_what_a_worker_died_of_is_not_tried_again(tmp_path: Path) -> None:
     profiles.write(tmp_path, profile(TORCH, OPENVINO))
     choices = Choices(tmp_path, 2)
     assert choices.ref(MODEL, "cpu:0").executor == "openvino"
-    choices.distrust("tiny", "cpu:0", "a worker was lost")
+    choices.distrust(MODEL, "cpu:0", "a worker was lost")
     assert choices.ref(MODEL, "cpu:0") == MODEL
-    assert choices.of("tiny", "cpu:0").reason == "a worker was lost"
+    assert choices.of("tiny", MODEL.sha256, "cpu:0").reason == "a worker was lost"

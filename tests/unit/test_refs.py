@@ -50,6 +50,27 @@ async def test_only_who_needs_the_digest_waits_for_it(catalog: Catalog, hash_lat
     assert not refs.is_being_read("tiny")
 
 
+async def test_one_that_has_changed_is_known_as_unread_until_it_is_hashed_anew(
+    tmp_path: Path, random_sd: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "models"
+    shutil.copytree(random_sd, folder)
+    catalog = Catalog([folder], tmp_path / "cache")
+    catalog.scan()
+    refs = Refs(catalog)
+    await refs.of("tiny")
+    (folder / "tiny" / "vae" / "diffusion_pytorch_model.safetensors").touch()
+    catalog.scan()
+    later: Future[str] = Future()
+    monkeypatch.setattr(catalog, "hashing", lambda model: later)
+    unread = await refs.at_once("tiny")
+    assert unread is not None
+    assert refs.known["tiny"] == unread
+    assert refs.facts(unread) == catalog.models["tiny"]
+    later.set_result("f" * 64)
+    assert await refs.of("tiny") == refs.known["tiny"]
+
+
 async def test_what_was_hashed_before_is_known_at_once_though_another_model_is_being_hashed(
     catalog: Catalog, hash_later: Future[str]
 ) -> None:

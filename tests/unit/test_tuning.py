@@ -79,6 +79,6 @@ async def test_what_is_resident_once_it_is_measured_is_loaded_as_it_is_fastest(
     measurements: Any = SimpleNamespace(speed=lambda device: {"float32": 1.0})
     tuner = Tuner(choices, catalog, refs, supervisor, measurements, lambda: True, "tiny")
     await tuner._improve()
-    assert choices.of("tiny", "cpu:0").dtype == "bfloat16"
+    assert choices.of("tiny", model.sha256, "cpu:0").dtype == "bfloat16"
     loads = {"nothing": (1, 0), "unloaded": (0, 0), "replaced": (0, 1)}[meanwhile]
     assert (len(worker.sent), len(spare.sent)) == loads

@@ -36,8 +36,7 @@ class Telling:
         return [(wire.Warned(session_id=running.id, attempt=attempt, code=code, message=message, field=field), b"")]
 
     def step(self, running: Running, *, call: int, within_s: float) -> list[Event]:
-        lowest = next((one for one in running.trajectories if not one.done), running.trajectories[-1])
-        request = running.submit.request
+        lowest, request = running.lowest, running.submit.request
         progress = wire.Progress(
             session_id=running.id,
             attempt=running.submit.attempt,

@@ -239,6 +239,11 @@ class Running:
         """Requested steps of all its images that are done, in this attempt or before it."""
         return self.steps_done + sum(trajectory.step for trajectory in self.trajectories)
 
+    @property
+    def lowest(self) -> Trajectory:
+        """Of its images that are not decoded, the first that still denoises, else the last."""
+        return next((one for one in self.trajectories if not one.done), self.trajectories[-1])
+
     def usage(self) -> Usage:
         """What this attempt has taken so far."""
         unknown = {} if self.peak_bytes else {"peak_memory_bytes": "no step of it ran, or the system does not tell"}
@@ -251,4 +256,5 @@ class Running:
             executor=self.executor.name if self.executor else None,
             dtype=self.executor.dtype if self.executor else None,
             unknown=unknown,
+            reached=(self.lowest.index, self.lowest.step) if self.trajectories else None,
         )

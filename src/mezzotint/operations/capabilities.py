@@ -29,7 +29,7 @@ class CapabilityVerbs(DeviceVerbs):
             models=parts.catalog.models,
             own=parts.catalog.own,
             default_model=settings.default_model,
-            resident={name: beat.resident if beat else () for name, beat in beats.items()},
+            resident={name: parts.refs.held(beat) for name, beat in beats.items()},
             room={name: seat.facts.memory_budget_bytes if seat.facts else None for name, seat in seats.items()},
             devices=shown,
             limits={

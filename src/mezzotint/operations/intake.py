@@ -76,11 +76,10 @@ def _ignored(name: str) -> dict[str, Any]:
 
 async def accept(parts: Parts, resolved: Resolved, known: Once | None = None) -> Session:
     """A session of it, durable when this returns. Raises TryLater, or Conflict for a key that meant another body."""
-    session_id = f"ses_{ULID()}"
+    session_id, caller = f"ses_{ULID()}", asking.get()
+    promised = await forecast.promise(parts, resolved.request)
+    await _lay_out(parts, {session_id: resolved})
     try:
-        await _lay_out(parts, session_id, resolved.request)
-        caller = asking.get()
-        promised = await forecast.promise(parts, resolved.request)
         async with parts.quotas.room_for(caller, [resolved.request]):
             session = await parts.dispatcher.accept(session_id, resolved, known, caller.key)
     except MezzotintError:
@@ -97,9 +96,8 @@ async def accept_batch(
     parts: Parts, batch: Batch, accepted: Mapping[str, Resolved], known: Once | None = None
 ) -> Batch:
     """A batch of these sessions, by id; durable when this returns. Raises TryLater and Conflict, with nothing kept."""
+    await _lay_out(parts, accepted)
     try:
-        for session_id, resolved in accepted.items():
-            await _lay_out(parts, session_id, resolved.request)
         async with parts.quotas.room_for(asking.get(), [resolved.request for resolved in accepted.values()]):
             stored = await parts.dispatcher.accept_batch(batch, accepted, known)
     except MezzotintError:
@@ -165,8 +163,18 @@ async def _picture(parts: Parts, source: Source, keeps: bool) -> Asset:
     return asset
 
 
-async def _lay_out(parts: Parts, session_id: str, request: Request) -> None:
-    """Link the pictures that a session needs into its own folder, control maps made."""
+async def _lay_out(parts: Parts, accepted: Mapping[str, Resolved]) -> None:
+    """Link the pictures that each session needs into its own folder; however one fails, no folder is left."""
+    try:
+        for session_id, resolved in accepted.items():
+            await _lay_out_one(parts, session_id, resolved.request)
+    except Exception:
+        await _forget(parts, accepted)
+        raise
+
+
+async def _lay_out_one(parts: Parts, session_id: str, request: Request) -> None:
+    """The same for one session, control maps made."""
     ids = {field: asset_id for field, asset_id in (("image", request.image), ("mask", request.mask)) if asset_id}
     for index, use in enumerate(request.controlnets):
         source = use.image.removeprefix("asset:")

@@ -174,21 +174,27 @@ class ModelVerbs(Verbs):
         fits = fitting(model, self._parts.catalog.models.values())
         settings = self._parts.catalog.preferred(model.id)
         shown = thumbnail(model) is not None
-        return bodies.model(model, self._resident_on(model.id), fits, self._executors(model.id), settings, shown)
+        held = {device: self._parts.refs.held(beat) for device, beat in self._beats().items()}
+        resident_on = [device for device, names in held.items() if model.id in names]
+        return bodies.model(model, resident_on, fits, self._executors(model.id, resident_on), settings, shown)
 
-    def _executors(self, model_id: str) -> dict[str, Any]:
+    def _executors(self, model_id: str, resident_on: list[str]) -> dict[str, Any]:
         """By device. What its worker had to refuse is shown as what serves instead."""
         found: dict[str, Any] = {}
-        for device, seat in self._parts.supervisor.seats.items():
-            beat = seat.worker.heartbeat if seat.worker else None
-            why = beat.refused.get(model_id) if beat else None
-            found[device] = profiles.built(Choice(reason=why) if why else self._parts.choices.of(model_id, device))
+        ref = self._parts.refs.now(model_id)
+        for device, beat in self._beats().items():
+            why = beat.refused.get(model_id) if beat and device in resident_on else None
+            choice = self._parts.choices.of(model_id, ref.sha256 if ref else "", device)
+            found[device] = profiles.built(Choice(reason=why) if why else choice)
         return found
 
     def _resident_on(self, model_id: str) -> list[str]:
+        """Where something is loaded under that id, though it may have been replaced on the disk since."""
+        return [device for device, beat in self._beats().items() if beat and model_id in beat.resident]
+
+    def _beats(self) -> dict[str, wire.Heartbeat | None]:
         seats = self._parts.supervisor.seats
-        beats = {device: seat.worker.heartbeat if seat.worker else None for device, seat in seats.items()}
-        return [device for device, beat in beats.items() if beat and model_id in beat.resident]
+        return {device: seat.worker.heartbeat if seat.worker else None for device, seat in seats.items()}
 
 
 def _unusable(model_id: str, why: str) -> InvalidRequest:

@@ -46,19 +46,25 @@ class SessionVerbs(Verbs):
         compared, route = (body, route) if foreign is None else (foreign.compared, foreign.route)
         once = intake.once(compared, idempotency_key, route)
         if once is not None and not beside:  # what was accepted once is answered, also when it would not be any more
-            first = await self._parts.store.first(once)
+            first = await self._as_now(await self._parts.store.first(once))
             if first is not None:
-                return self._parts.dispatcher.view(first)
+                return first
         resolved = await intake.read(self._parts, body, foreign, beside=beside)
         # a caller who leaves meanwhile must not leave a row that nobody runs
         return await asyncio.shield(intake.accept(self._parts, resolved, once))
 
     async def get(self, session_id: str) -> Session:
         """Raises NotFound, also for another's session."""
-        session = await self._parts.store.get(session_id)
+        session = await self._as_now(await self._parts.store.get(session_id))
         if session is None or not asking.get().sees(session.owner):
             raise NotFound(f"session {session_id[:64]!r} is not here", code="session_not_found")
-        return self._parts.dispatcher.view(session)
+        return session
+
+    async def _as_now(self, stored: Session | None) -> Session | None:
+        """With what only memory knows. What memory does not know has changed since it was read: it is read again."""
+        if stored is not None and not self._parts.dispatcher.knows(stored):
+            stored = await self._parts.store.get(stored.id)
+        return None if stored is None else self._parts.dispatcher.view(stored)
 
     async def own(self, session_id: str) -> Session:
         """One that the caller may change. Raises NotFound, or CallerError `forbidden` where they may only look."""
@@ -115,7 +121,8 @@ class SessionVerbs(Verbs):
             limit=limit,
             cursor=cursor,
         )
-        return [self._parts.dispatcher.view(session) for session in found], next_cursor
+        now = [await self._as_now(session) for session in found]
+        return [session for session in now if session is not None and session.state in states], next_cursor
 
     async def active(self) -> Sessions:
         """All that have not ended, newest first."""

@@ -39,7 +39,7 @@ class ValidationVerbs(Verbs):
             return []  # one has gone since the request was read
         there = [seat for name, seat in seats.items() if request.device in (None, name)]
         beats = [seat.worker.heartbeat for seat in there if seat.worker is not None]
-        resident = frozenset(name for beat in beats if beat is not None for name in beat.resident)
+        resident = frozenset(name for beat in beats for name in self._parts.refs.held(beat))
         model = self._parts.catalog.own.get(request.model, models[request.model])
         return list(advice.recommendations(request, model, models, resident))
 

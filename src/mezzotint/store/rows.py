@@ -150,7 +150,7 @@ def batch(row: Row[Any]) -> Batch:
 
 
 def _progress(state: State, request: Request, usage: Usage, stored: Collection[int]) -> Progress:
-    """What a row alone can tell, by the steps that were run. Images that are not stored share theirs evenly.
+    """What a row alone can tell: by what the worker said last, at least that the stored images are done.
 
     `steps_resumed` adds nothing: an earlier attempt ran those.
     """
@@ -158,13 +158,11 @@ def _progress(state: State, request: Request, usage: Usage, stored: Collection[i
     if state is State.SUCCEEDED:
         return Progress(step=steps, steps=steps, fraction=1.0, image_index=count - 1)
     left = [index for index in range(count) if index not in stored]
-    step = (usage.steps_run - steps * (count - len(left))) // len(left) if left else steps
-    return Progress(
-        step=max(0, min(step, steps)),
-        steps=steps,
-        fraction=min(0.999, usage.steps_run / (steps * count)),
-        image_index=left[0] if left else count - 1,
-    )
+    index, step = (left[0], 0) if left else (count - 1, steps)
+    if usage.reached is not None and usage.reached[0] in left:
+        index, step = usage.reached
+    done = max(usage.steps_run, steps * (count - len(left)))
+    return Progress(step=step, steps=steps, fraction=min(0.999, done / (steps * count)), image_index=index)
 
 
 def image(row: Row[Any]) -> ImageRecord:

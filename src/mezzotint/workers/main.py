@@ -67,8 +67,8 @@ class Worker:
         self._sending = threading.Lock()
         self._inbox: queue.SimpleQueue[tuple[wire.ToWorker, bytes] | None] = queue.SimpleQueue()
         self._engine: Engine | None = None
-        self._is_spare = is_spare  # until it is given a session
-        self._is_wanted = False  # a session has come
+        self._is_spare = is_spare  # until something is for a seat
+        self._is_wanted = False  # something for a seat has come
         self._refused: dict[str, str] = {}  # model -> why torch float32 runs it though another was wanted
         self._moved = time.monotonic()
         self._told_at = 0.0
@@ -127,9 +127,9 @@ class Worker:
                 os._exit(0)  # the API process is gone; nobody is left to tell
 
     def _take(self, engine: "Engine", message: wire.ToWorker, blob: bytes) -> None:
+        self._is_spare = self._is_spare and not _is_for_a_seat(message)
         match message:
             case wire.Submit():
-                self._is_spare = False
                 engine.submit(message, wire.states(message, blob))
             case wire.Cancel():
                 engine.cancel(message.session_id, message.attempt)
@@ -188,7 +188,7 @@ class Worker:
                 received = None
             if received is None and self._engine is None:
                 os._exit(0)
-            self._is_wanted |= received is not None and isinstance(received[0], wire.Submit)
+            self._is_wanted |= received is not None and _is_for_a_seat(received[0])
             self._inbox.put(received)
             if received is None:
                 # A model call can take long, and nobody waits for its result any more.
@@ -321,6 +321,11 @@ def _import() -> None:
 
     gc.freeze()
     gc.enable()
+
+
+def _is_for_a_seat(message: wire.ToWorker) -> bool:
+    """Whether somebody waits for what it begins, as nobody does for what a spare is told."""
+    return isinstance(message, wire.Submit) or (isinstance(message, wire.Load) and message.asked != "")
 
 
 def _behind_others(work: Callable[[], object]) -> None:
