@@ -12,8 +12,10 @@ from typing import Any
 from mezzotint import a1111_names, comfyui, metadata
 from mezzotint.schema import RequestInput
 
-_PAIR = re.compile(r'\s*([A-Za-z][\w \-/]*?):\s*("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)')
-_LORA = re.compile(r"<lora:([^:<>]+)([^<>]*)>", re.IGNORECASE)
+# Texts are of any length: what is repeated gives nothing back (`*+`), so that each is read in linear time.
+# A name without a colon is a match, too, so that it is not looked at again from its second letter.
+_PAIR = re.compile(r'([A-Za-z][\w \-/]*+)(?::\s*("(?:\\.|[^"\\])*"|[^,]*)(?:,|$))?')
+_LORA = re.compile(r"<lora:([^:<>]++)([^<>]*+)>", re.IGNORECASE)
 _WEIGHT = re.compile(r"(?:te=|unet=)?(-?(?:\d+\.?\d*|\.\d+))")
 MIN_PAIRS = 3
 
@@ -189,7 +191,9 @@ def _split(text: str) -> tuple[str, str, dict[str, str]] | None:
 
 def _pairs(line: str) -> dict[str, str]:
     found: dict[str, str] = {}
-    for name, value in _PAIR.findall(line):
+    for name, value in (pair.groups() for pair in _PAIR.finditer(line)):
+        if value is None:
+            continue
         if value.startswith('"') and value.endswith('"'):
             try:
                 value = str(metadata.shallow_json(value))

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import re
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -253,6 +254,22 @@ def test_tags_are_taken_out_and_added_up() -> None:
     assert [warning["code"] for warning in read.warnings] == ["prompt_editing"]
     read = a1111_prompt.read("<lora:Ink:1>", "negative_prompt", MODELS, applies=True)
     assert (read.text, read.loras, [one["code"] for one in read.warnings]) == ("", {}, ["lora_in_negative_prompt"])
+
+
+@pytest.mark.parametrize("piece", [":", "[", "[:", "[a:b:", "|", "<lora:x:", "<lora:Ink:1>", " AND"])
+def test_a_megabyte_of_any_prompt_is_read_at_once(piece: str) -> None:
+    text = "[" + piece * ((1 << 20) // len(piece))
+    began = time.perf_counter()
+    asked = a1111_fields.read({"prompt": text, "negative_prompt": text}, MODELS, has_image=False)
+    a1111_prompt.read(text, "prompt", {}, applies=True)
+    assert time.perf_counter() - began < 8, "a bound, far under the minutes that a quadratic reading takes"
+    assert [fault.field for fault in (*asked.faults, *parse(asked.body)[1])] == ["prompt", "negative_prompt"]
+
+
+def test_editing_is_found_beside_what_only_looks_like_it() -> None:
+    read = a1111_prompt.read("[a] [b:0.5] [c:d:0.5] x AND y [e:f:g] [h|i] [j", "prompt", MODELS, applies=True)
+    (warning,) = read.warnings
+    assert warning["message"].endswith("stay as they are: [c:d:0.5], AND, [h|i]")
 
 
 def test_a_lora_goes_by_the_name_it_was_trained_under_where_no_file_and_no_other_has_it() -> None:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import time
 import zlib
 from typing import Any
 
@@ -124,6 +125,18 @@ def test_a_user_comment_is_read_in_either_byte_order(encoding: str) -> None:
     file = io.BytesIO()
     picture().save(file, "JPEG", exif=exif)
     assert metadata.texts(file.getvalue())["parameters"] == A1111
+
+
+@pytest.mark.parametrize(
+    "piece", ["a", "lorem ipsum dolor sit amet ", " ", "a:", 'a:"', 'a:"\\\\', "<lora:a", "<lora:", "a, ", "Steps: 1, "]
+)
+def test_a_megabyte_of_any_text_is_read_at_once(piece: str) -> None:
+    for start in ("", "<lora:"):
+        text = start + piece * ((1 << 20) // len(piece) - 10)
+        began = time.perf_counter()
+        recipes.png_info(png(parameters=text))
+        recipes.of_texts({"parameters": f"{text}\n{A1111}"})
+        assert time.perf_counter() - began < 8, "a bound, far under the minutes that a quadratic reading takes"
 
 
 def test_invokeai_is_read() -> None:

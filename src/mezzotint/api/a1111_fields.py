@@ -16,6 +16,7 @@ from mezzotint.errors import Fault
 MAX_UNITS = 3
 MAX_TASK_ID = 128
 MAX_SEED = 2**53
+MAX_PROMPT = 10_000  # characters, tags and all; a longer one is not looked at, and our own reading refuses it
 
 _RESIZE = ("stretch", "crop", "pad")
 _FREE = (
@@ -75,6 +76,9 @@ def read(sent: dict[str, Any], models: Mapping[str, Model], *, has_image: bool) 
     prompt, negative = fields.text("prompt", ""), fields.text("negative_prompt", "")
     applies = not fields.flag("disable_extra_networks", False)
     for name, text in (("prompt", prompt), ("negative_prompt", negative)):
+        if len(text) > MAX_PROMPT:
+            body[name] = text
+            continue
         found = a1111_prompt.read(text, name, models, applies=applies)
         body[name] = found.text
         fields.faults += found.faults
