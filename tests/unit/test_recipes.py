@@ -118,13 +118,14 @@ def test_the_weights_of_a_lora_are_read_in_every_form_or_warned_of(tag: str, sca
     assert [tag in warning for warning in found.warnings] == [True] * (not is_all)
 
 
-@pytest.mark.parametrize("encoding", ["utf-16-be", "utf-16-le"])
-def test_a_user_comment_is_read_in_either_byte_order(encoding: str) -> None:
+@pytest.mark.parametrize("encoding", ["utf-16-be", "utf-16-le", "utf-16"])
+@pytest.mark.parametrize("text", [A1111, "猫 " + A1111, "一" * 400 + A1111, "猫 and nothing more"])
+def test_a_user_comment_is_read_in_either_byte_order(encoding: str, text: str) -> None:
     exif = Image.Exif()
-    exif.get_ifd(0x8769)[0x9286] = b"UNICODE\0" + A1111.encode(encoding)
+    exif.get_ifd(0x8769)[0x9286] = b"UNICODE\0" + text.encode(encoding)
     file = io.BytesIO()
     picture().save(file, "JPEG", exif=exif)
-    assert metadata.texts(file.getvalue())["parameters"] == A1111
+    assert metadata.texts(file.getvalue())["parameters"] == text
 
 
 @pytest.mark.parametrize(
