@@ -131,6 +131,15 @@ def asked_steps(run: int, strength: float) -> int:
     return asked if int(asked * strength) >= run else min(1000, asked + 1)  # int: as `Request.steps` counts
 
 
+def cut(run: int, strength: float) -> str:
+    """What to tell where fewer steps of a second pass run than so many, for no more can be asked for; else empty."""
+    asked = asked_steps(run, strength)
+    most = max(1, int(asked * strength))
+    if strength <= 0 or most >= run:
+        return ""
+    return f"{most} of {run} steps of the second pass run: of {asked}, the most there are, strength leaves so many"
+
+
 def of(scheduler: str, options: Mapping[str, Any]) -> tuple[str, str]:
     """The names of a sampler and a scheduler for a scheduler of ours; the second empty when it says nothing.
 

@@ -212,7 +212,16 @@ def test_every_sampler_here_has_a_name_there_and_comes_back() -> None:
 def test_as_many_steps_of_a_second_pass_run_as_were_asked_for(run: int, strength: float, asked: int) -> None:
     assert a1111_names.asked_steps(run, strength) == asked
     assert request(strength=strength, num_inference_steps=asked).steps == run
+    assert a1111_names.cut(run, strength) == ""
     assert a1111_names.asked_steps(run, 1e-320) == 1000
+
+
+def test_steps_of_a_second_pass_that_cannot_all_run_are_warned_of() -> None:
+    sent = {"enable_hr": True, "denoising_strength": 0.1, "hr_second_pass_steps": 150}
+    asked = a1111_fields.read(sent, MODELS, has_image=False)
+    assert asked.body["hires"]["steps"] == 1000
+    assert [(one["code"], one["field"]) for one in asked.warnings] == [("steps_cut", "hr_second_pass_steps")]
+    assert "150" in asked.warnings[0]["message"]
 
 
 def test_an_answer_of_automatic1111_with_fewer_pictures_says_why() -> None:

@@ -88,7 +88,7 @@ def read(sent: dict[str, Any], models: Mapping[str, Model], *, has_image: bool) 
     sampler = _sampler(fields, body, warnings)
     _neutral(fields)
     image, mask = _picture(fields, body) if has_image else (None, None)
-    _hires(fields, body, has_image=has_image)
+    _hires(fields, body, warnings, has_image=has_image)
     units, ignored = _scripts(fields, models)
     settings = fields.table("override_settings")
     task_id = fields.get("force_task_id")
@@ -159,7 +159,7 @@ def _at_most_zero(value: Any) -> bool:
     return isinstance(value, int | float) and value <= 0
 
 
-def _hires(fields: Fields, body: dict[str, Any], *, has_image: bool) -> None:
+def _hires(fields: Fields, body: dict[str, Any], warnings: list[dict[str, Any]], *, has_image: bool) -> None:
     """The second, larger pass of txt2img. What belongs to it is not read while it is off."""
     fields.neutral(("firstphase_width", "firstphase_height", "firstpass_image"), lambda value: value in (0, ""), _OUT)
     if has_image:
@@ -172,6 +172,8 @@ def _hires(fields: Fields, body: dict[str, Any], *, has_image: bool) -> None:
     strength = fields.number("denoising_strength", 0.75, 0, 1)
     steps = fields.whole("hr_second_pass_steps", 0, 0, 1000) or body["num_inference_steps"]
     hires: dict[str, Any] = {"strength": strength, "steps": a1111_names.asked_steps(steps, strength)}
+    if told := a1111_names.cut(steps, strength):
+        warnings.append({"code": "steps_cut", "message": told, "field": "hr_second_pass_steps"})
     sides = {name: fields.whole(f"hr_resize_{axis}", 0, 0, 65_536) for axis, name in (("x", "width"), ("y", "height"))}
     scale = fields.number("hr_scale", 2.0, 1, 8)
     given: dict[str, Any] = {name: side for name, side in sides.items() if side}
