@@ -54,7 +54,8 @@ def read(graph: Any) -> tuple[dict[str, Any], str | None, tuple[str, ...], list[
         text = nodes.text(inputs.get(link), field)
         if text:
             body[field] = text
-    latent, needs = nodes.at(inputs.get("latent_image")), ()
+    latent = nodes.at(inputs.get("latent_image"))
+    needs: tuple[str, ...] = ()
     if _kind(latent).startswith("Empty") and {"width", "height"} <= latent["inputs"].keys():
         for side in ("width", "height"):
             body |= nodes.number(latent["inputs"], side, side)
