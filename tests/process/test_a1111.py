@@ -455,6 +455,7 @@ def test_unknown_fields_and_nulls_do_not_fail(served: RunningServer) -> None:
         ("/sdapi/v1/extra-single-image", {"image": PICTURE, "upscale_first": True}, "x"),
         ("/sdapi/v1/extra-batch-images", {"imageList": [{"data": PICTURE, "name": "a", "y": 1}]}, "x,imageList[0].y"),
         ("/controlnet/detect", {"controlnet_input_images": [PICTURE], "low_vram": True, "controlnet_masks": []}, "x"),
+        ("/controlnet/detect", {"controlnet_images": [PICTURE], "controlnet_masks": [PICTURE]}, "controlnet_masks,x"),
     ],
 )
 def test_unknown_fields_of_every_call_are_named(

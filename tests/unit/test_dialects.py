@@ -93,23 +93,26 @@ def test_any_names_of_a_form_are_read(texts: list[tuple[str, str]]) -> None:
 def test_a_form_spells_what_is_nested() -> None:
     texts = [
         ("loras[][name]", "a"), ("loras[][scale]", "0.5"), ("loras[][name]", "b"), ("loras[][scale]", "1"),
-        ("xs[]", "1"), ("xs[]", "2"), ("metadata[k]", "v"), ("output[format]", "png"), ("seed", "7"), ("model", "7"),
-        ("stream", "true"), ("user", ""), ("width", ""), ("preview[at_steps][]", "1"), ("preview[at_steps][]", "2"),
-        ("controlnets[][options][low]", "0.5"),
+        ("xs[]", "1"), ("xs[]", "2"), ("output[format]", "png"), ("seed", "7"), ("model", "7"),
+        ("stream", "true"), ("own[k]", "v"), ("user", ""), ("width", ""),
+        ("preview[at_steps][]", "1"), ("preview[at_steps][]", "2"), ("controlnets[][options][low]", "0.5"),
+        ("metadata", '{"k": "v", "n": null}'), ("c[][options]", '{"low": 1}'),
     ]  # fmt: skip
     faults: list[Any] = []
     assert openai_forms.nested(texts, faults) == {
         "loras": [{"name": "a", "scale": 0.5}, {"name": "b", "scale": 1}],
         "xs": [1, 2],
-        "metadata": {"k": "v"},
+        "metadata": {"k": "v", "n": None},
         "output": {"format": "png"},
         "seed": 7,
         "model": "7",
         "stream": True,
+        "own": {"k": "v"},
         "user": "",
         "width": None,
         "preview": {"at_steps": [1, 2]},
         "controlnets": [{"options": {"low": 0.5}}],
+        "c": [{"options": {"low": 1}}],
     }
     assert faults == []
 
@@ -253,6 +256,22 @@ def test_unknown_fields_of_a_controlnet_unit_are_named() -> None:
         "alwayson_scripts.controlnet.args[1].foo",
         "alwayson_scripts.controlnet.args[1].image.y",
     )
+
+
+def units(*sent: Any) -> a1111_fields.Asked:
+    return a1111_fields.read({"alwayson_scripts": {"controlnet": {"args": list(sent)}}}, MODELS, has_image=False)
+
+
+@pytest.mark.parametrize(("value", "is_fault"), [("100", True), ([100], True), (1e999, True), (-5, False), (7.5, False)])
+def test_a_threshold_that_is_no_number_is_refused(value: Any, is_fault: bool) -> None:
+    for module in ("canny", "none"):
+        asked = units({"module": module, "model": "m", "threshold_b": value})
+        assert [fault.field for fault in asked.faults] == is_fault * ["alwayson_scripts.controlnet.args[0].threshold_b"]
+
+
+def test_an_empty_image_of_a_unit_is_not_sent_and_zero_is_off() -> None:
+    asked = units({"enabled": 0, "x": 1}, {"model": "m", "image": "", "input_image": "aGk="})
+    assert ([unit.image for unit in asked.units], asked.faults, asked.ignored) == (["aGk="], (), ())
 
 
 def test_tags_are_taken_out_and_added_up() -> None:
