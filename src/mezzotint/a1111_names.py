@@ -91,6 +91,10 @@ class UnknownName(Exception):
     """No sampler or scheduler of that name; the text is for the caller."""
 
 
+class UnknownSchedule(UnknownName):
+    """No scheduler of that name, beside a sampler that is here."""
+
+
 class Unfit(Exception):
     """A sampler and a scheduler that do not go together; the text is for the caller."""
 
@@ -159,7 +163,7 @@ def _options(sampler: SamplerName, schedule: str, asked: bool) -> dict[str, Any]
         return {}
     found = _BY_SCHEDULE.get(schedule)
     if found is None:
-        raise UnknownName(f"scheduler {schedule[:64]!r} is not here; {', '.join(one.name for one in SCHEDULES)}")
+        raise UnknownSchedule(f"scheduler {schedule[:64]!r} is not here; {', '.join(one.name for one in SCHEDULES)}")
     can = SCHEDULER_OPTIONS[sampler.scheduler]
     if found.options.keys() <= can:
         return dict(found.options)

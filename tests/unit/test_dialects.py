@@ -19,6 +19,7 @@ from mezzotint.api import (
     a1111_models,
     a1111_options,
     a1111_prompt,
+    foreign,
     openai_errors,
     openai_fields,
     openai_forms,
@@ -80,7 +81,7 @@ def test_any_call_of_automatic1111_is_read(sent: dict[str, Any], has_image: bool
 )
 def test_any_call_of_openai_is_read(sent: dict[str, Any], is_edit: bool) -> None:
     with contextlib.suppress(InvalidRequest):
-        parse(openai_fields.translate(openai_fields.without_nulls(sent), 20, is_edit=is_edit).body)
+        parse(openai_fields.translate(foreign.without_nulls(sent), 20, is_edit=is_edit).body)
 
 
 @given(st.lists(st.tuples(st.text(st.sampled_from("ab[]._"), max_size=12), st.text(max_size=8)), max_size=6))
@@ -122,6 +123,24 @@ def test_a_form_that_spells_one_thing_in_two_ways_is_refused(names: tuple[str, .
     faults: list[Any] = []
     openai_forms.nested([(name, "1") for name in names], faults)
     assert [fault.field for fault in faults] == ["xs"]
+
+
+def test_nulls_are_not_sent_at_any_level_but_in_metadata() -> None:
+    sent = {"a": None, "hires": {"scale": None, "width": 64}, "loras": [{"name": "x", "scale": None}]}
+    assert foreign.without_nulls(sent | {"Metadata": {"k": None}}) == {
+        "hires": {"width": 64},
+        "loras": [{"name": "x"}],
+        "Metadata": {"k": None},
+    }
+
+
+def test_a_form_takes_any_text_and_any_name_that_nobody_knows() -> None:
+    faults: list[Any] = []
+    texts = [("prompt", "why [object Object]?"), ("foo[", "1"), ("x" * 99, "2"), ("loras[][negative_prompt]", "a")]
+    fields = openai_forms.nested(texts, faults)
+    assert (faults, fields["prompt"], fields["foo["], fields["x" * 64]) == ([], "why [object Object]?", "1", "2")
+    openai_forms.nested([("loras[", "1"), ("output", "[object Object]")], faults)
+    assert [fault.field for fault in faults] == ["loras[", "output"]
 
 
 @pytest.mark.parametrize(
@@ -262,7 +281,7 @@ def units(*sent: Any) -> a1111_fields.Asked:
     return a1111_fields.read({"alwayson_scripts": {"controlnet": {"args": list(sent)}}}, MODELS, has_image=False)
 
 
-@pytest.mark.parametrize(("value", "is_fault"), [("100", True), ([100], True), (1e999, True), (-5, False), (7.5, False)])
+@pytest.mark.parametrize(("value", "is_fault"), [("9", True), ([9], True), (1e999, True), (-5, False), (7.5, False)])
 def test_a_threshold_that_is_no_number_is_refused(value: Any, is_fault: bool) -> None:
     for module in ("canny", "none"):
         asked = units({"module": module, "model": "m", "threshold_b": value})

@@ -12,6 +12,7 @@ from mezzotint.api.a1111_controlnet import Unit, read_unit
 from mezzotint.api.a1111_reading import Fields
 from mezzotint.catalog import Model
 from mezzotint.errors import Fault
+from mezzotint.schema import MAX_IMAGES
 
 MAX_UNITS = 3
 MAX_TASK_ID = 128
@@ -61,12 +62,16 @@ def read(sent: dict[str, Any], models: Mapping[str, Model], *, has_image: bool) 
     body: dict[str, Any] = {
         "prompt_syntax": "weighted",
         "preview": {"every_steps": a1111_names.PREVIEW_EVERY_STEPS},
-        "num_images": fields.whole("batch_size", 1, 1, 64) * fields.whole("n_iter", 1, 1, 64),
+        "num_images": fields.whole("batch_size", 1, 1, MAX_IMAGES) * fields.whole("n_iter", 1, 1, MAX_IMAGES),
         "num_inference_steps": fields.whole("steps", 50, 1, 1000),
         "guidance_scale": fields.number("cfg_scale", 7.0, 0, 50),
         "width": fields.whole("width", 512, 1, 65_536),
         "height": fields.whole("height", 512, 1, 65_536),
     }
+    if body["num_images"] > MAX_IMAGES:
+        fields.wrong("n_iter", f"times batch_size must be at most {MAX_IMAGES}; got {body['num_images']}")
+    if fields.flag("cancel_on_disconnect", False):
+        body["cancel_on_disconnect"] = True
     seed = fields.whole("seed", -1, -MAX_SEED, MAX_SEED)
     if seed >= 0:
         body["seed"] = seed
@@ -123,7 +128,8 @@ def _sampler(fields: Fields, body: dict[str, Any], warnings: list[dict[str, Any]
     try:
         found, options = a1111_names.find(name, schedule)
     except a1111_names.UnknownName as error:
-        fields.faults.append(Fault(field="sampler_name", code="sampler_not_found", message=str(error)))
+        field = "scheduler" if isinstance(error, a1111_names.UnknownSchedule) else "sampler_name"
+        fields.faults.append(Fault(field=field, code="sampler_not_found", message=str(error)))
         return None
     except a1111_names.Unfit as error:
         fields.faults.append(Fault(field="scheduler", code="unsupported_field", message=str(error)))

@@ -54,9 +54,7 @@ async def detect(ops: Operations, fields: Fields) -> dict[str, Any]:
     pictures = fields.get("controlnet_input_images", "controlnet_images")
     if not isinstance(pictures, list) or not pictures or not all(isinstance(one, str) for one in pictures):
         fields.wrong("controlnet_input_images", "must be a list of pictures as base64")
-    thresholds = a1111_controlnet.options(
-        preprocessor, fields, "controlnet_threshold_a", "controlnet_threshold_b"
-    )
+    thresholds = a1111_controlnet.options(preprocessor, fields, "controlnet_threshold_a", "controlnet_threshold_b")
     resolution = fields.whole("controlnet_processor_res", _PLAIN_RESOLUTION, -1, 2048)
     fields.free("low_vram")
     fields.idle("controlnet_masks")
