@@ -144,10 +144,10 @@ def cut(run: int, strength: float) -> str:
     return f"{most} of {run} steps of the second pass run: of {asked}, the most there are, strength leaves so many"
 
 
-def of(scheduler: str, options: Mapping[str, Any]) -> tuple[str, str]:
+def of(scheduler: str, options: Mapping[str, Any], own_spacing: str = "") -> tuple[str, str]:
     """The names of a sampler and a scheduler for a scheduler of ours; the second empty when it says nothing.
 
-    Where silence would be read as another scheduler, it is Normal.
+    Where silence would be read as another scheduler, it is that of the model's own timestep spacing, else Normal.
     """
     algorithm = options.get("algorithm_type", "")
     candidates = [one for one in SAMPLERS if one.scheduler == scheduler]
@@ -155,6 +155,10 @@ def of(scheduler: str, options: Mapping[str, Any]) -> tuple[str, str]:
     for schedule in SCHEDULES:
         if schedule.options and all(options.get(name) == value for name, value in schedule.options.items()):
             return sampler.name, schedule.label
+    if sampler.automatic and "timestep_spacing" in SCHEDULER_OPTIONS[scheduler]:
+        for schedule in SCHEDULES:
+            if schedule.name != sampler.automatic and schedule.options == {"timestep_spacing": own_spacing}:
+                return sampler.name, schedule.label
     return sampler.name, "Normal" if sampler.automatic in ("karras", "exponential") else ""
 
 

@@ -230,6 +230,14 @@ def test_every_sampler_here_has_a_name_there_and_comes_back() -> None:
         a1111_names.find("DPM fast", None)
 
 
+@pytest.mark.parametrize("own", ["trailing", "leading", "linspace"])
+def test_a_text_that_names_no_schedule_is_read_as_the_models_own_spacing(own: str) -> None:
+    for scheduler in sorted(SCHEDULERS):
+        sampler, options = a1111_names.find(*a1111_names.of(scheduler, {}, own))
+        options.pop("algorithm_type", None)
+        assert (sampler.scheduler, options) in ((scheduler, {}), (scheduler, {"timestep_spacing": own}))
+
+
 @pytest.mark.parametrize(("run", "strength", "asked"), [(29, 0.29, 101), (21, 0.35, 60), (20, 1.0, 20)])
 def test_as_many_steps_of_a_second_pass_run_as_were_asked_for(run: int, strength: float, asked: int) -> None:
     assert a1111_names.asked_steps(run, strength) == asked
