@@ -91,6 +91,10 @@ class UnknownName(Exception):
     """No sampler or scheduler of that name; the text is for the caller."""
 
 
+class UnknownSchedule(UnknownName):
+    """No scheduler of that name, beside a sampler that is here."""
+
+
 class Unfit(Exception):
     """A sampler and a scheduler that do not go together; the text is for the caller."""
 
@@ -131,10 +135,19 @@ def asked_steps(run: int, strength: float) -> int:
     return asked if int(asked * strength) >= run else min(1000, asked + 1)  # int: as `Request.steps` counts
 
 
-def of(scheduler: str, options: Mapping[str, Any]) -> tuple[str, str]:
+def cut(run: int, strength: float) -> str:
+    """What to tell where fewer steps of a second pass run than so many, for no more can be asked for; else empty."""
+    asked = asked_steps(run, strength)
+    most = max(1, int(asked * strength))
+    if strength <= 0 or most >= run:
+        return ""
+    return f"{most} of {run} steps of the second pass run: of {asked}, the most there are, strength leaves so many"
+
+
+def of(scheduler: str, options: Mapping[str, Any], own_spacing: str = "") -> tuple[str, str]:
     """The names of a sampler and a scheduler for a scheduler of ours; the second empty when it says nothing.
 
-    Where silence would be read as another scheduler, it is Normal.
+    Where silence would be read as another scheduler, it is that of the model's own timestep spacing, else Normal.
     """
     algorithm = options.get("algorithm_type", "")
     candidates = [one for one in SAMPLERS if one.scheduler == scheduler]
@@ -142,6 +155,10 @@ def of(scheduler: str, options: Mapping[str, Any]) -> tuple[str, str]:
     for schedule in SCHEDULES:
         if schedule.options and all(options.get(name) == value for name, value in schedule.options.items()):
             return sampler.name, schedule.label
+    if sampler.automatic and "timestep_spacing" in SCHEDULER_OPTIONS[scheduler]:
+        for schedule in SCHEDULES:
+            if schedule.name != sampler.automatic and schedule.options == {"timestep_spacing": own_spacing}:
+                return sampler.name, schedule.label
     return sampler.name, "Normal" if sampler.automatic in ("karras", "exponential") else ""
 
 
@@ -150,7 +167,7 @@ def _options(sampler: SamplerName, schedule: str, asked: bool) -> dict[str, Any]
         return {}
     found = _BY_SCHEDULE.get(schedule)
     if found is None:
-        raise UnknownName(f"scheduler {schedule[:64]!r} is not here; {', '.join(one.name for one in SCHEDULES)}")
+        raise UnknownSchedule(f"scheduler {schedule[:64]!r} is not here; {', '.join(one.name for one in SCHEDULES)}")
     can = SCHEDULER_OPTIONS[sampler.scheduler]
     if found.options.keys() <= can:
         return dict(found.options)

@@ -3,6 +3,7 @@
 Pure rules over facts. Must not refuse anything: what is wrong is a fault, in resolving.py.
 """
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -15,7 +16,8 @@ from mezzotint.schema import OutputInput, RequestInput
 
 Note = dict[str, Any]
 
-MAX_JPEG_TEXT_BYTES = 50_000  # of both prompts in UTF-16, beside which the rest of the metadata has room
+# Of both prompts in UTF-16, of both as JSON, of the two together: beside so much the rest of the metadata has room.
+MAX_JPEG_TEXT_BYTES, MAX_PNG_RECORD_BYTES, MAX_EXIF_BYTES = 50_000, 60_000, 56_000
 
 # A picture of more than so many times the pixels that a model was trained at, or fewer than the inverse, suffers.
 FAR = 4
@@ -42,11 +44,8 @@ def warnings(sent: RequestInput, request: Request, model: Model, models: Mapping
         yield _note("no_effect", "resize_mode says how an image is fitted, and there is none", "resize_mode")
     if request.output.quality != OutputInput.model_fields["quality"].default and request.output.format == "png":
         yield _note("no_effect", "png is lossless; quality is for jpeg and webp", "output.quality")
-    texts = request.prompt + request.negative_prompt
-    embeds = request.output.embed_metadata
-    if embeds and request.output.format == "jpeg" and len(texts.encode("utf-16-be")) > MAX_JPEG_TEXT_BYTES:
-        message = "the prompts may leave no room for a jpeg's metadata, which is then left out; png and webp hold it"
-        yield _note("metadata_too_long", message, "output.format")
+    if request.output.embed_metadata:
+        yield from _unwritten(request)
     for index, net in enumerate(request.controlnets):
         if net.scale == 0:
             yield _note("no_effect", "a ControlNet of scale 0 changes nothing", f"controlnets[{index}].scale")
@@ -70,6 +69,18 @@ def alone(request: Request) -> Iterator[Note]:
     """What of a request has no effect since it is in no batch."""
     if request.webhook is not None and "batch.ended" in request.webhook.events:
         yield _note("no_effect", "batch.ended is of batches, and this request is in none", "webhook.events")
+
+
+def _unwritten(request: Request) -> Iterator[Note]:
+    """Of prompts so long that the picture's file may not hold how it was made."""
+    texts = [request.prompt, request.negative_prompt]
+    text, record = len("".join(texts).encode("utf-16-be")), len(json.dumps(texts))  # as images.py writes them
+    if request.output.format == "jpeg" and text > MAX_JPEG_TEXT_BYTES:
+        message = "the prompts may leave no room for a jpeg's metadata, which is then left out; png and webp hold it"
+        yield _note("metadata_too_long", message, "output.format")
+    elif record > MAX_PNG_RECORD_BYTES if request.output.format == "png" else text + record > MAX_EXIF_BYTES:
+        message = "the prompts may leave no room for Mezzotint's own record; AUTOMATIC1111's text alone is then written"
+        yield _note("metadata_too_long", message, "prompt")
 
 
 def _unused_embeddings(

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from mezzotint.families.table import SCHEDULER_OPTIONS
+
 MAX_LINKS = 1000
 
 _SAMPLERS = {
@@ -23,8 +25,11 @@ _SPACINGS: dict[str, dict[str, Any]] = {
 }
 
 
-def read(graph: Any) -> tuple[dict[str, Any], str | None, list[str]]:
-    """A body, the checkpoint's file name, warnings. Raises ValueError, KeyError, TypeError for another shape."""
+def read(graph: Any) -> tuple[dict[str, Any], str | None, tuple[str, ...], list[str]]:
+    """A body, the checkpoint's file name, fields whose pictures are not in the graph, warnings.
+
+    Values are as they stand, within range or not. Raises ValueError, KeyError, TypeError for another shape.
+    """
     nodes = _Nodes(graph)
     samplers = [one for one in graph.values() if _kind(one) in ("KSampler", "KSamplerAdvanced")]
     if not samplers:
@@ -32,38 +37,40 @@ def read(graph: Any) -> tuple[dict[str, Any], str | None, list[str]]:
     inputs = samplers[0]["inputs"]
     body: dict[str, Any] = {}
     names = {"seed": "seed", "noise_seed": "seed", "steps": "num_inference_steps", "cfg": "guidance_scale"}
-    body |= {ours: inputs[theirs] for theirs, ours in names.items() if isinstance(inputs.get(theirs), int | float)}
-    warnings: list[str] = []
+    for theirs, ours in names.items():
+        body |= nodes.number(inputs, theirs, ours)
     if len(samplers) > 1:
-        warnings.append(
+        nodes.warnings.append(
             f"its graph has {len(samplers)} samplers, of which the first counts; a second pass is hires here"
         )
     name, spacing = str(inputs.get("sampler_name", "")), str(inputs.get("scheduler", ""))
-    if name in _SAMPLERS and spacing in _SPACINGS:
-        body["scheduler"], options = _SAMPLERS[name]
-        if options | _SPACINGS[spacing]:
-            body["scheduler_options"] = options | _SPACINGS[spacing]
+    scheduler, options = _SAMPLERS.get(name, ("", {}))
+    options = options | _SPACINGS.get(spacing, {})
+    if scheduler and spacing in _SPACINGS and options.keys() <= SCHEDULER_OPTIONS[scheduler]:
+        body |= {"scheduler": scheduler, **({"scheduler_options": options} if options else {})}
     else:
-        warnings.append(f"sampler {name[:64]!r} with scheduler {spacing[:64]!r} is not here")
+        nodes.warnings.append(f"sampler {name[:64]!r} with scheduler {spacing[:64]!r} is not here")
     for link, field in (("positive", "prompt"), ("negative", "negative_prompt")):
-        text = nodes.text(inputs.get(link), warnings)
+        text = nodes.text(inputs.get(link), field)
         if text:
             body[field] = text
     latent = nodes.at(inputs.get("latent_image"))
-    if _kind(latent) == "EmptyLatentImage":
-        sides = {name: latent["inputs"][name] for name in ("width", "height")}
-        body |= {name: side for name, side in sides.items() if isinstance(side, int)}
-        if not all(isinstance(side, int) for side in sides.values()):
-            warnings.append("its size comes from another node, and is left out")
+    needs: tuple[str, ...] = ()
+    if _kind(latent).startswith("Empty") and {"width", "height"} <= latent["inputs"].keys():
+        for side in ("width", "height"):
+            body |= nodes.number(latent["inputs"], side, side)
+    elif _kind(latent).startswith("VAEEncode"):
+        body |= nodes.number(inputs, "denoise", "strength")
+        needs = ("image", "mask") if _kind(latent) == "VAEEncodeForInpaint" else ("image",)
     elif latent is not None:
-        if isinstance(inputs.get("denoise"), int | float):
-            body["strength"] = inputs["denoise"]
-        warnings.append("it began at a picture that its file does not hold; send it with the request")
-    checkpoint, loras = nodes.model(inputs.get("model"), warnings)
+        nodes.unknown(latent)
+    checkpoint, loras = nodes.model(inputs.get("model"))
     if loras:
         body["loras"] = loras
-    warnings.append("ComfyUI weighs prompts and draws noise in its own way; the same seed may draw another picture")
-    return body, checkpoint, warnings
+    nodes.warnings.append(
+        "ComfyUI weighs prompts and draws noise in its own way; the same seed may draw another picture"
+    )
+    return body, checkpoint, needs, nodes.warnings
 
 
 class _Nodes:
@@ -71,6 +78,7 @@ class _Nodes:
 
     def __init__(self, graph: Mapping[str, Any]) -> None:
         self._graph, self._links = graph, 0
+        self.warnings: list[str] = []
 
     def at(self, link: Any) -> Any:
         """The node behind `[node, slot]`; None when there is none, or enough were followed."""
@@ -79,27 +87,51 @@ class _Nodes:
             return None
         return self._graph.get(str(link[0]))
 
-    def text(self, link: Any, warnings: list[str]) -> str:
+    def value(self, sent: Any, kind: type | tuple[type, ...], name: str) -> Any:
+        """What was sent, or what the node behind a link holds, when it holds one of the kind and asks no further node.
+
+        None, with a warning for a link, when there is none.
+        """
+        if isinstance(sent, list):
+            inputs = [] if (node := self.at(sent)) is None else [*node["inputs"].values()]
+            held = [one for one in inputs if isinstance(one, kind) and not isinstance(one, bool)]
+            if len(held) == 1 and not any(isinstance(one, list) for one in inputs):
+                return held[0]
+            self.warnings.append(f"its {name} comes from another node, and is left out")
+        return sent if isinstance(sent, kind) and not isinstance(sent, bool) else None
+
+    def number(self, inputs: Mapping[str, Any], theirs: str, ours: str) -> dict[str, int | float]:
+        """By our name; empty when there is none. 5.0 is 5, as some nodes write whole numbers so."""
+        found = self.value(inputs.get(theirs), (int, float), theirs)
+        if found is None:
+            return {}
+        return {ours: int(found) if isinstance(found, float) and found.is_integer() else found}
+
+    def unknown(self, node: Any) -> None:
+        self.warnings.append(f"node {_kind(node)[:64]!r} is not known; what lies behind it is left out")
+
+    def text(self, link: Any, field: str) -> str:
         node = self.at(link)
         if _kind(node) not in ("CLIPTextEncode", "CLIPTextEncodeSDXL"):
             if node is not None:
-                warnings.append(f"node {_kind(node)[:64]!r} is not known; what lies behind it is left out")
+                self.unknown(node)
             return ""
-        text = node["inputs"].get("text", node["inputs"].get("text_g", ""))
-        return text if isinstance(text, str) else ""
+        return self.value(node["inputs"].get("text", node["inputs"].get("text_g")), str, field) or ""
 
-    def model(self, link: Any, warnings: list[str]) -> tuple[str | None, list[dict[str, Any]]]:
+    def model(self, link: Any) -> tuple[str | None, list[dict[str, Any]]]:
         loras: list[dict[str, Any]] = []
-        while (node := self.at(link)) is not None:
+        seen: list[Any] = []
+        while (node := self.at(link)) is not None and node not in seen:
+            seen.append(node)
             inputs = node["inputs"]
             if _kind(node) in ("LoraLoader", "LoraLoaderModelOnly"):
                 name = str(inputs["lora_name"]).replace("\\", "/").rpartition("/")[2].removesuffix(".safetensors")
-                loras.append({"name": name, "scale": float(inputs.get("strength_model", 1))})
+                loras.append({"name": name, "scale": 1.0} | self.number(inputs, "strength_model", "scale"))
                 link = inputs.get("model")
             elif _kind(node) == "CheckpointLoaderSimple":
                 return str(inputs["ckpt_name"]).replace("\\", "/").rpartition("/")[2], loras[::-1]
             else:
-                warnings.append(f"node {_kind(node)[:64]!r} is not known; what lies behind it is left out")
+                self.unknown(node)
                 break
         return None, loras[::-1]
 

@@ -50,15 +50,16 @@ def encode(
     made_with: dict[str, Any],
     hashes: infotext.Hashes,
     vae: tuple[str, str] = ("", ""),
+    own_spacing: str = "",
 ) -> bytes:
     """(H, W, 3) uint8 to a file of `request.output.format`.
 
     `made_with` holds model, loras, controlnets and embeddings with their digests, versions, device_kind, dtype and
     executor; `vae` the file name of another autoencoder than the model's own and its SHA-256, each empty where there
-    is none.
+    is none; `own_spacing` how the model's own scheduler lays out its timesteps.
     """
     output, image, file = request.output, Image.fromarray(pixels, "RGB"), io.BytesIO()
-    text = infotext.write(request, seed, made_with, hashes, vae) if output.embed_metadata else ""
+    text = infotext.write(request, seed, made_with, hashes, vae, own_spacing) if output.embed_metadata else ""
     record = json.dumps(metadata(request, seed, made_with), separators=(",", ":")) if output.embed_metadata else ""
     if len(record) > MAX_METADATA_BYTES:
         record = ""

@@ -12,18 +12,24 @@ Hashes = Mapping[str, Sequence[tuple[str, str]]]
 
 
 def write(
-    request: Request, seed: int, made_with: dict[str, Any], hashes: Hashes, vae: tuple[str, str] = ("", "")
+    request: Request,
+    seed: int,
+    made_with: dict[str, Any],
+    hashes: Hashes,
+    vae: tuple[str, str] = ("", ""),
+    own_spacing: str = "",
 ) -> str:
     """`made_with` holds at least the model's digest and Mezzotint's version.
 
     `vae`: the file name of another autoencoder than the model's own and its SHA-256, each empty where there is none.
+    `own_spacing`: of the timesteps of the model's own scheduler, where it says one.
     """
     tags = "".join(f" <lora:{lora.name}:{lora.scale:g}>" for lora in request.loras)
     lines = [request.prompt + tags]
     if request.negative_prompt:
         lines.append(f"Negative prompt: {request.negative_prompt}")
     strength = request.hires.strength if request.hires else request.strength
-    sampler, schedule = a1111_names.of(request.scheduler, request.scheduler_options)
+    sampler, schedule = a1111_names.of(request.scheduler, request.scheduler_options, own_spacing)
     pairs = {
         "Steps": request.num_inference_steps,
         "Sampler": sampler,

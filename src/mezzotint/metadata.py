@@ -3,6 +3,7 @@
 Bad input gives less, never an error: chunks that cannot be read are left out. At most MAX_TEXT_BYTES are read.
 """
 
+import codecs
 import contextlib
 import json
 import struct
@@ -158,15 +159,24 @@ def _pointer(tags: Mapping[int, bytes], order: str) -> int:
 
 
 def _user_comment(value: bytes) -> str:
-    """By its eight bytes of encoding; UTF-16 in either order, since writers differ."""
+    """By its eight bytes of encoding."""
     kind, text = value[:8], value[8:]
     if kind.startswith(b"UNICODE"):
-        for encoding in ("utf-16-be", "utf-16-le") if text[:1] == b"\0" else ("utf-16-le", "utf-16-be"):
-            with contextlib.suppress(UnicodeDecodeError):
-                decoded = text.removeprefix(b"\xff\xfe").removeprefix(b"\xfe\xff").decode(encoding)
-                return decoded.rstrip("\0")
-        return ""
+        return _utf16(text).rstrip("\0")
     return (text if kind.startswith(b"ASCII") else value).rstrip(b"\0").decode("utf-8", "replace")
+
+
+def _utf16(data: bytes) -> str:
+    """In the byte order that it says, else in the one that shows parameters, else by where plain letters have zeros.
+
+    Writers differ in the order.
+    """
+    if data.startswith((codecs.BOM_UTF16_BE, codecs.BOM_UTF16_LE)):
+        return data.decode("utf-16", "replace")
+    big, little = data.decode("utf-16-be", "replace"), data.decode("utf-16-le", "replace")
+    if (shows := "Steps: " in big) != ("Steps: " in little):
+        return big if shows else little
+    return big if data[::2].count(0) >= data[1::2].count(0) else little
 
 
 def shallow_json(text: str) -> Any:

@@ -3,17 +3,18 @@
 The first source that parses wins: Mezzotint's own, InvokeAI's, AUTOMATIC1111's text, ComfyUI's graph.
 """
 
-import contextlib
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mezzotint import a1111_names, comfyui, metadata
-from mezzotint.schema import RequestInput
+from mezzotint.schema import RequestInput, parse
 
-_PAIR = re.compile(r'\s*([A-Za-z][\w \-/]*?):\s*("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)')
-_LORA = re.compile(r"<lora:([^:<>]+)([^<>]*)>", re.IGNORECASE)
+# Texts are of any length: what is repeated gives nothing back (`*+`), so that each is read in linear time.
+# A name without a colon is a match, too, so that it is not looked at again from its second letter.
+_PAIR = re.compile(r'([A-Za-z][\w \-/]*+)(?::\s*("(?:\\.|[^"\\])*"|[^,]*)(?:,|$))?')
+_LORA = re.compile(r"<lora:([^:<>]++)([^<>]*+)>", re.IGNORECASE)
 _WEIGHT = re.compile(r"(?:te=|unet=)?(-?(?:\d+\.?\d*|\.\d+))")
 MIN_PAIRS = 3
 
@@ -48,8 +49,19 @@ def of_texts(texts: Mapping[str, str]) -> Recipe | None:
             except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
                 continue
             if found is not None:
-                return found
+                return _possible(found)
     return None
+
+
+def _possible(recipe: Recipe) -> Recipe:
+    """Without values that no request may have, which warnings name. Prompts stay: they are the picture."""
+    body, warnings = dict(recipe.body), recipe.warnings
+    for fault in parse(body)[1]:
+        name = re.split(r"[.\[]", fault.field or "")[0]
+        if name not in ("prompt", "negative_prompt"):
+            body.pop(name, None)
+            warnings = (*warnings, f"{fault.message}; its {name} is left out")
+    return replace(recipe, body=body, warnings=warnings)
 
 
 def with_models(recipe: Recipe, checkpoints: Mapping[str, str | None]) -> Recipe:
@@ -129,7 +141,8 @@ def _a1111(text: str) -> Recipe | None:
         varied = _numbers(pairs, {"Variation seed": ("seed", int), "Variation seed strength": ("strength", float)})
         body["variation"] = varied
     if any(name.startswith("Hires ") for name in pairs):
-        body["hires"] = _hires(pairs, body)
+        body["hires"], told = _hires(pairs, body)
+        warnings = (*warnings, *told)
     if (layers := int(pairs.get("Clip skip", 1))) > 1:
         body["clip_skip"] = layers - 1
     if "Sampler" in pairs:
@@ -141,10 +154,13 @@ def _a1111(text: str) -> Recipe | None:
     if pairs.get("RNG") != "CPU":
         warnings = (*warnings, "its noise was drawn on a GPU; the same seed draws another picture here")
     names = tuple(pairs[name] for name in ("Model hash", "Model") if pairs.get(name))
+    is_masked = "strength" in body and not {"Mask blur", "Masked content", "Inpaint area"}.isdisjoint(pairs)
+    if is_masked:
+        body |= _masked(pairs)
     needs = {
         "image": "strength" in body,
-        "mask": "strength" in body and ("Mask blur" in pairs or "Masked content" in pairs),
-        "controlnets": "ControlNet 0" in pairs,
+        "mask": is_masked,
+        "controlnets": any(name.startswith("ControlNet ") for name in pairs),
     }
     needed = tuple(name for name, one in needs.items() if one)
     return Recipe(source="a1111", body=body, models=names, needs=needed, warnings=warnings)
@@ -157,8 +173,17 @@ def _scale(rest: str) -> tuple[float, bool]:
     return weights[0] if weights else 1.0, len(set(weights)) <= 1 and len(weights) == len(said)
 
 
-def _hires(pairs: Mapping[str, str], body: dict[str, Any]) -> dict[str, Any]:
-    """The second pass; the strength was its own, and its steps are told as those that ran."""
+def _masked(pairs: Mapping[str, str]) -> dict[str, Any]:
+    """How its mask was used: what is drawn alone comes back at the size of the picture that it began at."""
+    found = _numbers(pairs, {"Mask blur": ("mask_blur", int)})
+    if pairs.get("Inpaint area") == "Only masked":
+        found |= {"padding_mask_crop": int(pairs.get("Masked area padding", 0)), "resize_mode": "original"}
+    return found
+
+
+def _hires(pairs: Mapping[str, str], body: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The second pass, and warnings; the strength was its own, and its steps are told as those that ran."""
+    warnings: list[str] = []
     found = _numbers(pairs, {"Hires upscale": ("scale", float)})
     if size := re.fullmatch(r"(\d{1,5})x(\d{1,5})", pairs.get("Hires resize", "")):
         found = {name: int(side) for name, side in zip(("width", "height"), size.groups(), strict=True) if int(side)}
@@ -166,9 +191,13 @@ def _hires(pairs: Mapping[str, str], body: dict[str, Any]) -> dict[str, Any]:
     run = int(pairs.get("Hires steps", 0)) or body.get("num_inference_steps")
     if run:
         found["steps"] = a1111_names.asked_steps(run, found["strength"])
-    with contextlib.suppress(a1111_names.UnknownName):
+        if told := a1111_names.cut(run, found["strength"]):
+            warnings.append(told)
+    try:
         found["upscaler"] = a1111_names.upscaler(pairs.get("Hires upscaler", "Latent"))
-    return found
+    except a1111_names.UnknownName as error:
+        warnings.append(str(error))
+    return found, warnings
 
 
 def _split(text: str) -> tuple[str, str, dict[str, str]] | None:
@@ -189,7 +218,9 @@ def _split(text: str) -> tuple[str, str, dict[str, str]] | None:
 
 def _pairs(line: str) -> dict[str, str]:
     found: dict[str, str] = {}
-    for name, value in _PAIR.findall(line):
+    for name, value in (pair.groups() for pair in _PAIR.finditer(line)):
+        if value is None:
+            continue
         if value.startswith('"') and value.endswith('"'):
             try:
                 value = str(metadata.shallow_json(value))
@@ -274,5 +305,6 @@ def _model_name(told: Any) -> str:
 
 
 def _comfyui(text: str) -> Recipe | None:
-    body, model, warnings = comfyui.read(metadata.shallow_json(text))
-    return Recipe(source="comfyui", body=body, models=(model,) if model else (), warnings=tuple(warnings))
+    body, model, needs, warnings = comfyui.read(metadata.shallow_json(text))
+    models = (model,) if model else ()
+    return Recipe(source="comfyui", body=body, models=models, needs=needs, warnings=tuple(warnings))

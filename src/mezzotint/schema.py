@@ -7,7 +7,7 @@ import difflib
 import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import msgspec
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -317,6 +317,8 @@ _EMPTY: dict[type[BaseModel], dict[str, Any]] = {
 
 
 def _is_text(field: FieldInfo) -> bool:
+    if get_origin(field.annotation) is dict:  # whose keys are text
+        return False
     parts = [field.annotation, *get_args(field.annotation)]
     return any(part is str or any(isinstance(one, str) for one in get_args(part)) for part in parts)
 

@@ -64,6 +64,7 @@ def b64(image: Image.Image) -> str:
     return base64.b64encode(encoded(image)).decode()
 
 
+OTHER_NET = {"image": PICTURE, "model": "other"}
 INFO_TYPES: dict[str, Any] = {
     **dict.fromkeys(
         ("prompt", "negative_prompt", "sampler_name", "sd_model_name", "sd_model_hash", "job_timestamp", "version"), str
@@ -151,6 +152,20 @@ def test_a_picture_dropped_back_is_drawn_again_pixel_by_pixel(served: RunningSer
         again = served.client.wait(served.client.submit(**body)["id"])
         drawn = httpx2.get(served.url + again["images"][0]["url"]).content
         assert np.array_equal(np.asarray(Image.open(io.BytesIO(drawn))).astype(int), pixels(image))
+
+
+@pytest.mark.parametrize("scheduler", ["euler", "kdpm2"])
+def test_the_text_of_a_native_picture_draws_it_again(served: RunningServer, scheduler: str) -> None:
+    drawn = []
+    body: dict[str, Any] = {"prompt": "a boat", "scheduler": scheduler, "steps": 3, "seed": 4, "model": "icons"}
+    for _ in range(2):
+        session = served.client.wait(served.client.submit(**body)["id"])
+        drawn.append(served.client.image(session["id"]))
+        recipe = recipes.of_texts({"parameters": metadata.texts(drawn[0])["parameters"]})
+        assert recipe is not None
+        body = recipe.body | {"model": "icons"}  # whose own spacing is trailing
+    first, again = (pixels(base64.b64encode(file).decode()) for file in drawn)
+    assert np.abs(first - again).max() <= 1
 
 
 def test_img2img_begins_at_the_picture(served: RunningServer) -> None:
@@ -255,6 +270,7 @@ def test_progress_shows_the_callers_session_and_interrupt_brings_what_is_done(se
     assert get(served, "/internal/pending-tasks")["tasks"] == ["task(txt2img-AB12CD3)"]
     get(served, "/sdapi/v1/progress?id_task=nope", 404)
     post(served, "/sdapi/v1/interrupt?id_task=nope", status=404)
+    assert post(served, "/sdapi/v1/interrupt", {"id_task": 12345}, status=422)["field"] == "id_task"
     skipped = httpx2.post(f"{served.url}/sdapi/v1/skip")
     assert (skipped.json(), skipped.headers["x-mezzotint-ignored"]) == ({}, "skip")
     assert post(served, "/sdapi/v1/interrupt") == {}
@@ -267,10 +283,14 @@ def test_progress_shows_the_callers_session_and_interrupt_brings_what_is_done(se
 
 
 @pytest.mark.anyio
-async def test_a_caller_who_leaves_holds_nothing_while_the_session_goes_on(tmp_path: Path, random_sd: Path) -> None:
+@pytest.mark.parametrize("cancels", [False, True])
+async def test_a_caller_who_leaves_holds_nothing_and_cancels_where_it_asked_to(
+    tmp_path: Path, random_sd: Path, cancels: bool
+) -> None:
     async with Mezzotint(models=[random_sd], data=tmp_path / "data") as engine:
         app = build(engine.operations)
-        sent = json.dumps(TINY | {"prompt": "left alone", "steps": 1000, "batch_size": 8}).encode()
+        slow = {"prompt": "left alone", "steps": 1000, "batch_size": 8, "cancel_on_disconnect": cancels}
+        sent = json.dumps(TINY | slow).encode()
         said = iter([{"type": "http.request", "body": sent}, {"type": "http.disconnect"}])
         headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
         scope = {"type": "http", "method": "POST", "path": "/sdapi/v1/txt2img", "query_string": b"", "headers": headers}
@@ -282,6 +302,9 @@ async def test_a_caller_who_leaves_holds_nothing_while_the_session_goes_on(tmp_p
             pass
 
         await app(scope, receive, send)
+        if cancels:
+            assert [one.cancel_requested for one in await engine.get_active_sessions()] in ([], [True])
+            return
         (active,) = await engine.get_active_sessions()
         assert active.state in ("queued", "running")
         async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app, client=("", 0))) as client:
@@ -422,7 +445,16 @@ def test_png_info_reads_what_was_written(served: RunningServer) -> None:
         ({"sampler_name": "Euler a", "scheduler": "karras"}, 422, "scheduler"),
         ({"enable_hr": True, "hr_upscaler": "ESRGAN_4x"}, 404, "hr_upscaler"),
         ({"enable_hr": True, "hr_checkpoint_name": "other"}, 422, "hr_checkpoint_name"),
-        ({"enable_hr": True, "hr_resize_x": 33}, 422, "hires.width"),
+        ({"enable_hr": True, "hr_resize_x": 33}, 422, "hr_resize_x"),
+        ({"enable_hr": True, "hr_scale": 8, "width": 2048, "height": 2048}, 422, "hr_scale"),
+        ({"scheduler": "polyexponential"}, 404, "scheduler"),
+        ({"batch_size": 8, "n_iter": 9}, 422, "n_iter"),
+        ({"prompt": "<lora:Sketch:9>"}, 422, "prompt"),
+        (
+            {"alwayson_scripts": {"ControlNet": {"args": [{"enabled": False}, OTHER_NET]}}},
+            404,
+            "alwayson_scripts.ControlNet.args[1].model",
+        ),
         ({"tiling": True}, 422, "tiling"),
         ({"s_churn": 1}, 422, "s_churn"),
         ({"steps": 0}, 422, "steps"),
@@ -437,6 +469,17 @@ def test_what_would_change_the_picture_is_refused_by_name(
     served: RunningServer, sent: dict[str, Any], status: int, field: str
 ) -> None:
     assert post(served, "/sdapi/v1/txt2img", TINY | sent, status)["field"] == field
+
+
+def test_a_null_is_not_sent_where_a_key_compares(served: RunningServer) -> None:
+    key = {"Idempotency-Key": "nulls"}
+    sent = TINY | {"seed": 1, "steps": 1}
+    first, again = (
+        httpx2.post(f"{served.url}/sdapi/v1/txt2img", json=one, headers=key, timeout=60)
+        for one in (sent, sent | {"styles": None, "override_settings": TINY["override_settings"] | {"sd_vae": None}})
+    )
+    assert (first.status_code, again.status_code, again.json()["images"]) == (200, 200, first.json()["images"])
+    assert again.headers["Idempotency-Replayed"] == "true"
 
 
 def test_unknown_fields_and_nulls_do_not_fail(served: RunningServer) -> None:
@@ -455,6 +498,7 @@ def test_unknown_fields_and_nulls_do_not_fail(served: RunningServer) -> None:
         ("/sdapi/v1/extra-single-image", {"image": PICTURE, "upscale_first": True}, "x"),
         ("/sdapi/v1/extra-batch-images", {"imageList": [{"data": PICTURE, "name": "a", "y": 1}]}, "x,imageList[0].y"),
         ("/controlnet/detect", {"controlnet_input_images": [PICTURE], "low_vram": True, "controlnet_masks": []}, "x"),
+        ("/controlnet/detect", {"controlnet_images": [PICTURE], "controlnet_masks": [PICTURE]}, "controlnet_masks,x"),
     ],
 )
 def test_unknown_fields_of_every_call_are_named(

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import re
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from mezzotint.api import (
     a1111_models,
     a1111_options,
     a1111_prompt,
+    foreign,
     openai_errors,
     openai_fields,
     openai_forms,
@@ -79,7 +81,7 @@ def test_any_call_of_automatic1111_is_read(sent: dict[str, Any], has_image: bool
 )
 def test_any_call_of_openai_is_read(sent: dict[str, Any], is_edit: bool) -> None:
     with contextlib.suppress(InvalidRequest):
-        parse(openai_fields.translate(openai_fields.without_nulls(sent), 20, is_edit=is_edit).body)
+        parse(openai_fields.translate(foreign.without_nulls(sent), 20, is_edit=is_edit).body)
 
 
 @given(st.lists(st.tuples(st.text(st.sampled_from("ab[]._"), max_size=12), st.text(max_size=8)), max_size=6))
@@ -92,23 +94,26 @@ def test_any_names_of_a_form_are_read(texts: list[tuple[str, str]]) -> None:
 def test_a_form_spells_what_is_nested() -> None:
     texts = [
         ("loras[][name]", "a"), ("loras[][scale]", "0.5"), ("loras[][name]", "b"), ("loras[][scale]", "1"),
-        ("xs[]", "1"), ("xs[]", "2"), ("metadata[k]", "v"), ("output[format]", "png"), ("seed", "7"), ("model", "7"),
-        ("stream", "true"), ("user", ""), ("width", ""), ("preview[at_steps][]", "1"), ("preview[at_steps][]", "2"),
-        ("controlnets[][options][low]", "0.5"),
+        ("xs[]", "1"), ("xs[]", "2"), ("output[format]", "png"), ("seed", "7"), ("model", "7"),
+        ("stream", "true"), ("own[k]", "v"), ("user", ""), ("width", ""),
+        ("preview[at_steps][]", "1"), ("preview[at_steps][]", "2"), ("controlnets[][options][low]", "0.5"),
+        ("metadata", '{"k": "v", "n": null}'), ("c[][options]", '{"low": 1}'),
     ]  # fmt: skip
     faults: list[Any] = []
     assert openai_forms.nested(texts, faults) == {
         "loras": [{"name": "a", "scale": 0.5}, {"name": "b", "scale": 1}],
         "xs": [1, 2],
-        "metadata": {"k": "v"},
+        "metadata": {"k": "v", "n": None},
         "output": {"format": "png"},
         "seed": 7,
         "model": "7",
         "stream": True,
+        "own": {"k": "v"},
         "user": "",
         "width": None,
         "preview": {"at_steps": [1, 2]},
         "controlnets": [{"options": {"low": 0.5}}],
+        "c": [{"options": {"low": 1}}],
     }
     assert faults == []
 
@@ -118,6 +123,24 @@ def test_a_form_that_spells_one_thing_in_two_ways_is_refused(names: tuple[str, .
     faults: list[Any] = []
     openai_forms.nested([(name, "1") for name in names], faults)
     assert [fault.field for fault in faults] == ["xs"]
+
+
+def test_nulls_are_not_sent_at_any_level_but_in_metadata() -> None:
+    sent = {"a": None, "hires": {"scale": None, "width": 64}, "loras": [{"name": "x", "scale": None}]}
+    assert foreign.without_nulls(sent | {"Metadata": {"k": None}}) == {
+        "hires": {"width": 64},
+        "loras": [{"name": "x"}],
+        "Metadata": {"k": None},
+    }
+
+
+def test_a_form_takes_any_text_and_any_name_that_nobody_knows() -> None:
+    faults: list[Any] = []
+    texts = [("prompt", "why [object Object]?"), ("foo[", "1"), ("x" * 99, "2"), ("loras[][negative_prompt]", "a")]
+    fields = openai_forms.nested(texts, faults)
+    assert (faults, fields["prompt"], fields["foo["], fields["x" * 64]) == ([], "why [object Object]?", "1", "2")
+    openai_forms.nested([("loras[", "1"), ("output", "[object Object]")], faults)
+    assert [fault.field for fault in faults] == ["loras[", "output"]
 
 
 @pytest.mark.parametrize(
@@ -207,11 +230,28 @@ def test_every_sampler_here_has_a_name_there_and_comes_back() -> None:
         a1111_names.find("DPM fast", None)
 
 
+@pytest.mark.parametrize("own", ["trailing", "leading", "linspace"])
+def test_a_text_that_names_no_schedule_is_read_as_the_models_own_spacing(own: str) -> None:
+    for scheduler in sorted(SCHEDULERS):
+        sampler, options = a1111_names.find(*a1111_names.of(scheduler, {}, own))
+        options.pop("algorithm_type", None)
+        assert (sampler.scheduler, options) in ((scheduler, {}), (scheduler, {"timestep_spacing": own}))
+
+
 @pytest.mark.parametrize(("run", "strength", "asked"), [(29, 0.29, 101), (21, 0.35, 60), (20, 1.0, 20)])
 def test_as_many_steps_of_a_second_pass_run_as_were_asked_for(run: int, strength: float, asked: int) -> None:
     assert a1111_names.asked_steps(run, strength) == asked
     assert request(strength=strength, num_inference_steps=asked).steps == run
+    assert a1111_names.cut(run, strength) == ""
     assert a1111_names.asked_steps(run, 1e-320) == 1000
+
+
+def test_steps_of_a_second_pass_that_cannot_all_run_are_warned_of() -> None:
+    sent = {"enable_hr": True, "denoising_strength": 0.1, "hr_second_pass_steps": 150}
+    asked = a1111_fields.read(sent, MODELS, has_image=False)
+    assert asked.body["hires"]["steps"] == 1000
+    assert [(one["code"], one["field"]) for one in asked.warnings] == [("steps_cut", "hr_second_pass_steps")]
+    assert "150" in asked.warnings[0]["message"]
 
 
 def test_an_answer_of_automatic1111_with_fewer_pictures_says_why() -> None:
@@ -245,6 +285,22 @@ def test_unknown_fields_of_a_controlnet_unit_are_named() -> None:
     )
 
 
+def units(*sent: Any) -> a1111_fields.Asked:
+    return a1111_fields.read({"alwayson_scripts": {"controlnet": {"args": list(sent)}}}, MODELS, has_image=False)
+
+
+@pytest.mark.parametrize(("value", "is_fault"), [("9", True), ([9], True), (1e999, True), (-5, False), (7.5, False)])
+def test_a_threshold_that_is_no_number_is_refused(value: Any, is_fault: bool) -> None:
+    for module in ("canny", "none"):
+        asked = units({"module": module, "model": "m", "threshold_b": value})
+        assert [fault.field for fault in asked.faults] == is_fault * ["alwayson_scripts.controlnet.args[0].threshold_b"]
+
+
+def test_an_empty_image_of_a_unit_is_not_sent_and_zero_is_off() -> None:
+    asked = units({"enabled": 0, "x": 1}, {"model": "m", "image": "", "input_image": "aGk="})
+    assert ([unit.image for unit in asked.units], asked.faults, asked.ignored) == (["aGk="], (), ())
+
+
 def test_tags_are_taken_out_and_added_up() -> None:
     read = a1111_prompt.read("a <lora:ink:0.5>b<lyco:Ink:te=0.25:unet=0.25>", "prompt", MODELS, applies=True)
     assert (read.text, read.loras, read.faults) == ("a b", {"Ink": 0.75}, ())
@@ -253,6 +309,22 @@ def test_tags_are_taken_out_and_added_up() -> None:
     assert [warning["code"] for warning in read.warnings] == ["prompt_editing"]
     read = a1111_prompt.read("<lora:Ink:1>", "negative_prompt", MODELS, applies=True)
     assert (read.text, read.loras, [one["code"] for one in read.warnings]) == ("", {}, ["lora_in_negative_prompt"])
+
+
+@pytest.mark.parametrize("piece", [":", "[", "[:", "[a:b:", "|", "<lora:x:", "<lora:Ink:1>", " AND"])
+def test_a_megabyte_of_any_prompt_is_read_at_once(piece: str) -> None:
+    text = "[" + piece * ((1 << 20) // len(piece))
+    began = time.perf_counter()
+    asked = a1111_fields.read({"prompt": text, "negative_prompt": text}, MODELS, has_image=False)
+    a1111_prompt.read(text, "prompt", {}, applies=True)
+    assert time.perf_counter() - began < 8, "a bound, far under the minutes that a quadratic reading takes"
+    assert [fault.field for fault in (*asked.faults, *parse(asked.body)[1])] == ["prompt", "negative_prompt"]
+
+
+def test_editing_is_found_beside_what_only_looks_like_it() -> None:
+    read = a1111_prompt.read("[a] [b:0.5] [c:d:0.5] x AND y [e:f:g] [h|i] [j", "prompt", MODELS, applies=True)
+    (warning,) = read.warnings
+    assert warning["message"].endswith("stay as they are: [c:d:0.5], AND, [h|i]")
 
 
 def test_a_lora_goes_by_the_name_it_was_trained_under_where_no_file_and_no_other_has_it() -> None:

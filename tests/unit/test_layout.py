@@ -67,7 +67,7 @@ ALLOWED: dict[str, set[str]] = {
     "infotext": {"a1111_names", "request"},
     "images": {"infotext", "request"},
     "metadata": set(),
-    "comfyui": set(),
+    "comfyui": {"families.table"},
     "recipes": {"a1111_names", "comfyui", "metadata", "schema"},
     "api_keys": set(),
     "callers": {"api_keys", "errors"},

@@ -2,6 +2,7 @@
 
 import io
 import json
+import time
 import zlib
 from typing import Any
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from mezzotint import images, metadata, recipes
+from mezzotint import images, infotext, metadata, recipes
 from mezzotint.request import Hires, Output
 from mezzotint.schema import RequestInput, parse
 from tests.pictures import picture, png_chunk
@@ -117,13 +118,26 @@ def test_the_weights_of_a_lora_are_read_in_every_form_or_warned_of(tag: str, sca
     assert [tag in warning for warning in found.warnings] == [True] * (not is_all)
 
 
-@pytest.mark.parametrize("encoding", ["utf-16-be", "utf-16-le"])
-def test_a_user_comment_is_read_in_either_byte_order(encoding: str) -> None:
+@pytest.mark.parametrize("encoding", ["utf-16-be", "utf-16-le", "utf-16"])
+@pytest.mark.parametrize("text", [A1111, "猫 " + A1111, "一" * 400 + A1111, "猫 and nothing more"])
+def test_a_user_comment_is_read_in_either_byte_order(encoding: str, text: str) -> None:
     exif = Image.Exif()
-    exif.get_ifd(0x8769)[0x9286] = b"UNICODE\0" + A1111.encode(encoding)
+    exif.get_ifd(0x8769)[0x9286] = b"UNICODE\0" + text.encode(encoding)
     file = io.BytesIO()
     picture().save(file, "JPEG", exif=exif)
-    assert metadata.texts(file.getvalue())["parameters"] == A1111
+    assert metadata.texts(file.getvalue())["parameters"] == text
+
+
+@pytest.mark.parametrize(
+    "piece", ["a", "lorem ipsum dolor sit amet ", " ", "a:", 'a:"', 'a:"\\\\', "<lora:a", "<lora:", "a, ", "Steps: 1, "]
+)
+def test_a_megabyte_of_any_text_is_read_at_once(piece: str) -> None:
+    for start in ("", "<lora:"):
+        text = start + piece * ((1 << 20) // len(piece) - 10)
+        began = time.perf_counter()
+        recipes.png_info(png(parameters=text))
+        recipes.of_texts({"parameters": f"{text}\n{A1111}"})
+        assert time.perf_counter() - began < 8, "a bound, far under the minutes that a quadratic reading takes"
 
 
 def test_invokeai_is_read() -> None:
@@ -164,6 +178,12 @@ def comfy(**sampler: Any) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def of_graph(graph: dict[str, Any]) -> recipes.Recipe:
+    found = recipes.of_texts({"prompt": json.dumps(graph)})
+    assert found is not None
+    return found
+
+
 def test_a_graph_of_comfyui_is_followed_to_its_ends() -> None:
     text = json.dumps(comfy()).replace('"denoise": 1.0', '"denoise": NaN')
     found = recipes.of_picture(png(prompt=text))
@@ -175,7 +195,7 @@ def test_a_graph_of_comfyui_is_followed_to_its_ends() -> None:
         "loras": [{"name": "ink", "scale": 0.6}],
     }  # fmt: skip
     circle = comfy() | {"2": {"class_type": "LoraLoader", "inputs": {"model": ["2", 0], "lora_name": "a"}}}
-    assert recipes.of_texts({"prompt": json.dumps(circle)}) is not None  # ends all the same
+    assert of_graph(circle).body["loras"] == [{"name": "a", "scale": 1.0}]  # ends all the same
 
 
 def test_a_graph_of_comfyui_with_more_than_is_read_says_so() -> None:
@@ -188,6 +208,69 @@ def test_a_graph_of_comfyui_with_more_than_is_read_says_so() -> None:
     assert ("width" in found.body, found.body["height"]) == (False, 32)
     assert any("another node" in warning for warning in found.warnings)
     assert any("2 samplers" in warning for warning in found.warnings)
+
+
+def test_a_value_that_comfyui_keeps_in_a_node_of_its_own_is_read_or_warned_of() -> None:
+    graph = comfy(seed=["7", 0], steps=["8", 0], cfg=["90", 0])
+    graph["3"]["inputs"]["text"], graph["4"]["inputs"]["text"] = ["9", 0], ["10", 0]
+    graph |= {
+        "7": {"class_type": "PrimitiveInt", "inputs": {"value": 77, "control_after_generate": "fixed"}},
+        "8": {"class_type": "INTConstant", "inputs": {"value": 6}},
+        "9": {"class_type": "PrimitiveString", "inputs": {"value": "a ship"}},
+        "10": {"class_type": "StringConcatenate", "inputs": {"string_a": ["9", 0], "string_b": "rain"}},
+    }
+    found = of_graph(graph)
+    assert (found.body["seed"], found.body["num_inference_steps"], found.body["prompt"]) == (77, 6, "a ship")
+    assert {"guidance_scale", "negative_prompt"}.isdisjoint(found.body)
+    told = [warning for warning in found.warnings if "another node" in warning]
+    assert ["its cfg" in told[0], "its negative_prompt" in told[1], len(told)] == [True, True, 2]
+
+
+@pytest.mark.parametrize(
+    ("kind", "inputs", "body", "needs", "warns"),
+    [
+        ("EmptySD3LatentImage", {"width": 96, "height": 32}, {"width": 96, "height": 32}, (), False),
+        ("VAEEncode", {"pixels": ["8", 0]}, {"strength": 0.6}, ("image",), False),
+        ("VAEEncodeForInpaint", {"pixels": ["8", 0]}, {"strength": 0.6}, ("image", "mask"), False),
+        ("LatentUpscale", {"width": 96, "height": 32}, {}, (), True),
+    ],
+)
+def test_what_a_graph_of_comfyui_begins_at_is_told(
+    kind: str, inputs: dict[str, Any], body: dict[str, Any], needs: tuple[str, ...], warns: bool
+) -> None:
+    found = of_graph(comfy(denoise=0.6) | {"5": {"class_type": kind, "inputs": inputs}})
+    assert {name: found.body.get(name) for name in ("width", "height", "strength") if name in found.body} == body
+    assert (found.needs, any(f"node {kind!r} is not known" in one for one in found.warnings)) == (needs, warns)
+
+
+def test_what_no_request_may_have_is_left_out_of_a_recipe_and_warned_of() -> None:
+    found = of_graph(comfy(cfg=float("nan"), seed=2**64 - 1, steps=5.0, sampler_name="ddim"))
+    assert {"guidance_scale", "seed", "scheduler", "scheduler_options"}.isdisjoint(found.body)
+    assert found.body["num_inference_steps"] == 5
+    assert parse(found.body)[1] == []
+    for part in ("guidance_scale", "seed", "sampler 'ddim' with scheduler 'karras'"):
+        assert any(part in warning for warning in found.warnings)
+    long = recipes.of_texts({"parameters": "x" * 20_000 + "\n" + A1111})
+    assert long is not None
+    assert [fault.field for fault in parse(long.body)[1]] == ["prompt"]
+
+
+@pytest.mark.parametrize("blur", [0, 4])
+def test_a_mask_of_automatic1111s_text_is_asked_for_and_used_as_it_was(blur: int) -> None:
+    asked = request(strength=0.5, mask_blur=blur, padding_mask_crop=12)
+    found = recipes.of_texts({"parameters": infotext.write(asked, 8, MADE_WITH, {})})
+    assert found is not None
+    assert found.needs == ("image", "mask")
+    assert (found.body.get("mask_blur", 0), found.body["padding_mask_crop"]) == (blur, 12)
+    assert found.body["resize_mode"] == "original"
+
+
+def test_what_automatic1111s_text_cannot_bring_here_is_said() -> None:
+    hires = 'Hires upscale: 2, Hires steps: 150, Hires upscaler: 4x-UltraSharp, ControlNet 1: "Module: canny"'
+    found = recipes.of_texts({"parameters": A1111.replace("strength: 0.4", f"strength: 0.1, {hires}")})
+    assert found is not None
+    assert found.needs == ("controlnets",)
+    assert ["of 150 steps" in found.warnings[0], "4x-UltraSharp" in found.warnings[1]] == [True, True]
 
 
 def test_a_bomb_of_text_is_left_out() -> None:

@@ -2,11 +2,12 @@ from dataclasses import replace
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mezzotint import advice
+from mezzotint import advice, images, metadata
 from mezzotint.catalog import TYPES, LoraDefaults, Model
 from mezzotint.errors import STATUS, InvalidRequest
 from mezzotint.request import Resolved
@@ -325,13 +326,29 @@ def test_a_picture_larger_than_its_format_can_hold_is_refused_before_it_is_drawn
         assert resolved(sent(name, **changes), world).request
 
 
-def test_prompts_that_leave_a_jpegs_metadata_no_room_are_warned_of() -> None:
-    def codes(**sent: Any) -> list[str]:
-        return [warning["code"] for warning in resolved({"width": 64, "height": 64, **sent}).warnings]
-
-    assert codes(prompt="🏠" * 10_000, negative_prompt="🏠" * 3_000, output={"format": "jpeg"}) == ["metadata_too_long"]
-    assert codes(prompt="a" * 10_000, negative_prompt="b" * 10_000, output={"format": "jpeg"}) == []
-    assert codes(prompt="🏠" * 10_000, negative_prompt="🏠" * 3_000, output={"format": "webp"}) == []
+@pytest.mark.parametrize(
+    ("form", "prompt", "field"),
+    [
+        ("jpeg", "🏠" * 17_000, "output.format"),
+        ("jpeg", "é" * 15_000, "prompt"),  # the text alone
+        ("jpeg", "a" * 18_000, None),
+        ("webp", "🏠" * 4_000, "prompt"),
+        ("webp", "猫" * 6_000, None),
+        ("png", "猫" * 11_000, "prompt"),  # of six letters each in JSON
+        ("png", "a" * 20_000, None),
+    ],
+)
+def test_prompts_that_leave_the_metadata_no_room_are_warned_of(form: str, prompt: str, field: str | None) -> None:
+    texts = {"prompt": prompt[:10_000], "negative_prompt": prompt[10_000:]}
+    sent = {"width": 64, "height": 64, "guidance_scale": 2.0, "output": {"format": form}} | texts
+    warned = [(warning["code"], warning["field"]) for warning in resolved(sent).warnings]
+    assert warned == ([] if field is None else [("metadata_too_long", field)])
+    made_with = {"model": {"id": "icons", "sha256": "ab" * 32}, "versions": {"mezzotint": "0"}}
+    file = images.encode(np.zeros((8, 8, 3), np.uint8), resolved(sent).request, 7, made_with, {})
+    assert ("mezzotint" in metadata.texts(file), "parameters" in metadata.texts(file)) == (
+        field is None,
+        field != "output.format",
+    )
 
 
 def test_a_size_far_from_the_models_own_is_a_warning() -> None:

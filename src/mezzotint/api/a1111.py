@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+from dataclasses import replace
 from typing import Annotated, Any
 
 from fastapi import APIRouter, BackgroundTasks, Depends, Query, Request
@@ -9,6 +10,7 @@ from fastapi.responses import JSONResponse
 
 from mezzotint.api import (
     a1111_answer,
+    a1111_errors,
     a1111_fields,
     a1111_options,
     a1111_pictures,
@@ -16,6 +18,7 @@ from mezzotint.api import (
     foreign,
     foreign_bodies,
 )
+from mezzotint.api.a1111_reading import Fields
 from mezzotint.api.a1111_tasks import Task, Tasks, caller, owner
 from mezzotint.api.inference import Ops, leaving
 from mezzotint.api.reading import IdempotencyKey, read_json
@@ -79,8 +82,11 @@ async def interrupt(
     request: Request, ops: Ops, sent: Body, known: Known, id_task: Annotated[str | None, Query(max_length=128)] = None
 ) -> dict[str, Any]:
     """Stop it within one step. Its waiting call answers with what was done by then."""
-    named = sent.get("id_task")
-    _, session = await _chosen(request, ops, known, named if isinstance(named, str) else id_task)
+    fields = Fields(sent)
+    named = fields.text("id_task", "") or id_task
+    if fields.faults:
+        raise InvalidRequest(fields.faults)
+    _, session = await _chosen(request, ops, known, named)
     if session is not None:
         with contextlib.suppress(Conflict):  # it ended meanwhile
             await ops.cancel(session.id)
@@ -154,8 +160,17 @@ async def _draw(
     output = kept.body.get("output", {}) | given.body.get("output", {})
     settings = kept.body | given.body | ({"output": output} if output else {})
     pictures = await a1111_pictures.keep(ops, asked)
-    noted = Foreign(route=route, compared=sent, ignored=(*asked.ignored, *given.ignored), warnings=asked.warnings)
-    session = await foreign.accept(request, ops, asked.body | settings | pictures, noted, key)
+    noted = Foreign(
+        route=route,
+        compared=foreign.without_nulls(sent),
+        ignored=(*asked.ignored, *given.ignored),
+        warnings=asked.warnings,
+    )
+    try:
+        session = await foreign.accept(request, ops, asked.body | settings | pictures, noted, key)
+    except InvalidRequest as error:
+        faults = [replace(one, field=a1111_errors.sent_as(one.field, asked)) for one in error.faults]
+        raise InvalidRequest(faults) from None
     known.add(session.id, caller(request), asked.task_id)
     if asked.stores_settings and given.kept:
         await ops.keep_options(owner(), given.kept)

@@ -18,6 +18,7 @@ _MODES = {
 }
 PLAIN_RESOLUTION = 512
 MAX_RESOLUTION = 2048
+MAX_THRESHOLD = 1_000_000  # far above what any preprocessor takes, which its own check says
 _NONE = ("", "none")
 _FREE = ("low_vram", "lowvram", "use_preview_as_input", "guess_mode", "guessmode", "save_detected_map")
 
@@ -52,12 +53,12 @@ def read_unit(sent: Any, path: str, models: Mapping[str, Model], faults: list[Fa
             Fault(field=path.rstrip("."), code="invalid_value", message=f"{path.rstrip('.')} must be an object")
         )
         return None
-    if sent.get("enabled") is False:
-        return None
     fields = Fields(sent, path)
-    fields.free("enabled", *_FREE)
-    image: Any = fields.get("image", "input_image")
-    mask: Any = fields.get("mask", "mask_image")
+    if not fields.flag("enabled", True):
+        return None
+    fields.free(*_FREE)
+    image: Any = fields.get("image") or fields.get("input_image")  # "" is not sent
+    mask: Any = fields.get("mask") or fields.get("mask_image")
     both = Fields(image if isinstance(image, dict) else {}, f"{path}image.")
     if isinstance(image, dict):
         mask, image = both.get("mask") or mask, both.get("image")
@@ -80,7 +81,7 @@ def read_unit(sent: Any, path: str, models: Mapping[str, Model], faults: list[Fa
     resolution = fields.whole("processor_res", PLAIN_RESOLUTION, -1, MAX_RESOLUTION)
     resolution = resolution if resolution > 0 else PLAIN_RESOLUTION
     is_perfect = fields.flag("pixel_perfect", False)
-    thresholds = options(preprocessor, fields.get("threshold_a"), fields.get("threshold_b"))
+    thresholds = options(preprocessor, fields, "threshold_a", "threshold_b")
     fields.neutral(("hr_option",), lambda value: value in ("Both", 0, "HiResFixOption.BOTH"), 'send "Both"')
     faults += fields.faults
     return Unit(
@@ -93,13 +94,14 @@ def read_unit(sent: Any, path: str, models: Mapping[str, Model], faults: list[Fa
     )
 
 
-def options(preprocessor: str, threshold_a: Any, threshold_b: Any) -> dict[str, float]:
-    """Thresholds by the order of a preprocessor's own options; null or below 0 is its default."""
+def options(preprocessor: str, fields: Fields, *names: str) -> dict[str, float]:
+    """Thresholds of these names by the order of a preprocessor's own options; null or below 0 is its default."""
     known = PREPROCESSORS.get(preprocessor)
     found: dict[str, float] = {}
     own = {name: option for name, option in known.options.items() if name != "resolution"} if known else {}
-    for (name, option), value in zip(own.items(), (threshold_a, threshold_b), strict=False):
-        if isinstance(value, int | float) and not isinstance(value, bool) and value >= 0:
+    values = [fields.number(name, -1.0, -MAX_THRESHOLD, MAX_THRESHOLD) for name in names]
+    for (name, option), value in zip(own.items(), values, strict=False):
+        if value >= 0:
             found[name] = int(value) if option.whole else float(value)
     return found
 

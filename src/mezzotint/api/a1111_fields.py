@@ -12,10 +12,12 @@ from mezzotint.api.a1111_controlnet import Unit, read_unit
 from mezzotint.api.a1111_reading import Fields
 from mezzotint.catalog import Model
 from mezzotint.errors import Fault
+from mezzotint.schema import MAX_IMAGES
 
 MAX_UNITS = 3
 MAX_TASK_ID = 128
 MAX_SEED = 2**53
+MAX_PROMPT = 10_000  # characters, tags and all; a longer one is not looked at, and our own reading refuses it
 
 _RESIZE = ("stretch", "crop", "pad")
 _FREE = (
@@ -60,12 +62,16 @@ def read(sent: dict[str, Any], models: Mapping[str, Model], *, has_image: bool) 
     body: dict[str, Any] = {
         "prompt_syntax": "weighted",
         "preview": {"every_steps": a1111_names.PREVIEW_EVERY_STEPS},
-        "num_images": fields.whole("batch_size", 1, 1, 64) * fields.whole("n_iter", 1, 1, 64),
+        "num_images": fields.whole("batch_size", 1, 1, MAX_IMAGES) * fields.whole("n_iter", 1, 1, MAX_IMAGES),
         "num_inference_steps": fields.whole("steps", 50, 1, 1000),
         "guidance_scale": fields.number("cfg_scale", 7.0, 0, 50),
         "width": fields.whole("width", 512, 1, 65_536),
         "height": fields.whole("height", 512, 1, 65_536),
     }
+    if body["num_images"] > MAX_IMAGES:
+        fields.wrong("n_iter", f"times batch_size must be at most {MAX_IMAGES}; got {body['num_images']}")
+    if fields.flag("cancel_on_disconnect", False):
+        body["cancel_on_disconnect"] = True
     seed = fields.whole("seed", -1, -MAX_SEED, MAX_SEED)
     if seed >= 0:
         body["seed"] = seed
@@ -75,6 +81,9 @@ def read(sent: dict[str, Any], models: Mapping[str, Model], *, has_image: bool) 
     prompt, negative = fields.text("prompt", ""), fields.text("negative_prompt", "")
     applies = not fields.flag("disable_extra_networks", False)
     for name, text in (("prompt", prompt), ("negative_prompt", negative)):
+        if len(text) > MAX_PROMPT:
+            body[name] = text
+            continue
         found = a1111_prompt.read(text, name, models, applies=applies)
         body[name] = found.text
         fields.faults += found.faults
@@ -84,7 +93,7 @@ def read(sent: dict[str, Any], models: Mapping[str, Model], *, has_image: bool) 
     sampler = _sampler(fields, body, warnings)
     _neutral(fields)
     image, mask = _picture(fields, body) if has_image else (None, None)
-    _hires(fields, body, has_image=has_image)
+    _hires(fields, body, warnings, has_image=has_image)
     units, ignored = _scripts(fields, models)
     settings = fields.table("override_settings")
     task_id = fields.get("force_task_id")
@@ -119,7 +128,8 @@ def _sampler(fields: Fields, body: dict[str, Any], warnings: list[dict[str, Any]
     try:
         found, options = a1111_names.find(name, schedule)
     except a1111_names.UnknownName as error:
-        fields.faults.append(Fault(field="sampler_name", code="sampler_not_found", message=str(error)))
+        field = "scheduler" if isinstance(error, a1111_names.UnknownSchedule) else "sampler_name"
+        fields.faults.append(Fault(field=field, code="sampler_not_found", message=str(error)))
         return None
     except a1111_names.Unfit as error:
         fields.faults.append(Fault(field="scheduler", code="unsupported_field", message=str(error)))
@@ -155,7 +165,7 @@ def _at_most_zero(value: Any) -> bool:
     return isinstance(value, int | float) and value <= 0
 
 
-def _hires(fields: Fields, body: dict[str, Any], *, has_image: bool) -> None:
+def _hires(fields: Fields, body: dict[str, Any], warnings: list[dict[str, Any]], *, has_image: bool) -> None:
     """The second, larger pass of txt2img. What belongs to it is not read while it is off."""
     fields.neutral(("firstphase_width", "firstphase_height", "firstpass_image"), lambda value: value in (0, ""), _OUT)
     if has_image:
@@ -168,6 +178,8 @@ def _hires(fields: Fields, body: dict[str, Any], *, has_image: bool) -> None:
     strength = fields.number("denoising_strength", 0.75, 0, 1)
     steps = fields.whole("hr_second_pass_steps", 0, 0, 1000) or body["num_inference_steps"]
     hires: dict[str, Any] = {"strength": strength, "steps": a1111_names.asked_steps(steps, strength)}
+    if told := a1111_names.cut(steps, strength):
+        warnings.append({"code": "steps_cut", "message": told, "field": "hr_second_pass_steps"})
     sides = {name: fields.whole(f"hr_resize_{axis}", 0, 0, 65_536) for axis, name in (("x", "width"), ("y", "height"))}
     scale = fields.number("hr_scale", 2.0, 1, 8)
     given: dict[str, Any] = {name: side for name, side in sides.items() if side}

@@ -54,12 +54,13 @@ async def detect(ops: Operations, fields: Fields) -> dict[str, Any]:
     pictures = fields.get("controlnet_input_images", "controlnet_images")
     if not isinstance(pictures, list) or not pictures or not all(isinstance(one, str) for one in pictures):
         fields.wrong("controlnet_input_images", "must be a list of pictures as base64")
-    thresholds = fields.get("controlnet_threshold_a"), fields.get("controlnet_threshold_b")
+    thresholds = a1111_controlnet.options(preprocessor, fields, "controlnet_threshold_a", "controlnet_threshold_b")
     resolution = fields.whole("controlnet_processor_res", _PLAIN_RESOLUTION, -1, 2048)
-    fields.free("low_vram", *() if fields.get("controlnet_masks") else ("controlnet_masks",))
+    fields.free("low_vram")
+    fields.idle("controlnet_masks")
     if fields.faults:
         raise InvalidRequest(fields.faults)
-    options: dict[str, Any] = a1111_controlnet.options(preprocessor, *thresholds)
+    options: dict[str, Any] = dict(thresholds)
     if preprocessor != "none":
         options["resolution"] = resolution if resolution > 0 else _PLAIN_RESOLUTION
     made = []

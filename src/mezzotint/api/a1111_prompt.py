@@ -10,7 +10,8 @@ from mezzotint.catalog import Model
 from mezzotint.errors import Fault
 
 _TAG = re.compile(r"<(lora|lyco|hypernet):([^:<>]{1,256})((?::[^:<>]{0,64})*)>", re.IGNORECASE)
-_EDITING = (re.compile(r"\[[^\[\]]*:[^\[\]]*:[\d.]+\]"), re.compile(r"\[[^\[\]]*\|[^\[\]]*\]"), re.compile(r"\sAND\s"))
+_BRACKETS = re.compile(r"\[([^\[\]]*+)\]|\sAND\s")  # `*+` gives nothing back: linear in any text
+_PART = re.compile(r"[\d.]+")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,11 +36,19 @@ def read(text: str, field: str, models: Mapping[str, Model], *, applies: bool) -
     elif applies:
         for tag in tags:
             _take(tag, field, models, loras, faults)
-    edited = [found[0].strip() for pattern in _EDITING for found in pattern.finditer(text)]
+    edited = [found[0].strip() for found in _BRACKETS.finditer(text) if _is_editing(found[1])]
     if edited:
         message = f"prompt editing is not done; the words stay as they are: {', '.join(edited)[:200]}"
         warnings.append({"code": "prompt_editing", "message": message, "field": field})
     return Prompt(text=_TAG.sub("", text), loras=loras, faults=tuple(faults), warnings=tuple(warnings))
+
+
+def _is_editing(inside: str | None) -> bool:
+    """Of `a:b:0.5`, `a|b`, and of AND, which has no brackets."""
+    if inside is None or "|" in inside:
+        return True
+    parts = inside.rsplit(":", 2)
+    return len(parts) == 3 and _PART.fullmatch(parts[2]) is not None
 
 
 def _take(

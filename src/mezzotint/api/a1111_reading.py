@@ -70,6 +70,11 @@ class Fields:
         """Taken at any value: they do not concern the picture."""
         self._asked.update(names)
 
+    def idle(self, name: str) -> None:
+        """Known, and nothing is done with it: it counts as unknown unless it is empty."""
+        if not self._sent.get(name):
+            self._asked.add(name)
+
     def wrong(self, name: str, rule: str, code: str = "invalid_value") -> None:
         field = self._path + name
         self.faults.append(Fault(field=field, code=code, message=f"{field} {rule}"))

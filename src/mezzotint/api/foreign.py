@@ -9,9 +9,28 @@ from fastapi import Request
 
 from mezzotint.errors import ErrorInfo, RunFailure
 from mezzotint.operations import Foreign, Operations
+from mezzotint.schema import field_of
 from mezzotint.session import Session, State
 
 MAX_IGNORED_CHARACTERS = 1024
+MAX_LEVELS = 8  # below a field, in which nulls are looked for: no field that is known lies deeper
+
+
+def without_nulls(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """null is the same as not sent, at any level; what `metadata` holds is the caller's own."""
+    return {
+        name: value if field_of(name) == "metadata" else _without_nulls(value, MAX_LEVELS)
+        for name, value in fields.items()
+        if value is not None
+    }
+
+
+def _without_nulls(value: Any, levels: int) -> Any:
+    if levels and isinstance(value, dict):
+        return {name: _without_nulls(one, levels - 1) for name, one in value.items() if one is not None}
+    if levels and isinstance(value, list):
+        return [_without_nulls(one, levels - 1) for one in value]
+    return value
 
 
 async def accept(

@@ -31,7 +31,7 @@ async def generate(request: Request, ops: Ops, idempotency_key: IdempotencyKey =
     sent = read_json(await request.body())
     if not isinstance(sent, dict):
         raise CallerError("the body must be a JSON object", code="invalid_value")
-    fields = openai_fields.without_nulls(sent)
+    fields = foreign.without_nulls(sent)
     asked = openai_fields.translate(fields, ops.own_steps(_model(fields), fields))
     noted = Foreign(route="/v1/images/generations", compared=fields)
     session = await foreign.accept(request, ops, asked.body, noted, idempotency_key)
@@ -42,7 +42,7 @@ async def generate(request: Request, ops: Ops, idempotency_key: IdempotencyKey =
 async def edit(request: Request, ops: Ops, idempotency_key: IdempotencyKey = None) -> Response:
     """Pictures that begin at one, and with a mask change only what is transparent in it. multipart/form-data."""
     form = await openai_forms.read(request, ops.max_upload_bytes)
-    fields = openai_fields.without_nulls(form.fields)
+    fields = foreign.without_nulls(form.fields)
     own_steps = ops.own_steps(_model(fields), fields)
     asked = openai_fields.translate(fields, own_steps, is_edit=True, has_mask=form.mask is not None)
     kept = await ops.add_asset(form.images[0], "image", field="image")

@@ -36,11 +36,6 @@ class Asked:
     safety_identifier: str | None
 
 
-def without_nulls(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """null is the same as not sent."""
-    return {name: value for name, value in fields.items() if value is not None}
-
-
 def translate(fields: Mapping[str, Any], own_steps: int, *, is_edit: bool = False, has_mask: bool = False) -> Asked:
     """Fields that OpenAI does not have go through to our own reading. Raises InvalidRequest with every fault.
 

@@ -14,7 +14,7 @@ from starlette.datastructures import UploadFile
 
 from mezzotint.errors import Fault, InvalidRequest
 from mezzotint.fieldnames import fold
-from mezzotint.schema import TEXT_FIELDS
+from mezzotint.schema import TEXT_FIELDS, field_of
 
 MAX_FILES = 64
 MAX_FIELDS = 256
@@ -88,13 +88,17 @@ def nested(texts: list[tuple[str, str]], faults: list[Fault]) -> dict[str, Any]:
     for name, text in texts:
         found = _NAME.fullmatch(name)
         if found is None:
+            if not _is_known(name.partition("[")[0]):
+                fields[name[:64]] = text  # a field that nobody knows does not fail
+                continue
             faults.append(_bad(name[:64], f"the name {name[:64]!r} is not a field, metadata[a], xs[] or loras[][name]"))
             continue
         top, keys = found[1], re.findall(r"\[([^\[\]]*)\]", found[2])
-        if "[object Object]" in text:
+        own_name = next((key for key in reversed(keys) if key), top)
+        if "[object Object]" in text and fold(own_name) not in _TEXT:
             faults.append(_bad(top, f"{top} arrived as [object Object]; send it as JSON text"))
             continue
-        value = _value(next((key for key in reversed(keys) if key), top), text)
+        value = _value(own_name, text)
         if keys[-1:] == [""] and "" not in keys[:-1]:
             lists.setdefault((top, *keys[:-1]), []).append(value)
         elif keys[:1] == [""] and "" not in keys[1:]:
@@ -128,6 +132,10 @@ def _put(fields: dict[str, Any], path: Sequence[str], value: Any) -> bool:
         return False
     fields[path[-1]] = value
     return True
+
+
+def _is_known(name: str) -> bool:
+    return field_of(name) is not None or fold(name) in _TEXT
 
 
 def _value(name: str, text: str) -> Any:

@@ -259,11 +259,13 @@ class Worker:
             self._device_id.partition(":")[0] if self._device_id.startswith("cpu") else self._device_id
         )
         versions = _versions()
+        spacings: dict[str, str] = {}  # of the timesteps, by model id, where its own scheduler says one
 
         def load(model: wire.ModelRef) -> "Family":
             failpoints.reached("load.start")
             plain = _load(model, device, executors.loaded_in(model.executor, model.dtype))
             failpoints.reached("load.mid")
+            spacings[model.id] = plain.scheduler_config.get("timestep_spacing", "")
             self._refused.pop(model.id, None)
             try:
                 return executors.open_with(
@@ -298,7 +300,7 @@ class Worker:
                 "TI hashes": [(ref.id, ref.sha256) for ref in submit.embeddings],
             }
             vae = Path(model.vae).name, model.vae_sha256
-            file = images.encode(pixels.numpy(), request, request.seed, made, hashes, vae)
+            file = images.encode(pixels.numpy(), request, request.seed, made, hashes, vae, spacings.get(model.id, ""))
             return file, images.thumbnail(pixels.numpy())
 
         meter = HostMeter() if device.type == "cpu" else CudaMeter(device)
