@@ -1,3 +1,5 @@
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -50,3 +52,11 @@ def test_any_text_is_parsed_and_nothing_but_marks_is_lost(text: str) -> None:
     letters = "".join(piece for piece, _ in parts if piece is not None).replace(" ", "")
     assert letters.count("a") == text.count("a")
     assert letters.count("b") == text.count("b")
+
+
+@pytest.mark.parametrize("text", ["(" * 10_000, "(a" * 5000, "[:" * 5000, "(:" + "1" * 9990, "([a)b]" * 1600])
+def test_any_prompt_is_parsed_at_once(text: str) -> None:
+    """Its model's other sessions wait meanwhile. It took half a minute."""
+    started = time.perf_counter()
+    assert all(abs(weight) <= MAX_WEIGHT for _, weight in parse(text))
+    assert time.perf_counter() - started < 2

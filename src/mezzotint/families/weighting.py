@@ -1,13 +1,16 @@
 """The `weighted` prompt syntax: texts with weights, and where a new window starts. Pure text; must not tokenise."""
 
 import re
+from collections import Counter
+from collections.abc import Iterator
 
 BREAK = None  # in place of a text: the next one starts in a new window
 
 Part = tuple[str | None, float]
+_Span = tuple[int, int, float]  # of parts: the first, the one behind the last, and what they are weighed with
 
 _UP = 1.1
-_WEIGHT = re.compile(r":\s*([+-]?(?:\d+\.?\d*|\.\d+))\s*\)")
+_WEIGHT = re.compile(r":\s*+([+-]?(?:\d++(?:\.\d*+)?|\.\d++))\s*+\)")
 _BREAK = re.compile(r"\bBREAK\b")
 MAX_WEIGHT = 100.0  # beyond, a number is a slip; the words are drawn as far up as this
 
@@ -18,32 +21,44 @@ def parse(text: str) -> list[Part]:
     `(x)` is 1.1, `(x:1.5)` is 1.5, `[x]` is 1/1.1; nesting multiplies; `\(`, `\)`, `\[`, `\]`, `\\` are the characters
     themselves; a bracket left open closes at the end; `BREAK` gives (BREAK, 1.0). Never fails.
     """
-    parts: list[Part] = []
+    parts: list[list[str]] = [[]]  # characters; a bracket begins one where it opens and where it closes
     opened: dict[str, list[int]] = {"(": [], "[": []}
+    spans: dict[str, list[_Span]] = {"(": [], "[": []}
+
+    def close(kind: str, factor: float) -> None:
+        spans[kind].append((opened[kind].pop(), len(parts), factor))
+
     at = 0
     while at < len(text):
         mark = text[at]
         step = 1
         if mark == "\\" and text[at + 1 : at + 2] in ("(", ")", "[", "]", "\\") and at + 1 < len(text):
-            _add(parts, text[at + 1])
+            parts[-1].append(text[at + 1])
             step = 2
         elif mark in opened:
             opened[mark].append(len(parts))
-            parts.append(("", 1.0))  # so that the bracket's content is not joined with what is before
+            parts.append([])
         elif mark == ":" and opened["("] and (found := _WEIGHT.match(text, at)):
-            _scale(parts, opened["("].pop(), float(found[1]))
+            close("(", float(found[1]))
+            parts.append([])
             step = found.end() - at
         elif mark == ")" and opened["("]:
-            _scale(parts, opened["("].pop(), _UP)
+            close("(", _UP)
+            parts.append([])
         elif mark == "]" and opened["["]:
-            _scale(parts, opened["["].pop(), 1 / _UP)
+            close("[", 1 / _UP)
+            parts.append([])
         else:
-            _add(parts, mark)
+            parts[-1].append(mark)
         at += step
     for kind, factor in (("(", _UP), ("[", 1 / _UP)):
-        for start in opened[kind]:
-            _scale(parts, start, factor)
-    return _joined(parts)
+        while opened[kind]:
+            close(kind, factor)
+    weights = [
+        _bounded(round_ * square)
+        for round_, square in zip(_factors(spans["("], len(parts)), _factors(spans["["], len(parts)), strict=True)
+    ]
+    return _joined([("".join(part), weight) for part, weight in zip(parts, weights, strict=True)])
 
 
 def plain(text: str) -> list[Part]:
@@ -51,18 +66,19 @@ def plain(text: str) -> list[Part]:
     return [(text, 1.0)]
 
 
-def _add(parts: list[Part], character: str) -> None:
-    if parts and parts[-1][1] == 1.0:
-        parts[-1] = (f"{parts[-1][0]}{character}", 1.0)
-    else:
-        parts.append((character, 1.0))
+def _factors(spans: list[_Span], count: int) -> Iterator[float]:
+    """Of each of so many parts: the product of the spans around it, which lie within one another or apart."""
+    starts, ends = {start: factor for start, _, factor in spans}, Counter(end for _, end, _ in spans)
+    around = [1.0]
+    for part in range(count):
+        del around[len(around) - ends[part] :]
+        if part in starts:
+            around.append(_bounded(around[-1] * starts[part]))
+        yield around[-1]
 
 
-def _scale(parts: list[Part], start: int, factor: float) -> None:
-    for number in range(start, len(parts)):
-        text, weight = parts[number]
-        parts[number] = (text, max(-MAX_WEIGHT, min(MAX_WEIGHT, weight * factor)))
-    parts.append(("", 1.0))  # what follows is outside
+def _bounded(weight: float) -> float:
+    return max(-MAX_WEIGHT, min(MAX_WEIGHT, weight))
 
 
 def _joined(parts: list[Part]) -> list[Part]:
