@@ -52,7 +52,6 @@ from tests.unit.test_request import faults
         ),
         ({"type": "inpainting"}, {"mask", "image"}),
     ],
-    ids=str,
 )
 def test_a_fault_hides_no_other(body: dict[str, object], fields: set[str]) -> None:
     assert faults(body).keys() == fields
