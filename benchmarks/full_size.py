@@ -1,6 +1,7 @@
 """One request on a full-size Stable Diffusion 1.5 with random weights: diffusers with its defaults, and Mezzotint over
 HTTP as `mezzotint models tune` sets it up, in float32 and in the dtype that it finds fastest. Run it by
-`python -m benchmarks.full_size --size 256 --tune`, later without it. Random weights cost the same as trained ones.
+`python -m benchmarks.full_size --size 256 --tune`, later without it; with `--lora` all sides draw with one of rank 16.
+Random weights cost the same as trained ones.
 
 A shared machine is a fifth slower for minutes at a time, whatever runs on it: so all sides have their turns in rounds,
 and what counts is the median of the rounds' ratios.
@@ -13,6 +14,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx2
 
@@ -25,6 +27,8 @@ import sys, time, torch
 from diffusers import StableDiffusionPipeline
 pipeline = StableDiffusionPipeline.from_pretrained(sys.argv[1], dtype=torch.float32)
 pipeline.set_progress_bar_config(disable=True)
+if sys.argv[5]:
+    pipeline.load_lora_weights(sys.argv[5])
 def draw():
     pipeline("a rocket", width=int(sys.argv[2]), height=int(sys.argv[2]), num_inference_steps=int(sys.argv[3]),
              generator=torch.Generator().manual_seed(1))
@@ -84,19 +88,43 @@ def build() -> Path:
     return path
 
 
+def build_lora(model: Path) -> Path:
+    """Of random factors for every linear layer of the attention blocks, as kohya's scripts adapt by default. Kept."""
+    path = model.with_name("random-lora.safetensors")
+    if path.exists():
+        return path
+    import torch
+    from diffusers import UNet2DConditionModel
+    from safetensors.torch import save_file
+
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(model / "unet"))
+    tensors = {}
+    for name, layer in unet.named_modules():
+        if ".attentions." in name and isinstance(layer, torch.nn.Linear):
+            tensors[f"unet.{name}.lora_A.weight"] = torch.randn(16, layer.in_features) / layer.in_features**0.5
+            tensors[f"unet.{name}.lora_B.weight"] = torch.randn(layer.out_features, 16) / 100
+    save_file(tensors, path)
+    return path
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--runs", type=int, default=3, help="of each side in a round")
+    parser.add_argument("--lora", action="store_true")
     parser.add_argument("--tune", action="store_true", help="first; it takes minutes, and its result stays")
     asked = parser.parse_args()
     model = build()
+    lora = build_lora(model) if asked.lora else None
     if asked.tune:
         subprocess.run([machine.MEZZOTINT, "models", "tune", model.name, "--models", model.parent], check=True)
-    rounds, least = zip(*(_round(model, asked) for _ in range(asked.rounds)), strict=True)
-    print(f"{machine.describe()}, SD 1.5 random, {asked.size} px, {asked.steps} steps, median of {asked.rounds} rounds")
+    rounds, least = zip(*(_round(model, lora, asked) for _ in range(asked.rounds)), strict=True)
+    what = f"SD 1.5 random{', a LoRA' if lora else ''}, {asked.size} px, {asked.steps} steps"
+    print(f"{machine.describe()}, {what}, median of {asked.rounds} rounds")
     for name in rounds[0]:
         seconds = statistics.median(taken for times in rounds for taken in times[name])
         faster = [statistics.median(times["diffusers"]) / statistics.median(times[name]) for times in rounds]
@@ -110,9 +138,10 @@ def main() -> None:
     machine.keep("full_size", {"least_float32_s": least, "asked": vars(asked), "rounds_s": rounds})
 
 
-def _round(model: Path, asked: argparse.Namespace) -> tuple[dict[str, list[float]], float]:
+def _round(model: Path, lora: Path | None, asked: argparse.Namespace) -> tuple[dict[str, list[float]], float]:
     """Seconds of each side's requests, and what diffusers' products would take at the rate of a large one."""
     command = [sys.executable, "-c", PEER, str(model), str(asked.size), str(asked.steps), str(asked.runs)]
+    command.append("" if lora is None else str(lora))
     told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     *taken, least = map(float, told.split())
     times = {"diffusers": taken}
@@ -123,24 +152,25 @@ def _round(model: Path, asked: argparse.Namespace) -> tuple[dict[str, list[float
                 Path(folder) / "data", "--models", str(model.parent), "--executor", "auto", "--dtype", dtype
             ) as url,
         ):
-            _draw(url, model.name, asked)  # loads the model
+            body = {"model": model.name, "loras": [] if lora is None else [{"name": lora.stem}]}
+            _, ran = _draw(url, body, asked)  # loads the model
             with Client(url) as client:
                 machine.wait_for_rest(client)  # what the spare still does would count
-            with_what = httpx2.get(f"{url}/api/models/{model.name}").raise_for_status().json()["executors"]["cpu:0"]
-            name = f"{dtype}: {with_what['executor']} {with_what['dtype']}"
-            times[name] = [_draw(url, model.name, asked) for _ in range(asked.runs)]
+            name = f"{dtype}: {ran}"
+            times[name] = [_draw(url, body, asked)[0] for _ in range(asked.runs)]
     return times, least
 
 
-def _draw(url: str, model: str, asked: argparse.Namespace) -> float:
-    body = {"model": model, "prompt": "a rocket", "width": asked.size, "height": asked.size, "steps": asked.steps}
+def _draw(url: str, body: dict[str, Any], asked: argparse.Namespace) -> tuple[float, str]:
+    """Seconds, and what ran it."""
+    body |= {"prompt": "a rocket", "width": asked.size, "height": asked.size, "steps": asked.steps}
     started = time.perf_counter()
     answer = httpx2.post(
         f"{url}/api/inference/sessions", json=body | {"seed": 1}, headers={"Prefer": "wait=600"}, timeout=700
     )
     session = answer.raise_for_status().json()
     assert session["state"] == "succeeded", session["error"]
-    return time.perf_counter() - started
+    return time.perf_counter() - started, "{executor} {dtype}".format(**session["usage"])
 
 
 if __name__ == "__main__":
