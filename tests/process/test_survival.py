@@ -162,14 +162,15 @@ def test_a_stop_lets_running_sessions_end_and_leaves_nothing_behind(server: Runn
     assert server.client.session(session_id)["state"] == "succeeded"
 
 
-def test_a_stop_holds_the_calls_that_wait_and_refuses_new_ones(server: RunningServer) -> None:
-    with ThreadPoolExecutor() as pool:
+def test_a_stop_holds_the_calls_that_wait_and_refuses_new_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MEZZOTINT_DRAIN_S", "300")
+    with RunningServer(tmp_path / "data") as server, ThreadPoolExecutor() as pool:
         held = pool.submit(
             httpx2.post,
             f"{server.url}/api/inference/sessions",
-            json={"prompt": "x", "steps": 400},
-            headers={"Prefer": "wait=60"},
-            timeout=60,
+            json={"prompt": "x", "steps": 200},
+            headers={"Prefer": "wait=300"},
+            timeout=300,
         )
         (running,) = wait_for(lambda: list(server.client.sessions(active=True)), 60)
         wait_for(lambda: server.client.session(running["id"])["progress"]["step"] > 0, 60)
@@ -179,9 +180,8 @@ def test_a_stop_holds_the_calls_that_wait_and_refuses_new_ones(server: RunningSe
         assert (refused.status_code, refused.json()["code"]) == (503, "not_ready")
         answer = held.result()
         assert (answer.status_code, answer.json()["state"]) == (200, "succeeded")
+        server.client.close()
         assert server.process.wait(30) == 0
-    server.client.close()
-    server.start()
 
 
 def test_a_stop_that_does_not_wait_tells_whoever_waits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
