@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,9 @@ from mezzotint.errors import SetupError, TryLater
 from mezzotint.store.kinds import UNSYNCED, Engine
 
 READERS = 4
+RESERVE_BYTES = 1 << 20
+PIECE_BYTES = 1 << 16  # what is given up at a time, since others take what a write leaves of it
+ENOUGH_BYTES = 4 * RESERVE_BYTES
 
 T = TypeVar("T")
 
@@ -140,10 +144,33 @@ def committed(connection: Connection, mark: str) -> bool:
     raise NotImplementedError("no transaction here is ever in doubt")
 
 
+def set_aside(url: URL) -> bool:
+    reserve = _reserve(url)
+    with suppress(OSError):
+        if reserve.exists() and reserve.stat().st_size >= RESERVE_BYTES:
+            return True
+        if shutil.disk_usage(reserve.parent).free >= ENOUGH_BYTES:
+            reserve.write_bytes(os.urandom(RESERVE_BYTES))  # not zeros, for which a disk may keep no room
+            return True
+    return False
+
+
+def draw_on(url: URL) -> bool:
+    with suppress(OSError):
+        if (left := _reserve(url).stat().st_size) > 0:
+            os.truncate(_reserve(url), max(0, left - PIECE_BYTES))
+            return True
+    return False
+
+
 async def tidy(writer: Engine) -> None:
     """Move the log into the database and cut it to nothing, as far as other processes' reading allows."""
     with suppress(sqlite3.OperationalError):  # a full disk: the log stays, as durable as the database
         await writer.run(_emptied)
+
+
+def _reserve(url: URL) -> Path:
+    return Path(f"{url.database}.reserve")
 
 
 def _emptied(connection: Connection) -> bool:
