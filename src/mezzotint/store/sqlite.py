@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from sqlalchemy import URL, Connection, create_engine, event
 from sqlalchemy.exc import DBAPIError
 
+from mezzotint.disk import draft_of, sync_folder
 from mezzotint.errors import SetupError, TryLater
 from mezzotint.store.kinds import UNSYNCED, Engine
 
@@ -211,17 +212,16 @@ def _touch(path: str) -> None:
 
 def _copy(path: Path, name: str) -> None:
     """All that is committed, in one file, on the disk before it takes its name; then the older copies go."""
-    copy, temporary = path.with_name(f"{path.name}.{name}"), path.with_name(f".{path.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    _touch(str(temporary))
-    with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(temporary)) as target:
-        source.backup(target)
-    for synced in (temporary, path.parent):
-        descriptor = os.open(synced, os.O_RDONLY | os.O_CLOEXEC)
-        os.fsync(descriptor)
-        os.close(descriptor)
-        if synced is temporary:
-            temporary.rename(copy)
+    for stray in path.parent.glob(f".{path.name}.*.tmp"):
+        stray.unlink()
+    copy = path.with_name(f"{path.name}.{name}")
+    with draft_of(copy) as draft:
+        _touch(str(draft))
+        with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(draft)) as target:
+            source.backup(target)
+        with draft.open("rb") as file:
+            os.fsync(file.fileno())
+    sync_folder(path.parent)
     for older in path.parent.glob(f"{path.name}.before-*"):
         if older != copy:
             older.unlink()
