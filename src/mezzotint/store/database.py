@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 import structlog
-from sqlalchemy import URL, Connection
+from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from mezzotint.errors import TryLater
@@ -71,7 +71,7 @@ class Database:
             async with self.writing:
                 answer = await (self._freeing(body) if frees else self.transaction(body, unsynced=unsynced))
                 if not self._is_set_aside:
-                    self._is_set_aside = await self._room(self._engines.kind.set_aside)
+                    self._is_set_aside = await self._engines.kind.set_aside(self._engines.address, self._engines.writer)
                 return answer
 
         return await self.unbroken(run)
@@ -81,12 +81,9 @@ class Database:
             try:
                 return await self.transaction(body)
             except TryLater as error:
-                if error.code != "storage_full" or not await self._room(self._engines.kind.draw_on):
+                if error.code != "storage_full" or not await self._engines.kind.draw_on(self._engines.address):
                     raise
                 self._is_set_aside = False
-
-    async def _room(self, change: Callable[[URL], bool]) -> bool:
-        return await asyncio.to_thread(change, self._engines.address)
 
     async def transaction(self, body: Callable[[Work], T], *, unsynced: bool = False) -> T:
         """Owns the database from its first statement; commits unless the body raises. Only inside `writing`.

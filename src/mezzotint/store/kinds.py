@@ -59,10 +59,10 @@ class Kind(Protocol):
     def committed(self, connection: Connection, mark: str) -> bool:
         """Whether the marked transaction, which can go on no more, was committed."""
 
-    def set_aside(self, url: URL) -> bool:
-        """Whether the room on the disk is whole that is kept for when it is full; makes it so where there is enough."""
+    async def set_aside(self, url: URL, writer: Engine) -> bool:
+        """Make whole the room on the disk that is kept for when it is full. False while there is not enough."""
 
-    def draw_on(self, url: URL) -> bool:
+    async def draw_on(self, url: URL) -> bool:
         """Give up a piece of that room; only for what frees or stops something. False when none is left."""
 
     async def tidy(self, writer: Engine) -> None:

@@ -133,11 +133,11 @@ def committed(connection: Connection, mark: str) -> bool:
     return bool(connection.exec_driver_sql("SELECT token FROM last_commit").scalar_one() == mark)
 
 
-def set_aside(url: URL) -> bool:
+async def set_aside(url: URL, writer: Engine) -> bool:
     return True  # the server's disk is not ours
 
 
-def draw_on(url: URL) -> bool:
+async def draw_on(url: URL) -> bool:
     return False
 
 

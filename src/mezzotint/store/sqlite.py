@@ -145,23 +145,16 @@ def committed(connection: Connection, mark: str) -> bool:
     raise NotImplementedError("no transaction here is ever in doubt")
 
 
-def set_aside(url: URL) -> bool:
-    reserve = _reserve(url)
-    with suppress(OSError):
-        if reserve.exists() and reserve.stat().st_size >= RESERVE_BYTES:
-            return True
-        if shutil.disk_usage(reserve.parent).free >= ENOUGH_BYTES:
-            reserve.write_bytes(os.urandom(RESERVE_BYTES))  # not zeros, for which a disk may keep no room
-            return True
-    return False
+async def set_aside(url: URL, writer: Engine) -> bool:
+    is_whole = await asyncio.to_thread(_set_aside, _reserve(url))
+    if not is_whole:
+        with suppress(sqlite3.Error, DBAPIError):  # then what is written next has its room in the log
+            await writer.run(lambda connection: _checkpoint(connection, "PASSIVE"))
+    return is_whole
 
 
-def draw_on(url: URL) -> bool:
-    with suppress(OSError):
-        if (left := _reserve(url).stat().st_size) > 0:
-            os.truncate(_reserve(url), max(0, left - PIECE_BYTES))
-            return True
-    return False
+async def draw_on(url: URL) -> bool:
+    return await asyncio.to_thread(_draw_on, _reserve(url))
 
 
 async def tidy(writer: Engine) -> None:
@@ -174,10 +167,33 @@ def _reserve(url: URL) -> Path:
     return Path(f"{url.database}.reserve")
 
 
+def _set_aside(reserve: Path) -> bool:
+    with suppress(OSError):
+        if reserve.exists() and reserve.stat().st_size >= RESERVE_BYTES:
+            return True
+        if shutil.disk_usage(reserve.parent).free >= ENOUGH_BYTES:
+            reserve.write_bytes(os.urandom(RESERVE_BYTES))  # not zeros, for which a disk may keep no room
+            return True
+    return False
+
+
+def _draw_on(reserve: Path) -> bool:
+    with suppress(OSError):
+        if (left := reserve.stat().st_size) > 0:
+            os.truncate(reserve, max(0, left - PIECE_BYTES))
+            return True
+    return False
+
+
 def _emptied(connection: Connection) -> bool:
-    """Whether another process kept the log from being moved. Below SQLAlchemy, since no transaction may be open."""
+    """Whether another process kept the log from being moved."""
+    return _checkpoint(connection, "TRUNCATE")
+
+
+def _checkpoint(connection: Connection, how: str) -> bool:
+    """Whether it was kept from being done. Below SQLAlchemy, since no transaction may be open."""
     driver: Any = connection.connection.driver_connection
-    ((busy, _, _),) = driver.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    ((busy, _, _),) = driver.execute(f"PRAGMA wal_checkpoint({how})").fetchall()
     return bool(busy)
 
 
