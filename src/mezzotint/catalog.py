@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mezzotint import facts
+from mezzotint.disk import draft_of
 from mezzotint.facts import TYPES as TYPES
 from mezzotint.facts import LoraDefaults as LoraDefaults
 from mezzotint.facts import Model as Model
@@ -195,11 +196,10 @@ class Catalog:
         if (known := self._noted(path, part)) is not None:
             return known
         note, found = self._note(path, part), self._hash(path, part)
-        draft = note.with_suffix(f".{os.getpid()}.tmp")
         with contextlib.suppress(OSError):  # who comes next hashes again: the model itself is as usable as ever
             self._cache.mkdir(parents=True, exist_ok=True)
-            draft.write_text(found)
-            draft.replace(note)
+            with draft_of(note) as draft:
+                draft.write_text(found)
         return found
 
     def _hash(self, path: Path, part: str = "") -> str:

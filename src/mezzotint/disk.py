@@ -1,6 +1,8 @@
 """What makes a file survive a power cut, itself and its name. Must not know what is in it."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -11,6 +13,20 @@ def write_new(path: Path, data: bytes | memoryview) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+@contextmanager
+def draft_of(path: Path) -> Iterator[Path]:
+    """A file beside it, to be written: it takes the place of `path` afterwards. Where anything fails it is removed."""
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    draft.unlink(missing_ok=True)  # of a process that was killed
+    try:
+        yield draft
+        draft.replace(path)
+    except BaseException:
+        with suppress(OSError):  # the disk may fail at this too
+            draft.unlink(missing_ok=True)
+        raise
 
 
 def sync_folder(folder: Path) -> None:

@@ -6,6 +6,7 @@ What is written holds only what determines the picture, so that equal pixels giv
 import io
 import json
 import zlib
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -94,10 +95,27 @@ def preview(pixels: "np.ndarray[Any, np.dtype[np.uint8]]", output: Output, max_p
 
 def metadata(request: Request, seed: int, made_with: dict[str, Any]) -> dict[str, Any]:
     """The `mezzotint` chunk: enough to draw the same picture again."""
-    fields = {name: value for name, value in msgspec.to_builtins(request).items() if name not in _NOT_THE_PICTURE}
+    told = msgspec.to_builtins(_drawn(request))
+    fields = {name: value for name, value in told.items() if name not in _NOT_THE_PICTURE}
     for control in fields["controlnets"]:
         del control["image"]
     return {"v": 1, "seed": seed, "request": fields, **made_with}
+
+
+def _drawn(request: Request) -> Request:
+    """The same without what has no effect, as advice.py warns, and its type by what goes in, whatever it was called."""
+    given = {
+        "inpainting": request.mask,
+        "img2img": request.image,
+        "controlnet": request.controlnets,
+        "lora": request.loras,
+    }
+    return replace(
+        request,
+        type=next((kind for kind, one in given.items() if one), "text2img"),
+        eta=request.eta if request.scheduler == "ddim" else 0.0,
+        resize_mode="stretch" if request.image is None else request.resize_mode,
+    )
 
 
 def _png_text(text: str, record: str) -> PngInfo | None:

@@ -4,7 +4,6 @@ Kept in one JSON file per device in the cache, so that a restart does not forget
 machine is not always as busy. Deleting a file costs new measuring; one that cannot be read is left out with a warning.
 """
 
-import os
 import statistics
 import time
 from collections import Counter
@@ -15,6 +14,7 @@ import msgspec
 import structlog
 
 from mezzotint import profiles
+from mezzotint.disk import draft_of
 from mezzotint.workers import wire
 
 log = structlog.get_logger(__name__)
@@ -153,10 +153,9 @@ class Measurements:
             gflops=self._gflops.get(device, {}),
         )
         file = self.file(device)
-        draft = file.with_name(f".{file.name}.{os.getpid()}.tmp")
         try:
             file.parent.mkdir(parents=True, exist_ok=True)
-            draft.write_bytes(msgspec.json.encode(content))
-            draft.replace(file)
+            with draft_of(file) as draft:
+                draft.write_bytes(msgspec.json.encode(content))
         except OSError as error:
             log.warning("measurements cannot be kept", file=str(file), why=error.strerror)

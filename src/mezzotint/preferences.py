@@ -4,14 +4,13 @@ Must not decide what a request gets: the catalog lays it over the model's own fa
 """
 
 import json
-import os
 import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mezzotint.disk import sync_folder
+from mezzotint.disk import draft_of, sync_folder, write_new
 from mezzotint.errors import Fault, InvalidRequest, SetupError, not_taken
 from mezzotint.facts import RULES, Model, fitting
 from mezzotint.families.table import MAX_STEPS, SCHEDULER_STEPS
@@ -56,12 +55,8 @@ class Preferences:
 
 
 def _write(target: Path, settings: Mapping[str, Any]) -> None:
-    draft = target.with_name(f".{target.name}.tmp")
-    with draft.open("w", encoding="utf-8") as file:
-        json.dump(settings, file, indent=2)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(target)
+    with draft_of(target) as draft:
+        write_new(draft, json.dumps(settings, indent=2).encode())
     sync_folder(target.parent)
 
 

@@ -4,13 +4,14 @@ One JSON file per model and device, with the ranking as it was measured; deletin
 """
 
 import functools
-import os
 import platform
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import msgspec
+
+from mezzotint.disk import draft_of
 
 # Mean absolute difference from torch float32, of 255, over the probe pictures, that a candidate may show.
 MAX_DIFFERENCE = {"float32": 0.5, "bfloat16": 4.0, "float16": 4.0}
@@ -135,9 +136,8 @@ def read(cache: Path, sha256: str, device: str, threads: int) -> Profile | None:
 def write(cache: Path, profile: Profile) -> None:
     file = file_of(cache, profile.model, profile.device)
     file.parent.mkdir(parents=True, exist_ok=True)
-    draft = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    draft.write_bytes(msgspec.json.format(msgspec.json.encode(profile), indent=2))
-    draft.replace(file)
+    with draft_of(file) as draft:
+        draft.write_bytes(msgspec.json.format(msgspec.json.encode(profile), indent=2))
 
 
 def graphs_of(cache: Path, sha256: str) -> Path:

@@ -44,7 +44,7 @@ class Retention:
         """Forget all that is old by then. Returns how many sessions. Raises TryLater; what is left waits."""
         count = 0
         while self._days is not None:
-            gone = await self._prune(before=now - self._days * DAY_S)
+            gone = await self._store.prune(before=now - self._days * DAY_S, limit=SLICE)
             for session_id in gone:
                 await self._blobs.delete(session_id)
                 self._events.forget(session_id)
@@ -55,16 +55,6 @@ class Retention:
             pass
         await self._store.batches.forget(before=now - KEYS_KEPT_S)
         return count
-
-    async def _prune(self, *, before: float) -> list[str]:
-        try:
-            return await self._store.prune(before=before, limit=SLICE)
-        except TryLater as error:
-            if error.code != "storage_full":
-                raise
-        for session_id in await self._store.ended_before(before, limit=SLICE):
-            await self._blobs.delete(session_id)  # the room that they free is what a full disk lacks
-        return await self._store.prune(before=before, limit=SLICE)
 
     async def sweep_files(self) -> int:
         """Remove what a kill left of sessions that were never accepted, and pictures that were never recorded.

@@ -18,6 +18,8 @@ import pytest
 from mezzotint.errors import TryLater
 from mezzotint.events import Events
 from mezzotint.retention import DAY_S, Retention
+from mezzotint.session import State, Usage
+from mezzotint.store import sqlite
 from mezzotint.store.blobs import Blobs
 from mezzotint.store.sql import Store
 from tests.process.conftest import RunningServer, wait_for
@@ -152,6 +154,8 @@ def test_a_full_disk_refuses_by_name_and_work_goes_on_when_there_is_room(small_d
         assert (refused.status_code, refused.json()["code"]) == (507, "storage_full")
         assert server.client.image(before)  # reading goes on
         assert caller.state(running) == "running"
+        assert httpx2.post(f"{server.url}{SESSIONS}/{running}/cancel", timeout=30).status_code == 200, "so does this"
+        assert server.client.wait(running)["state"] == "cancelled"
         gone = httpx2.delete(f"{server.url}{SESSIONS}/{large}", timeout=30)
         assert gone.status_code == 204, "who is told to free some space can"
         ballast.unlink()
@@ -159,8 +163,6 @@ def test_a_full_disk_refuses_by_name_and_work_goes_on_when_there_is_room(small_d
         after = caller.send(steps=2)
         assert time.monotonic() - freed < 10
         assert server.client.wait(after)["state"] == "succeeded"
-        server.client.cancel(running)
-        assert server.client.wait(running)["state"] == "cancelled"
         assert server.stop() == 0
         assert check(server.data, caller.acknowledged, {}) == []
 
@@ -182,10 +184,55 @@ async def test_what_is_old_makes_room_on_a_full_disk(small_disk: Path) -> None:
     await store.close()
 
 
+@pytest.mark.anyio
+async def test_on_a_full_disk_sessions_are_stopped_and_removed_and_none_is_accepted(small_disk: Path) -> None:
+    store = await Store.open(f"sqlite:///{small_disk / 'db'}")
+    waiting, begun = [f"ses_{number}" for number in range(40)], ("ses_a", "ses_b")
+    for session_id in (*waiting, *begun):
+        await store.add(session_id, request(), warnings=[], now=100.0)
+    for session_id in begun:
+        await store.claim(session_id, worker="w", device="cpu:0", now=100.0)
+    (ballast := small_disk / "ballast").touch()
+    fill(ballast)
+    for number, session_id in enumerate(waiting):
+        if number < 4:
+            with pytest.raises(TryLater, match="full"):
+                await crowd(store)
+        cancelled = await store.request_cancel(session_id, now=101.0)
+        assert cancelled is not None
+        assert cancelled.state == "cancelled"
+        assert await store.delete(session_id)
+    assert await store.request_pause("ses_a")
+    assert await store.paused("ses_a", attempt=1, spans={}, usage=Usage(), now=101.0)
+    assert await store.finish("ses_b", attempt=1, state=State.FAILED, now=101.0, spans={}, usage=Usage())
+    ballast.unlink()
+    assert await store.resume("ses_a", now=102.0)
+    assert (small_disk / "db.reserve").stat().st_size == sqlite.RESERVE_BYTES, "for the next time"
+    await store.close()
+
+
+@pytest.mark.anyio
+async def test_on_a_full_disk_pictures_go_after_the_row(small_disk: Path) -> None:
+    store, blobs = await Store.open(f"sqlite:///{small_disk / 'db'}"), Blobs(small_disk / "sessions")
+    await store.add("ses_0", request(), warnings=[], now=100.0)
+    await store.request_cancel("ses_0", now=100.0)
+    await blobs.put("ses_0", b"a picture")
+    fill(small_disk / "ballast")
+    (small_disk / "db.reserve").unlink(missing_ok=True)  # nothing is left to give
+    fill(small_disk / "more")
+    with pytest.raises(TryLater, match="full"):
+        await crowd(store)
+    with pytest.raises(TryLater, match="full"):
+        await Retention(store, blobs, Events(), retention_days=1).sweep(101.0 + DAY_S)
+    assert await store.get("ses_0") is not None
+    assert len([*blobs.folder("ses_0").iterdir()]) == 1
+    await store.close()
+
+
 async def crowd(store: Store) -> None:
     """Until the log has no room for one more."""
     for number in itertools.count():
-        await store.add(f"ses_new_{number}", request(), warnings=[], now=100.0)
+        await store.add(f"ses_new_{number}_{time.monotonic_ns()}", request(), warnings=[], now=100.0)
 
 
 def fill(ballast: Path) -> None:

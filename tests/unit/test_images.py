@@ -84,6 +84,30 @@ def test_another_autoencoder_is_told_with_its_hash_in_the_text_alone() -> None:
     assert "VAE" not in encoded(request()).info["parameters"]
 
 
+INK = (LoraUse(name="ink", scale=0.7),)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"loras": INK, "type": "lora"}, {"loras": INK}),
+        ({"image": "asset:a", "strength": 0.5, "loras": INK, "type": "lora"},
+         {"image": "asset:a", "strength": 0.5, "loras": INK, "type": "img2img"}),
+        ({"resize_mode": "crop"}, {}),
+        ({"scheduler": "euler", "eta": 0.5}, {"scheduler": "euler"}),
+    ],
+)  # fmt: skip
+def test_requests_that_draw_the_same_pixels_make_the_same_file(one: dict[str, Any], other: dict[str, Any]) -> None:
+    files = [images.encode(PIXELS, request(**fields), 7, MADE_WITH, {}) for fields in (one, other)]
+    assert files[0] == files[1]
+
+
+@pytest.mark.parametrize("fields", [{"eta": 0.5}, {"image": "asset:a", "strength": 0.5, "resize_mode": "crop"}])
+def test_what_has_an_effect_is_told(fields: dict[str, Any]) -> None:
+    told = json.loads(encoded(request(**fields)).info["mezzotint"])["request"]
+    assert {name: value for name, value in fields.items() if name != "image"}.items() <= told.items()
+
+
 def test_a_thumbnail_is_a_small_webp_of_a_picture_that_is_larger() -> None:
     large = np.random.default_rng(1).integers(0, 256, (300, 600, 3), dtype=np.uint8)
     small = Image.open(io.BytesIO(images.thumbnail(large)))

@@ -9,7 +9,6 @@ import hashlib
 import importlib
 import json
 import math
-import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
@@ -20,6 +19,7 @@ import msgspec
 import torch
 from torch import Tensor
 
+from mezzotint.disk import draft_of
 from mezzotint.engine import factors
 from mezzotint.engine.stopwatch import why
 from mezzotint.families.base import Executor
@@ -79,9 +79,8 @@ def check_graphs(graphs: Path) -> None:
 def write_manifest(manifest: Path, folder: Path, **facts: Any) -> None:
     """Record what `folder` holds now, beside it or in it, so that a later change is seen."""
     named = {path.name: _digest(path) for path in sorted(folder.iterdir()) if path.suffix in (".xml", ".bin", ".blob")}
-    draft = manifest.with_name(f".{manifest.name}.{os.getpid()}.tmp")
-    draft.write_text(json.dumps({"files": named, **facts}, indent=2))
-    draft.replace(manifest)
+    with draft_of(manifest) as draft:
+        draft.write_text(json.dumps({"files": named, **facts}, indent=2))
 
 
 # ---- OpenVINO

@@ -5,7 +5,7 @@ import hmac
 import secrets
 from pathlib import Path
 
-from mezzotint.disk import write_new
+from mezzotint.disk import draft_of, write_new
 from mezzotint.operations.parts import Verbs
 
 KEY_BYTES = 32
@@ -27,7 +27,6 @@ class LinkVerbs(Verbs):
 def _key(path: Path) -> bytes:
     """The data folder's own, drawn when it is first needed."""
     if not path.exists():
-        draft = path.with_suffix(f".{secrets.token_hex(8)}.tmp")
-        write_new(draft, secrets.token_bytes(KEY_BYTES))
-        draft.rename(path)
+        with draft_of(path) as draft:
+            write_new(draft, secrets.token_bytes(KEY_BYTES))
     return path.read_bytes()

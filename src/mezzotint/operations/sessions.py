@@ -152,14 +152,7 @@ class SessionVerbs(Verbs):
         if not session.ended:
             message = f"session {session_id!r} is {session.state}; cancel it first"
             raise Conflict(message, code="session_active")
-        try:
-            removed = await self._parts.store.delete(session_id)
-        except TryLater as error:
-            if error.code != "storage_full":
-                raise
-            await self._parts.blobs.delete(session_id)  # the room that they free is what a full disk lacks
-            removed = await self._parts.store.delete(session_id)
-        if not removed:
+        if not await self._parts.store.delete(session_id):
             raise NotFound(f"session {session_id[:64]!r} has just been removed", code="session_not_found")
         await self._parts.blobs.delete(session_id)
         self._parts.events.forget(session_id)

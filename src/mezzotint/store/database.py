@@ -35,6 +35,7 @@ class Database:
         self._calls: set[asyncio.Future[Any]] = set()
         self._in_doubt = False
         self._broken = False  # a write failed such that the disk must first be seen to hold what is committed
+        self._is_set_aside = False  # whether room for when the disk is full is whole; seen to after each write
         self._closed = False
 
     async def close(self) -> None:
@@ -58,18 +59,31 @@ class Database:
         running.add_done_callback(self._calls.discard)
         return await asyncio.shield(running)
 
-    async def write(self, body: Callable[[Work], T], *, unsynced: bool = False) -> T:
+    async def write(self, body: Callable[[Work], T], *, unsynced: bool = False, frees: bool = False) -> T:
         """One transaction, committed unless the body raises. The body runs in a thread, or between two waits.
 
-        `unsynced`: what it changes may be lost with the machine's power.
+        `unsynced`: what it changes may be lost with the machine's power. `frees`: it stops or removes something, so
+        that on a full disk it has the room set aside; then the body runs again.
         """
 
         async def run() -> T:
             self.check_doubt()
             async with self.writing:
-                return await self.transaction(body, unsynced=unsynced)
+                answer = await (self._freeing(body) if frees else self.transaction(body, unsynced=unsynced))
+                if not self._is_set_aside:
+                    self._is_set_aside = await self._engines.kind.set_aside(self._engines.address, self._engines.writer)
+                return answer
 
         return await self.unbroken(run)
+
+    async def _freeing(self, body: Callable[[Work], T]) -> T:
+        while True:
+            try:
+                return await self.transaction(body)
+            except TryLater as error:
+                if error.code != "storage_full" or not await self._engines.kind.draw_on(self._engines.address):
+                    raise
+                self._is_set_aside = False
 
     async def transaction(self, body: Callable[[Work], T], *, unsynced: bool = False) -> T:
         """Owns the database from its first statement; commits unless the body raises. Only inside `writing`.

@@ -26,6 +26,7 @@ EXAMPLES = "sqlite:///PATH or postgresql://USER:PASSWORD@HOST/NAME"
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Engines:
     kind: Kind
+    address: URL
     writer: Engine
     readers: Engine
 
@@ -57,7 +58,7 @@ async def connect(url: str, wait_s: float) -> Engines:
         writer, readers = kind.open(address, wait_s)
     except OSError as error:
         raise _unusable(address, error.strerror) from error
-    engines = Engines(kind=kind, writer=writer, readers=readers)
+    engines = Engines(kind=kind, address=address, writer=writer, readers=readers)
     try:
         await _bring_up(engines, address)
         ready = True

@@ -59,5 +59,11 @@ class Kind(Protocol):
     def committed(self, connection: Connection, mark: str) -> bool:
         """Whether the marked transaction, which can go on no more, was committed."""
 
+    async def set_aside(self, url: URL, writer: Engine) -> bool:
+        """Make whole the room on the disk that is kept for when it is full. False while there is not enough."""
+
+    async def draw_on(self, url: URL) -> bool:
+        """Give up a piece of that room; only for what frees or stops something. False when none is left."""
+
     async def tidy(self, writer: Engine) -> None:
         """Leave the files as small as they can be. The last use of the writer."""

@@ -133,6 +133,14 @@ def committed(connection: Connection, mark: str) -> bool:
     return bool(connection.exec_driver_sql("SELECT token FROM last_commit").scalar_one() == mark)
 
 
+async def set_aside(url: URL, writer: Engine) -> bool:
+    return True  # the server's disk is not ours
+
+
+async def draw_on(url: URL) -> bool:
+    return False
+
+
 async def tidy(writer: Engine) -> None:
     """Nothing: the server looks after its own files."""
 

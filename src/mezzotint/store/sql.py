@@ -83,9 +83,9 @@ class Store:
 
     A method that changes a session returns it as it is afterwards, or None when the change came too late or from an
     attempt that no longer owns the session; then nothing changed, and the caller drops its result. Any method raises
-    TryLater, and then nothing changed: `storage_full` when the disk is full, `not_ready` when another process holds
-    the database for 5 s or a server does not answer. A caller that is cancelled while it waits leaves the change to
-    happen.
+    TryLater, and then nothing changed: `storage_full` when the disk is full (what ends, stops or removes sessions has
+    some room of its own), `not_ready` when another process holds the database for 5 s or a server does not answer. A
+    caller that is cancelled while it waits leaves the change to happen.
     """
 
     def __init__(self, database: Database, queue_size: int, events: Events | None) -> None:
@@ -288,7 +288,7 @@ class Store:
             failpoints.reached("store.before_commit")
             return ended
 
-        ended = await self._database.write(run)
+        ended = await self._database.write(run, frees=True)
         failpoints.reached("store.after_commit")
         return ended
 
@@ -301,7 +301,7 @@ class Store:
         statement = _NEVER_BEGAN if state is State.EXPIRED else ANYWAY
         change = Change(session_id, State.QUEUED, state, error.code if error else state.value, now)
         values = {"spans": dict(spans), "error": error}
-        ended = await self._database.write(lambda work: move(work, change, statement, **values))
+        ended = await self._database.write(lambda work: move(work, change, statement, **values), frees=True)
         self._intake.left(now)
         return ended
 
@@ -326,7 +326,7 @@ class Store:
                 move(work, Change(session_id, State(state), State.CANCELLED, "cancel", now), ANYWAY, **values)
             return state, find(work.connection, session_id)
 
-        state, found = await self._database.write(run)
+        state, found = await self._database.write(run, frees=True)
         if state == State.QUEUED:
             self._intake.left(now)
         return found
@@ -344,7 +344,7 @@ class Store:
             work.connection.execute(update(sessions).where(*_RUNNING, UNCANCELLED), asked)
             return find(work.connection, session_id)
 
-        return await self._database.write(run)
+        return await self._database.write(run, frees=True)
 
     async def paused(
         self, session_id: str, *, attempt: int, spans: Mapping[str, float], usage: Usage, now: float
@@ -352,7 +352,7 @@ class Store:
         """Running to paused, if that was asked for and no cancel is pending. Its checkpoint must be on disk before."""
         change = Change(session_id, State.RUNNING, State.PAUSED, "pause", now)
         values = {"of_attempt": attempt, "spans": dict(spans), "usage": usage}
-        return await self._database.write(lambda work: move(work, change, _PAUSE, **values))
+        return await self._database.write(lambda work: move(work, change, _PAUSE, **values), frees=True)
 
     async def resume(self, session_id: str, *, now: float, spans: Mapping[str, float] | None = None) -> Session | None:
         """Paused to queued, in its old place by age. Never refused for a full queue: it was accepted once."""
@@ -387,7 +387,7 @@ class Store:
         """Forget an ended session, its pictures' records and its history. False when unknown or not ended."""
         ended = delete(sessions).where(sessions.c.id == session_id, sessions.c.state.in_(FINAL))
         forget = ended.returning(sessions.c.id)
-        return await self._database.write(lambda work: work.connection.scalar(forget) is not None)
+        return await self._database.write(lambda work: work.connection.scalar(forget) is not None, frees=True)
 
     async def prune(self, *, before: float, limit: int) -> Names:
         """Forget sessions that ended before then, the oldest first, `limit` at most. Returns their ids; files stay."""
@@ -397,11 +397,7 @@ class Store:
             work.connection.execute(delete(sessions).where(sessions.c.id.in_(ids)))
             return ids
 
-        return await self._database.write(run)
-
-    async def ended_before(self, moment: float, *, limit: int) -> Names:
-        """What `prune` would forget."""
-        return await self._database.read(lambda connection: [*connection.scalars(_ended_before(moment, limit))])
+        return await self._database.write(run, frees=True)
 
     async def pictures(self, session_ids: Collection[str]) -> dict[str, frozenset[str] | None]:
         """The digests of each session's pictures, None of one that has not ended; unknown ids are left out."""

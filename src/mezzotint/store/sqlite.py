@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import shutil
 import sqlite3
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -12,10 +13,14 @@ from typing import Any, TypeVar
 from sqlalchemy import URL, Connection, create_engine, event
 from sqlalchemy.exc import DBAPIError
 
+from mezzotint.disk import draft_of, sync_folder
 from mezzotint.errors import SetupError, TryLater
 from mezzotint.store.kinds import UNSYNCED, Engine
 
 READERS = 4
+RESERVE_BYTES = 1 << 20
+PIECE_BYTES = 1 << 16  # what is given up at a time, since others take what a write leaves of it
+ENOUGH_BYTES = 4 * RESERVE_BYTES
 
 T = TypeVar("T")
 
@@ -140,16 +145,55 @@ def committed(connection: Connection, mark: str) -> bool:
     raise NotImplementedError("no transaction here is ever in doubt")
 
 
+async def set_aside(url: URL, writer: Engine) -> bool:
+    is_whole = await asyncio.to_thread(_set_aside, _reserve(url))
+    if not is_whole:
+        with suppress(sqlite3.Error, DBAPIError):  # then what is written next has its room in the log
+            await writer.run(lambda connection: _checkpoint(connection, "PASSIVE"))
+    return is_whole
+
+
+async def draw_on(url: URL) -> bool:
+    return await asyncio.to_thread(_draw_on, _reserve(url))
+
+
 async def tidy(writer: Engine) -> None:
     """Move the log into the database and cut it to nothing, as far as other processes' reading allows."""
     with suppress(sqlite3.OperationalError):  # a full disk: the log stays, as durable as the database
         await writer.run(_emptied)
 
 
+def _reserve(url: URL) -> Path:
+    return Path(f"{url.database}.reserve")
+
+
+def _set_aside(reserve: Path) -> bool:
+    with suppress(OSError):
+        if reserve.exists() and reserve.stat().st_size >= RESERVE_BYTES:
+            return True
+        if shutil.disk_usage(reserve.parent).free >= ENOUGH_BYTES:
+            reserve.write_bytes(os.urandom(RESERVE_BYTES))  # not zeros, for which a disk may keep no room
+            return True
+    return False
+
+
+def _draw_on(reserve: Path) -> bool:
+    with suppress(OSError):
+        if (left := reserve.stat().st_size) > 0:
+            os.truncate(reserve, max(0, left - PIECE_BYTES))
+            return True
+    return False
+
+
 def _emptied(connection: Connection) -> bool:
-    """Whether another process kept the log from being moved. Below SQLAlchemy, since no transaction may be open."""
+    """Whether another process kept the log from being moved."""
+    return _checkpoint(connection, "TRUNCATE")
+
+
+def _checkpoint(connection: Connection, how: str) -> bool:
+    """Whether it was kept from being done. Below SQLAlchemy, since no transaction may be open."""
     driver: Any = connection.connection.driver_connection
-    ((busy, _, _),) = driver.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+    ((busy, _, _),) = driver.execute(f"PRAGMA wal_checkpoint({how})").fetchall()
     return bool(busy)
 
 
@@ -184,17 +228,16 @@ def _touch(path: str) -> None:
 
 def _copy(path: Path, name: str) -> None:
     """All that is committed, in one file, on the disk before it takes its name; then the older copies go."""
-    copy, temporary = path.with_name(f"{path.name}.{name}"), path.with_name(f".{path.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    _touch(str(temporary))
-    with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(temporary)) as target:
-        source.backup(target)
-    for synced in (temporary, path.parent):
-        descriptor = os.open(synced, os.O_RDONLY | os.O_CLOEXEC)
-        os.fsync(descriptor)
-        os.close(descriptor)
-        if synced is temporary:
-            temporary.rename(copy)
+    for stray in path.parent.glob(f".{path.name}.*.tmp"):
+        stray.unlink()
+    copy = path.with_name(f"{path.name}.{name}")
+    with draft_of(copy) as draft:
+        _touch(str(draft))
+        with closing(sqlite3.connect(path)) as source, closing(sqlite3.connect(draft)) as target:
+            source.backup(target)
+        with draft.open("rb") as file:
+            os.fsync(file.fileno())
+    sync_folder(path.parent)
     for older in path.parent.glob(f"{path.name}.before-*"):
         if older != copy:
             older.unlink()
