@@ -244,6 +244,20 @@ def test_a_load_beside_the_steps_of_others_may_hang_too(tmp_path: Path) -> None:
     assert why(UNKNOWN_S + 1) == f"load took over {UNKNOWN_S:g} s"
 
 
+def test_a_worker_that_is_at_work_and_says_nothing_of_it_hangs(tmp_path: Path) -> None:
+    supervisor = Rig(tmp_path).supervisor
+
+    def why(phase: str | None) -> str | None:
+        beat = wire.Heartbeat(
+            phase=phase, since_s=LEAST_S + 1, memory_bytes=1, weights_bytes=1, prompt_hits=0, prompt_misses=0,
+            resident=(), loaded=(),
+        )  # fmt: skip
+        return supervisor._overdue(DEVICE, beat)
+
+    assert why(None) is None, "nothing is asked of it"
+    assert why(wire.BETWEEN) == f"{wire.BETWEEN} took over {LEAST_S:g} s"
+
+
 def test_a_killed_worker_that_does_not_die_fails_its_seat_until_it_does(tmp_path: Path) -> None:
     async def play() -> None:
         rig = Rig(tmp_path)

@@ -331,6 +331,8 @@ class Supervisor:
             if since_s <= LEAST_S or (work is None and phase in (None, "starting")):
                 continue
             limit_s = deadline_s(Costs(self._measurements.of(device), {}).seconds(work) if work else None)
+            if phase == wire.BETWEEN:
+                limit_s = LEAST_S
             if since_s > limit_s:
                 return f"{work.what if work else phase} took over {limit_s:g} s"
         return None
