@@ -5,12 +5,14 @@ import contextlib
 import errno
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from mezzotint import image_handle
 from mezzotint.measurements import Measurements
+from mezzotint.operations.models import ModelVerbs
 from mezzotint.workers import wire
 from mezzotint.workers.base import (
     GONE_S,
@@ -326,5 +328,28 @@ def test_an_image_child_that_does_not_die_is_left_behind() -> None:
         assert asyncio.get_running_loop().time() - began == image_handle.GONE_S
         process.end(-9)
         await child._telling
+
+    in_virtual_time(play())
+
+
+def test_an_unload_is_asked_of_all_devices_together_and_who_leaves_is_forgotten(tmp_path: Path) -> None:
+    async def play() -> None:
+        rig = Rig(tmp_path, devices=(DEVICE, "cpu:1"))
+        async with rig.up():
+            workers: list[Any] = [seat.worker for seat in rig.supervisor.seats.values()]
+            first, second = workers
+            for worker in workers:
+                await rig.supervisor.ask(worker, wire.Load(model=MODEL, asked=worker.id))
+            parts: Any = SimpleNamespace(
+                catalog=SimpleNamespace(models={MODEL.id: None}),
+                supervisor=rig.supervisor,
+                dispatcher=SimpleNamespace(forget_use=lambda _: None),
+            )
+            first.hang()
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(SILENT_S / 2):
+                    await ModelVerbs(parts).unload_model(MODEL.id)
+            assert second.heartbeat.resident == ()
+            assert not rig.supervisor._asked
 
     in_virtual_time(play())

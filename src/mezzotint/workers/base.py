@@ -126,10 +126,13 @@ class Supervisor:
         """Send it and wait for its answer. Raises RunFailure when the worker is lost meanwhile."""
         waiting: asyncio.Future[wire.Loaded] = asyncio.get_running_loop().create_future()
         self._asked[message.asked] = worker, waiting
-        worker.send(message)
-        if not worker.alive:
-            self._forsake(worker)
-        return await waiting
+        try:
+            worker.send(message)
+            if not worker.alive:
+                self._forsake(worker)
+            return await waiting
+        finally:
+            self._asked.pop(message.asked, None)
 
     def _forsake(self, worker: LocalWorker) -> None:
         error = RunFailure(ErrorInfo(code="worker_lost", message=f"the worker of {worker.device} was lost meanwhile"))
