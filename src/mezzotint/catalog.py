@@ -282,7 +282,7 @@ def _with_vae(model: Model, found: Mapping[str, Model]) -> Model:
     if other is None or model.id not in fitting(other, [model]):
         reason = f"its setting vae names {model.vae[:64]!r}, which is no autoencoder here that fits it"
         return replace(model, state="invalid", reason=reason)
-    return replace(model, vae_path=other.path)
+    return replace(model, vae_path=other.path, stamp=model.stamp + other.stamp)
 
 
 def _give_way() -> None:
