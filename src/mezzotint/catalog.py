@@ -21,7 +21,7 @@ from mezzotint.facts import LoraDefaults as LoraDefaults
 from mezzotint.facts import Model as Model
 from mezzotint.facts import fitting as fitting
 from mezzotint.headers import COMPONENT_SUFFIXES, lora_file, told_beside, walk, weight_files
-from mezzotint.preferences import Preferences, can_draw
+from mezzotint.preferences import Preferences, can_draw, most_steps
 
 BUNDLED = Path(__file__).parent / "bundled"
 BUNDLED_MODEL = "icons"
@@ -271,7 +271,10 @@ def _as_set(model: Model, preferred: Mapping[str, Any]) -> Model:
         for name, value in preferred.items()
         if name not in ("width", "height") or can_draw(model, value)  # it may be set for what lay here before
     }
-    return replace(model, **usable)
+    now = replace(model, **usable)
+    if now.num_inference_steps > most_steps(now):  # likewise
+        return replace(now, scheduler=model.scheduler, num_inference_steps=model.num_inference_steps)
+    return now
 
 
 def _with_vae(model: Model, found: Mapping[str, Model]) -> Model:
