@@ -62,6 +62,12 @@ def warnings(sent: RequestInput, request: Request, model: Model, models: Mapping
         if step >= request.steps:
             message = f"{request.steps} steps run, and after the last one comes the picture itself; {step} shows none"
             yield _note("no_effect", message, f"preview.at_steps[{index}]")
+    if request.preview is not None and request.preview.every_steps >= max(request.steps, 2):  # 1: as many as there are
+        every = request.preview.every_steps
+        message = (
+            f"{request.steps} steps run, and after the last one comes the picture itself; every {every} shows none"
+        )
+        yield _note("no_effect", message, "preview.every_steps")
     yield from _unused_embeddings(sent, request, model, models)
 
 

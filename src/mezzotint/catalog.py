@@ -22,7 +22,7 @@ from mezzotint.facts import LoraDefaults as LoraDefaults
 from mezzotint.facts import Model as Model
 from mezzotint.facts import fitting as fitting
 from mezzotint.headers import COMPONENT_SUFFIXES, lora_file, told_beside, walk, weight_files
-from mezzotint.preferences import Preferences, can_draw
+from mezzotint.preferences import Preferences, can_draw, most_steps
 
 BUNDLED = Path(__file__).parent / "bundled"
 BUNDLED_MODEL = "icons"
@@ -271,7 +271,10 @@ def _as_set(model: Model, preferred: Mapping[str, Any]) -> Model:
         for name, value in preferred.items()
         if name not in ("width", "height") or can_draw(model, value)  # it may be set for what lay here before
     }
-    return replace(model, **usable)
+    now = replace(model, **usable)
+    if now.num_inference_steps > most_steps(now):  # likewise
+        return replace(now, scheduler=model.scheduler, num_inference_steps=model.num_inference_steps)
+    return now
 
 
 def _with_vae(model: Model, found: Mapping[str, Model]) -> Model:
@@ -282,7 +285,7 @@ def _with_vae(model: Model, found: Mapping[str, Model]) -> Model:
     if other is None or model.id not in fitting(other, [model]):
         reason = f"its setting vae names {model.vae[:64]!r}, which is no autoencoder here that fits it"
         return replace(model, state="invalid", reason=reason)
-    return replace(model, vae_path=other.path)
+    return replace(model, vae_path=other.path, stamp=model.stamp + other.stamp)
 
 
 def _give_way() -> None:

@@ -77,7 +77,7 @@ class Model:
     path: str
     state: str  # "ready" or "invalid"
     reason: str | None = None
-    stamp: str = ""  # of names, sizes and times: another one when a file comes, changes or goes
+    stamp: str = ""  # of names, sizes and times: another one when a file of it, or of its `vae`, comes, changes or goes
     family: str = ""
     types: tuple[str, ...] = ()
     bytes: int = 0  # of weights on disk

@@ -16,6 +16,7 @@ log = structlog.get_logger(__name__)
 
 DEADLINE_S = 20.0  # for one picture, without the time it waits for its turn
 START_S = 60.0  # imports from a cold disk
+GONE_S = 10.0  # that a killed one may take to end: a disk may hold it, and then for ever
 LOSSES = 2  # a child may die of something else than the picture, so each gets a second try
 MAX_WAITING = 64
 MAX_WAITING_BYTES = 256 << 20
@@ -152,11 +153,15 @@ class _Child:
         return answer
 
     async def end(self) -> None:
-        """SIGKILL; returns when nothing of it is left."""
+        """SIGKILL; returns when nothing of it is left, or when it does not end within `GONE_S`."""
         children.kill(self.process)
         self._writer.close()
-        await self.process.wait()
-        await self._telling
+        try:
+            async with asyncio.timeout(GONE_S):
+                await self.process.wait()
+                await self._telling
+        except TimeoutError:
+            log.error("a killed image child does not end; it is left behind", pid=self.process.pid)
 
     async def _receive(self) -> wire.FromChild:
         message, blob = wire.lengths(await self._reader.readexactly(wire.HEAD_BYTES))

@@ -106,7 +106,7 @@ def check(body: Any, own: Model, before: Mapping[str, Any], models: Iterable[Mod
     if after.width * after.height > max_pixels:
         message = f"{after.width}x{after.height} is over {max_pixels} pixels; choose a smaller size"
         faults.append(Fault(field="width", code="unsupported_size", message=message))
-    if after.num_inference_steps > (most := SCHEDULER_STEPS.get(after.scheduler, MAX_STEPS)):
+    if after.num_inference_steps > (most := most_steps(after)):
         message = f"{after.scheduler} can do at most {most} steps; num_inference_steps is {after.num_inference_steps}"
         faults.append(Fault(field="num_inference_steps", code="invalid_value", message=message))
     if faults:
@@ -117,6 +117,11 @@ def check(body: Any, own: Model, before: Mapping[str, Any], models: Iterable[Mod
 def can_draw(model: Model, side: Any) -> bool:
     """Whether it is a width or height of pictures that the model draws."""
     return type(side) is int and side >= model.min_size and side % model.size_multiple == 0
+
+
+def most_steps(model: Model) -> int:
+    """That the scheduler which it uses by default can do."""
+    return SCHEDULER_STEPS.get(model.scheduler, MAX_STEPS)
 
 
 def _broken(name: str, value: Any, model: Model, models: list[Model]) -> str | None:

@@ -487,6 +487,8 @@ def test_unknown_fields_and_nulls_do_not_fail(served: RunningServer) -> None:
     answer = httpx2.post(f"{served.url}/sdapi/v1/txt2img", json=sent, timeout=60)
     assert (answer.status_code, answer.headers["x-mezzotint-ignored"]) == (200, "frobnicate")
     assert answer.headers["x-session-id"].startswith("ses_")
+    told = json.loads(answer.json()["info"])["warnings"]
+    assert [one["field"] for one in told] == ["frobnicate"], "of nothing that this dialect adds by itself"
 
 
 @pytest.mark.parametrize(

@@ -5,13 +5,17 @@ import contextlib
 import errno
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from mezzotint import image_handle
 from mezzotint.measurements import Measurements
+from mezzotint.operations.models import ModelVerbs
 from mezzotint.workers import wire
 from mezzotint.workers.base import (
+    GONE_S,
     LEAST_S,
     SETTLES_S,
     SILENT_S,
@@ -24,7 +28,7 @@ from mezzotint.workers.base import (
 )
 from tests.requests import request
 from tests.simulator.clock import in_virtual_time
-from tests.simulator.worker import MODEL, STEP, PlayedWorker
+from tests.simulator.worker import MODEL, STEP, PlayedWorker, _Process, _Writer
 from tests.simulator.world import calm_world
 
 DEVICE = "cpu:0"
@@ -240,3 +244,112 @@ def test_a_load_beside_the_steps_of_others_may_hang_too(tmp_path: Path) -> None:
 
     assert why(UNKNOWN_S - 1) is None
     assert why(UNKNOWN_S + 1) == f"load took over {UNKNOWN_S:g} s"
+
+
+def test_a_worker_that_is_at_work_and_says_nothing_of_it_hangs(tmp_path: Path) -> None:
+    supervisor = Rig(tmp_path).supervisor
+
+    def why(phase: str | None) -> str | None:
+        beat = wire.Heartbeat(
+            phase=phase, since_s=LEAST_S + 1, memory_bytes=1, weights_bytes=1, prompt_hits=0, prompt_misses=0,
+            resident=(), loaded=(),
+        )  # fmt: skip
+        return supervisor._overdue(DEVICE, beat)
+
+    assert why(None) is None, "nothing is asked of it"
+    assert why(wire.BETWEEN) == f"{wire.BETWEEN} took over {LEAST_S:g} s"
+
+
+def test_a_killed_worker_that_does_not_die_fails_its_seat_until_it_does(tmp_path: Path) -> None:
+    async def play() -> None:
+        rig = Rig(tmp_path)
+        async with rig.up() as worker:
+            seat = rig.supervisor.seats[DEVICE]
+            worker.stick()
+            await asyncio.sleep(SILENT_S + GONE_S - 5)
+            assert not worker.alive
+            assert not seat.failed
+            await asyncio.sleep(10)
+            assert seat.failed == f"its worker was killed and does not end (process {worker.pid})"
+            assert rig.lost, "its sessions go elsewhere"
+            await asyncio.sleep(10 * GONE_S)
+            assert rig.world.workers == [worker], "nobody shares its memory with another"
+            worker.die()
+            await asyncio.sleep(10)
+            assert not seat.failed
+            assert seat.worker in rig.supervisor.ready()
+
+    in_virtual_time(play())
+
+
+def test_a_spare_in_the_place_of_one_that_does_not_die_is_watched_and_replaced(tmp_path: Path) -> None:
+    async def play() -> None:
+        rig = Rig(tmp_path, keeps_spare=True)
+        async with rig.up() as worker:
+            seat = rig.supervisor.seats[DEVICE]
+            await asyncio.sleep(10)
+            worker.stick()
+            await asyncio.sleep(SILENT_S + GONE_S + 10)
+            spare: Any = seat.worker
+            assert spare in rig.supervisor.ready()
+            assert not seat.failed
+            spare.hang()
+            await asyncio.sleep(SILENT_S + 10)
+            assert not spare.alive
+            assert seat.worker in rig.supervisor.ready()
+            worker.die()
+            await asyncio.sleep(1)
+            assert seat.worker in rig.supervisor.ready()
+
+    in_virtual_time(play())
+
+
+def test_a_stop_does_not_wait_for_ever_for_a_worker_that_does_not_die(tmp_path: Path) -> None:
+    async def play() -> None:
+        rig = Rig(tmp_path)
+        async with rig.up() as worker:
+            worker.stick()
+            began = rig.world.now
+            await rig.supervisor.stop()
+            assert rig.world.now - began <= GONE_S + 2 * STOP_S
+            worker.die()
+            await worker.wait()
+
+    in_virtual_time(play())
+
+
+def test_an_image_child_that_does_not_die_is_left_behind() -> None:
+    async def play() -> None:
+        process: Any = _Process()
+        streams: Any = (asyncio.StreamReader(), _Writer())
+        child = image_handle._Child(process, streams)
+        began = asyncio.get_running_loop().time()
+        await child.end()
+        assert asyncio.get_running_loop().time() - began == image_handle.GONE_S
+        process.end(-9)
+        await child._telling
+
+    in_virtual_time(play())
+
+
+def test_an_unload_is_asked_of_all_devices_together_and_who_leaves_is_forgotten(tmp_path: Path) -> None:
+    async def play() -> None:
+        rig = Rig(tmp_path, devices=(DEVICE, "cpu:1"))
+        async with rig.up():
+            workers: list[Any] = [seat.worker for seat in rig.supervisor.seats.values()]
+            first, second = workers
+            for worker in workers:
+                await rig.supervisor.ask(worker, wire.Load(model=MODEL, asked=worker.id))
+            parts: Any = SimpleNamespace(
+                catalog=SimpleNamespace(models={MODEL.id: None}),
+                supervisor=rig.supervisor,
+                dispatcher=SimpleNamespace(forget_use=lambda _: None),
+            )
+            first.hang()
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(SILENT_S / 2):
+                    await ModelVerbs(parts).unload_model(MODEL.id)
+            assert second.heartbeat.resident == ()
+            assert not rig.supervisor._asked
+
+    in_virtual_time(play())

@@ -56,7 +56,8 @@ class Sitting:
 
 
 class PlayedWorker(LocalWorker):
-    """Started as LocalWorker is. Killed by `die`, frozen by `hang`, kept in one model call by `spin`."""
+    """Started as LocalWorker is. Killed by `die`, frozen by `hang`, kept in one model call by `spin`, and by `stick` so
+    that even a kill does not end it."""
 
     def __init__(self, worker_id: str, device: str, world: World, *, is_spare: bool) -> None:
         self._world, self._is_spare = world, is_spare
@@ -72,7 +73,7 @@ class PlayedWorker(LocalWorker):
         self._phase: str | None = "starting"
         self._work: wire.Work | None = None
         self._taken: wire.ToWorker | None = None  # and not done with
-        self._frozen = self._spinning = False
+        self._frozen = self._spinning = self._is_stuck = False
         self._playing = [asyncio.create_task(self._play()), asyncio.create_task(self._beat())]
         world.workers.append(self)
 
@@ -88,7 +89,8 @@ class PlayedWorker(LocalWorker):
 
     def kill(self) -> None:
         self.alive = False
-        self.die()
+        if not self._is_stuck:
+            self.die()
 
     # ---- faults
 
@@ -115,6 +117,10 @@ class PlayedWorker(LocalWorker):
 
     def spin(self) -> None:
         self._spinning = True
+
+    def stick(self) -> None:
+        """As in a call of a driver that does not return: its socket stays open too. `die` ends that."""
+        self._frozen = self._is_stuck = True
 
     def say(self, message: wire.FromWorker, blob: bytes = b"") -> None:
         """Whatever the child would not."""

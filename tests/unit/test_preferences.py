@@ -1,5 +1,8 @@
 """Settings of single models: checked against the model, kept across restarts, laid over its facts."""
 
+import json
+import os
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -7,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mezzotint.catalog import BUNDLED_MODEL, Catalog
+from mezzotint.catalog import BUNDLED, BUNDLED_MODEL, Catalog
 from mezzotint.errors import InvalidRequest, SetupError, TryLater
 from mezzotint.preferences import Preferences, check
 
@@ -100,11 +103,6 @@ def test_settings_made_at_the_same_time_are_all_kept(tmp_path: Path) -> None:
 
 
 def test_verifying_finds_a_byte_that_changed_behind_the_clock(tmp_path: Path) -> None:
-    import os
-    import shutil
-
-    from mezzotint.catalog import BUNDLED
-
     folder = Path(shutil.copytree(BUNDLED / BUNDLED_MODEL, tmp_path / "models" / "copy"))
     catalog = Catalog([tmp_path / "models"], tmp_path / "cache")
     catalog.scan()
@@ -131,3 +129,26 @@ def test_a_set_size_that_a_model_cannot_draw_is_kept_and_not_applied(tmp_path: P
     now = catalog.models[BUNDLED_MODEL]
     assert (now.width, now.height) == (own.width, set_before["height"])
     assert catalog.preferred(BUNDLED_MODEL) == set_before
+
+
+@pytest.mark.parametrize(
+    ("set_before", "told"),
+    [
+        ({"num_inference_steps": 60}, {"scheduler": "lcm", "num_inference_steps": 8}),
+        ({"scheduler": "lcm"}, {"num_inference_steps": 80}),
+    ],
+    ids=str,
+)
+def test_set_steps_that_a_models_scheduler_cannot_do_are_kept_and_not_applied(
+    tmp_path: Path, random_sd: Path, set_before: dict[str, Any], told: dict[str, Any]
+) -> None:
+    folder = tmp_path / "models"
+    shutil.copytree(random_sd, folder)
+    catalog = Catalog([folder], tmp_path / "cache")
+    catalog.scan()
+    catalog.prefer("tiny", set_before)
+    (folder / "tiny" / "mezzotint.json").write_text(json.dumps({"defaults": told}))  # as of another one in its place
+    catalog.scan()
+    own, now = catalog.own["tiny"], catalog.models["tiny"]
+    assert (now.scheduler, now.num_inference_steps) == (own.scheduler, own.num_inference_steps)
+    assert catalog.preferred("tiny") == set_before

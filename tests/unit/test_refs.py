@@ -143,6 +143,29 @@ async def test_one_that_cannot_be_read_is_none_and_one_that_has_changed_is_hashe
     assert refs.is_read("nothing")
 
 
+async def test_one_whose_autoencoder_was_replaced_under_its_name_is_hashed_anew(
+    tmp_path: Path, random_sd: Path
+) -> None:
+    folder = tmp_path / "models"
+    shutil.copytree(random_sd, folder)
+    shutil.copytree(folder / "tiny" / "vae", folder / "clear")
+    (folder / "tiny" / "mezzotint.json").write_text('{"defaults": {"vae": "clear"}}')
+    catalog = Catalog([folder], tmp_path / "cache")
+    catalog.scan()
+    refs = Refs(catalog)
+    first = await refs.of("tiny")
+    weights = folder / "clear" / "diffusion_pytorch_model.safetensors"
+    changed = bytearray(weights.read_bytes())
+    changed[-1] ^= 1
+    weights.write_bytes(changed)
+    catalog.scan()
+    assert refs.now("tiny") is None
+    second = await refs.of("tiny")
+    assert first is not None
+    assert second is not None
+    assert first.sha256 != second.sha256
+
+
 def test_a_file_is_not_hashed_to_its_end_once_the_catalog_is_closed(catalog: Catalog, tmp_path: Path) -> None:
     file = tmp_path / "weights"
     file.write_bytes(b"x")

@@ -3,7 +3,9 @@
 import socket
 from collections.abc import Iterator
 from types import SimpleNamespace
+from typing import Any
 
+import psutil
 import pytest
 
 from mezzotint.workers import main, wire
@@ -18,7 +20,20 @@ class Listener:
         monkeypatch.setattr(main, "time", SimpleNamespace(monotonic=lambda: self.now))
         self.end, self.theirs = socket.socketpair()
         self.end.setblocking(False)
-        self.worker = Worker(self.theirs, "cpu:0", 1, 1 << 30, is_spare=False)
+        worker: Any = Worker(self.theirs, "cpu:0", 1, 1 << 30, is_spare=False)
+        self.engine: Any = SimpleNamespace(
+            phase=None, doing=None, loading=None, resident=(), loaded=(), weights_bytes=0,
+            prompts=SimpleNamespace(hits=0, misses=0),
+        )  # fmt: skip
+        worker._engine = self.engine
+        self.worker = worker
+
+    def beats(self, seconds: float) -> tuple[str | None, float]:
+        """What the last heartbeat of so long says that the loop is in, and since when."""
+        for _ in range(int(seconds)):
+            self.now += 1
+            beat = self.worker._heartbeat(psutil.Process())
+        return beat.phase, beat.since_s
 
     def steps(self, *steps: int) -> None:
         self.worker.tell([(progress(step), b"") for step in steps])
@@ -79,3 +94,28 @@ def test_whatever_else_is_told_takes_along_the_progress_before_it(listener: List
     listener.steps(4)
     listener.worker.send(speed, b"blob")  # as a heartbeat is, from its own thread
     assert listener.heard() == [progress(1), progress(2), progress(3), phase, progress(4), speed]
+
+
+def test_a_loop_that_is_stuck_between_its_phases_is_no_idle_one(listener: Listener) -> None:
+    assert listener.beats(90) == (None, 90), "it waits for messages"
+    listener.worker._rests = False
+    assert listener.beats(5) == (wire.BETWEEN, 5)
+    listener.engine.phase = "encoding"
+    assert listener.beats(90)[0] == "encoding"
+    listener.engine.phase = None
+    assert listener.beats(1) == (wire.BETWEEN, 1), "what a long phase took does not count"
+    listener.worker._moved = listener.now
+    assert listener.beats(1) == (wire.BETWEEN, 1), "nor what came before a step"
+    listener.worker._is_spare = True
+    assert listener.beats(1)[0] is None, "it makes way for others for as long as they need"
+
+
+def test_a_loop_that_waits_for_a_message_rests(listener: Listener) -> None:
+    def stop(*_: Any) -> None:
+        assert not listener.worker._rests
+        raise StopIteration
+
+    listener.engine.idle, listener.worker._take = True, stop
+    listener.worker._inbox.put((wire.Race(), b""))
+    with pytest.raises(StopIteration):
+        listener.worker._loop(listener.engine)

@@ -165,6 +165,7 @@ async def _draw(
         compared=foreign.without_nulls(sent),
         ignored=(*asked.ignored, *given.ignored),
         warnings=asked.warnings,
+        added=("preview",),
     )
     try:
         session = await foreign.accept(request, ops, asked.body | settings | pictures, noted, key)

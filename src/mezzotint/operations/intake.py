@@ -35,6 +35,7 @@ class Foreign:
     compared: Any  # two calls with one key must agree on this: the fields as sent, with digests of their pictures
     ignored: tuple[str, ...] = ()  # fields that it does not know
     warnings: tuple[dict[str, Any], ...] = ()
+    added: tuple[str, ...] = ()  # fields of the body that its caller cannot have sent: nothing is warned of them
 
 
 async def read(
@@ -60,10 +61,12 @@ async def read(
     faults = [*beside, *faults]
     pictures = await _take(parts, sent, faults, keeps)
     resolved = resolve(sent, faults, pictures, world(parts), lambda: secrets.randbelow(2**32))
+    added = () if foreign is None else foreign.added
+    own = [one for one in resolved.warnings if str(one["field"]).partition(".")[0] not in added]
     if not in_batch:
         warnings += advice.alone(resolved.request)
     await forecast.check(parts, resolved.request)
-    return replace(resolved, warnings=(*resolved.warnings, *warnings))
+    return replace(resolved, warnings=(*own, *warnings))
 
 
 def _ignored(name: str) -> dict[str, Any]:

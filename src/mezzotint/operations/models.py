@@ -132,10 +132,15 @@ class ModelVerbs(Verbs):
         if device is not None:
             self._check_device(device)
         self._parts.dispatcher.forget_use(model_id)
-        for name in [device] if device is not None else list(self._parts.supervisor.seats):
-            worker = self._parts.supervisor.seats[name].worker
-            if worker is not None and worker.alive:
-                _raise(await self._parts.supervisor.ask(worker, wire.Unload(model_id=model_id, asked=str(ULID()))))
+        supervisor = self._parts.supervisor
+        workers = [seat.worker for name, seat in supervisor.seats.items() if device in (None, name)]
+        asking = (
+            supervisor.ask(worker, wire.Unload(model_id=model_id, asked=str(ULID())))
+            for worker in workers
+            if worker is not None and worker.alive
+        )
+        for answer in await asyncio.gather(*asking):
+            _raise(answer)
         found = self._parts.catalog.models.get(model_id)
         return self._model(found) if found is not None else {"id": model_id, "resident_on": self._resident_on(model_id)}
 

@@ -25,6 +25,7 @@ HELLO_S = 180.0  # imports from a cold disk
 SILENT_S = 10.0  # heartbeats come each second from a thread of their own
 UNKNOWN_S = 15 * 60.0  # for one load, encoding, model call or decoding of which nothing is measured
 LEAST_S, TIMES = 60.0, 20.0  # for one that is: so many times what it takes, and never less
+GONE_S = 60.0  # that a killed worker may take to end: a call of a driver or a disk may hold it, and then for ever
 WATCH_S = 1.0
 SETTLES_S = 3.0  # that a worker which took over has the cores to itself, before another spare begins
 STOP_S = 0.5  # a worker in a model call cannot hear Stop; it is killed
@@ -45,12 +46,17 @@ class Seat:
     failed_starts: int = 0  # in a row, without a Hello between
     ended: LocalWorker | None = None  # the last that was lost
     last_exit: str | None = None  # how that exited, once it has
+    stuck: str | None = None  # of a worker that was killed and does not end: who it is
     said: str | None = None  # why the worker that ends now cannot go on, in its own words
     facts: wire.DeviceFacts | None = None  # as last told
 
     @property
     def failed(self) -> str | None:
-        """Why no session can go here: several workers in a row did not come up. None: it is well, or may yet be."""
+        """Why no session can go here: several workers in a row did not come up, or one that was killed does not end.
+        None: it is well, or may yet be.
+        """
+        if self.stuck is not None:
+            return self.stuck
         return (self.last_exit or "its worker does not start") if self.failed_starts > HOPELESS_STARTS else None
 
 
@@ -96,21 +102,21 @@ class Supervisor:
             self._keeping.append(asyncio.create_task(keeping, name="keep spare"))
 
     async def stop(self) -> None:
-        """End every worker at once; returns when none is left."""
+        """End every worker at once; returns when none is left, but those that do not end within `GONE_S` of a kill."""
         self._stopping = True
         workers = self._workers()
         for worker in workers:
             worker.send(wire.Stop())
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(STOP_S):
-                await asyncio.gather(*(worker.wait() for worker in workers))
+        await asyncio.gather(*(_is_gone(worker, STOP_S) for worker in workers))
         for task in self._keeping:
             task.cancel()
         await asyncio.gather(*self._keeping, return_exceptions=True)
         workers += self._workers()  # one may have been on its way
         for worker in workers:
             worker.kill()
-        await asyncio.gather(*(worker.wait() for worker in workers))
+        gone = await asyncio.gather(*(_is_gone(worker, GONE_S) for worker in workers))
+        for worker in [worker for worker, is_gone in zip(workers, gone, strict=True) if not is_gone]:
+            log.error("a killed worker does not end; it is left behind", worker=worker.id, pid=worker.pid)
 
     def _workers(self) -> list[LocalWorker]:
         places = [*(seat.worker for seat in self.seats.values()), self.spare]
@@ -120,10 +126,13 @@ class Supervisor:
         """Send it and wait for its answer. Raises RunFailure when the worker is lost meanwhile."""
         waiting: asyncio.Future[wire.Loaded] = asyncio.get_running_loop().create_future()
         self._asked[message.asked] = worker, waiting
-        worker.send(message)
-        if not worker.alive:
-            self._forsake(worker)
-        return await waiting
+        try:
+            worker.send(message)
+            if not worker.alive:
+                self._forsake(worker)
+            return await waiting
+        finally:
+            self._asked.pop(message.asked, None)
 
     def _forsake(self, worker: LocalWorker) -> None:
         error = RunFailure(ErrorInfo(code="worker_lost", message=f"the worker of {worker.device} was lost meanwhile"))
@@ -152,7 +161,7 @@ class Supervisor:
         """Until no seat has a worker and each failed to start several times in a row; returns the last reason."""
         while not all(seat.failed for seat in self.seats.values()):
             await asyncio.sleep(0.1)
-        return next(seat.last_exit or "unknown" for seat in self.seats.values())
+        return next(seat.failed or "unknown" for seat in self.seats.values())
 
     async def _keep(self, seat: Seat) -> None:
         while not self._stopping:
@@ -164,10 +173,16 @@ class Supervisor:
                 seat.last_exit = "it could not be started; the server's log has the cause"
                 continue
             watching = asyncio.create_task(self._watch(worker), name=f"watch {worker.id}")
+            gone = asyncio.create_task(worker.wait(), name=f"wait for {worker.id}")
             try:
-                await asyncio.shield(worker.wait())
+                while not gone.done() and seat.worker in (
+                    None,
+                    worker,
+                ):  # a spare that has its place is watched at once
+                    await asyncio.wait((gone,), timeout=WATCH_S)
             finally:
                 watching.cancel()
+            seat.stuck = None
             seat.restarts += 1
 
     async def _keep_spare(self, seat: Seat) -> None:
@@ -271,8 +286,9 @@ class Supervisor:
         self._forsake(worker)
         if worker is self.spare:
             self.spare = None
-            return
         seat = self.seats[worker.device]
+        if worker is not seat.worker:
+            return
         spare, seat.worker, seat.ended = self.spare, None, worker
         if spare is not None and spare.alive and spare.hello is not None and spare.device == seat.device:
             seat.worker, self.spare = spare, None
@@ -288,7 +304,8 @@ class Supervisor:
             seat.last_exit, seat.said = why if seat.said is None else f"{seat.said}; {why}", None
 
     async def _watch(self, worker: LocalWorker) -> None:
-        while True:
+        """Until it is gone: who has it watched ends this then."""
+        while worker.alive:
             await asyncio.sleep(WATCH_S)
             try:
                 why = self._hangs(worker)
@@ -298,7 +315,10 @@ class Supervisor:
             if why is not None:
                 log.error("worker hangs", worker=worker.id, device=worker.device, why=why)
                 worker.kill()
-                return
+        await asyncio.sleep(GONE_S)
+        log.error("a killed worker does not end", worker=worker.id, device=worker.device, pid=worker.pid)
+        worker.leave()
+        self.seats[worker.device].stuck = f"its worker was killed and does not end (process {worker.pid})"
 
     def _hangs(self, worker: LocalWorker) -> str | None:
         if worker.hello is None:
@@ -314,9 +334,20 @@ class Supervisor:
             if since_s <= LEAST_S or (work is None and phase in (None, "starting")):
                 continue
             limit_s = deadline_s(Costs(self._measurements.of(device), {}).seconds(work) if work else None)
+            if phase == wire.BETWEEN:
+                limit_s = LEAST_S
             if since_s > limit_s:
                 return f"{work.what if work else phase} took over {limit_s:g} s"
         return None
+
+
+async def _is_gone(worker: LocalWorker, limit_s: float) -> bool:
+    """Whether it is, by then."""
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(limit_s):
+            await worker.wait()
+            return True
+    return False
 
 
 def deadline_s(expected: Cost | None) -> float:

@@ -143,9 +143,14 @@ class LocalWorker:
         self.alive = False
         children.kill(self._process)
 
+    def leave(self) -> None:
+        """Hear it no more, though it was killed and is still there. `on_end` follows; `on_exit` once it is gone."""
+        self._writer.close()
+        self._reader.feed_eof()
+
     async def wait(self) -> None:
-        """Until it is gone and `on_exit` has returned."""
-        await asyncio.gather(self._listening, return_exceptions=True)
+        """Until it is gone and `on_exit` has returned. May be given up."""
+        await asyncio.shield(asyncio.gather(self._listening, return_exceptions=True))
 
     async def _listen(
         self,

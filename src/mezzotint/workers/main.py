@@ -70,7 +70,8 @@ class Worker:
         self._is_spare = is_spare  # until something is for a seat
         self._is_wanted = False  # something for a seat has come
         self._refused: dict[str, str] = {}  # model -> why torch float32 runs it though another was wanted
-        self._moved = time.monotonic()
+        self._moved = self._told_phase_at = time.monotonic()
+        self._rests = True  # the loop waits for a message
         self._told_at = 0.0
         self._waiting = b""  # frames that go with the next
 
@@ -89,7 +90,9 @@ class Worker:
     def _loop(self, engine: "Engine") -> None:
         while True:
             while engine.idle or not self._inbox.empty():
+                self._rests = True
                 taken = self._inbox.get()
+                self._rests = False
                 self._moved = time.monotonic()
                 if taken is None:
                     os._exit(0)
@@ -200,31 +203,34 @@ class Worker:
 
         me = psutil.Process()
         while True:
-            engine = self._engine
-            phase = "starting" if engine is None else engine.phase
-            resident = () if engine is None else engine.resident
-            doing = None if engine is None or self._is_spare else engine.doing
-            loading = None if engine is None or self._is_spare else engine.loading
-            since = time.monotonic() - (doing[1] if doing else self._moved)
-            memory, weights = self._held(me), 0 if engine is None else engine.weights_bytes
-            refused = {model: why for model, why in self._refused.copy().items() if model in resident}
-            self.send(
-                wire.Heartbeat(
-                    phase=phase,
-                    since_s=since,
-                    memory_bytes=memory,
-                    weights_bytes=weights,
-                    prompt_hits=0 if engine is None else engine.prompts.hits,
-                    prompt_misses=0 if engine is None else engine.prompts.misses,
-                    resident=resident,
-                    loaded=() if engine is None else engine.loaded,
-                    refused=refused,
-                    work=doing[0] if doing else None,
-                    loading=loading[0] if loading else None,
-                    loading_s=time.monotonic() - loading[1] if loading else 0.0,
-                )
-            )
+            self.send(self._heartbeat(me))
             time.sleep(HEARTBEAT_S)
+
+    def _heartbeat(self, me: "psutil.Process") -> wire.Heartbeat:
+        engine, now = self._engine, time.monotonic()
+        phase = "starting" if engine is None else engine.phase
+        resident = () if engine is None else engine.resident
+        doing = None if engine is None or self._is_spare else engine.doing
+        loading = None if engine is None or self._is_spare else engine.loading
+        since = now - (doing[1] if doing else self._moved)
+        if phase is not None or doing is not None or self._rests or self._is_spare:
+            self._told_phase_at = now
+        else:  # of a step only what no heartbeat has found in a phase
+            phase, since = wire.BETWEEN, now - max(self._moved, self._told_phase_at)
+        return wire.Heartbeat(
+            phase=phase,
+            since_s=since,
+            memory_bytes=self._held(me),
+            weights_bytes=0 if engine is None else engine.weights_bytes,
+            prompt_hits=0 if engine is None else engine.prompts.hits,
+            prompt_misses=0 if engine is None else engine.prompts.misses,
+            resident=resident,
+            loaded=() if engine is None else engine.loaded,
+            refused={model: why for model, why in self._refused.copy().items() if model in resident},
+            work=doing[0] if doing else None,
+            loading=loading[0] if loading else None,
+            loading_s=now - loading[1] if loading else 0.0,
+        )
 
     def _held(self, me: "psutil.Process") -> int:
         """Bytes of its device's memory that it holds."""

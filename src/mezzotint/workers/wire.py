@@ -18,6 +18,7 @@ from mezzotint.session import Usage
 VERSION = 12
 MAX_MESSAGE_BYTES = 8 << 20
 
+BETWEEN = "the work between phases"
 MAX_ROWS = 16  # of a step, as long as no fewer are learned to be enough
 
 
@@ -171,8 +172,8 @@ class Hello(_Message, frozen=True, kw_only=True, tag="hello"):
 class Heartbeat(_Message, frozen=True, kw_only=True, tag="heartbeat"):
     """Each second, from a thread of its own, whatever the loop does."""
 
-    phase: str | None  # what the loop is in, None: idle
-    since_s: float  # how long it has been in `work`; without one, since its last step
+    phase: str | None  # what the loop is in, None: idle; BETWEEN: at work, and in none of its phases
+    since_s: float  # how long it has been in `work`, or between phases; else since its last step
     memory_bytes: int  # of its device's memory: what the process holds, on a GPU what torch has reserved
     weights_bytes: int  # of what is resident, adapters too
     prompt_hits: int  # encodings that were there already, and those that were not, since it began
