@@ -6,6 +6,7 @@ Must not use a model: what cannot be used is refused with the reason, and nothin
 import re
 import shutil
 import tempfile
+from collections.abc import Container
 from pathlib import Path
 
 from mezzotint import facts, hub
@@ -15,8 +16,16 @@ from mezzotint.facts import Model
 from mezzotint.headers import PEFT_CONFIG, PEFT_WEIGHTS, beside_file
 
 
-def add(settings: Settings, source: str, name: str | None = None, revision: str | None = None) -> Model:
-    """Copy or download a model into the first of the model folders; returns its facts. Blocks.
+def add(
+    settings: Settings,
+    source: str,
+    name: str | None = None,
+    revision: str | None = None,
+    *,
+    others: Container[str] = (),
+) -> Model:
+    """Copy or download a model into the first of the model folders; returns its facts. Blocks. `others`: ids of models
+    that are there, in whatever folder.
 
     Raises InvalidRequest for what is not there, cannot be used or has a name that is taken; SetupError when the network
     or the disk fails.
@@ -36,6 +45,8 @@ def add(settings: Settings, source: str, name: str | None = None, revision: str 
         for taken in (root / own, root / f"{own}.safetensors"):
             if taken.exists():
                 raise _fault("name", f"{taken} is there; remove it, or name another with --name")
+        if own in others:
+            raise _fault("name", f"there is a model {own!r}, which would lose its name; name this one with --name")
         if path.exists():
             _check(facts.read(path, path.parent), source)
         with tempfile.TemporaryDirectory(prefix=".adding-", dir=root) as draft:

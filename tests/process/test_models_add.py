@@ -131,6 +131,8 @@ def test_a_folder_or_file_is_copied_once_and_what_cannot_be_used_is_refused(rand
     assert (done.returncode, json.loads(done.stdout)["state"]) == (0, "ready"), done.stderr
     again = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (again.returncode, "--name" in again.stderr) == (2, True)
+    bundled = subprocess.run([*command, "--name", "icons"], capture_output=True, text=True, timeout=60)
+    assert (bundled.returncode, "there is a model 'icons'" in bundled.stderr) == (2, True)
     settings = load_settings(models=(root,))
     assert add(settings, str(random_sd / "tiny"), name="second").id == "second"
     pickle = tmp_path / "old.ckpt"

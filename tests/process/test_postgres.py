@@ -27,7 +27,10 @@ def test_a_server_on_postgres_survives_kill_9_owns_its_database_and_keeps_the_pa
             assert second.returncode == 1
             assert "in use by another server" in second.stderr
             server.kill()
+            drawn = tmp_path / "alone.png"  # meanwhile somebody draws without a server, with the same environment
+            subprocess.run([BIN, "generate", "a cat", "--steps", "2", "-o", drawn], check=True, timeout=120)
             server.start()
+            assert [one["id"] for one in server.client.sessions()] == [session_id]
             assert server.client.wait(session_id)["state"] == "succeeded"
             assert not (server.data / "mezzotint.db").exists()
             assert httpx2.get(f"{server.url}/readyz").status_code == 200

@@ -26,8 +26,7 @@ def either(
         from mezzotint.server import Mezzotint
 
         with tempfile.TemporaryDirectory(prefix="mezzotint-") as data:
-            given = settings(data=Path(data), models=tuple(models or ()) or None, drain_s=0.0)
-            async with Mezzotint(settings=given) as mezzotint:
+            async with Mezzotint(settings=alone(Path(data), models)) as mezzotint:
                 if await_ready:
                     await mezzotint.supervisor.until_ready()
                 return await of_mezzotint(mezzotint)
@@ -52,6 +51,14 @@ def settings(**given: Any) -> Any:
     from mezzotint.config import load_settings
 
     return load_settings(**given)
+
+
+def alone(data: Path, models: list[Path] | None) -> Any:
+    """Of a command that runs by itself in a folder of its own: what the environment says of where a server keeps its
+    sessions, for how long and whom it calls is not for it. Else it would take the server's database over."""
+    given = settings(data=data, models=tuple(models or ()) or None, drain_s=0.0)
+    not_ours = dict.fromkeys(("database", "retention_days", "webhook_secrets"))
+    return given.model_copy(update=not_ours | {"webhook_hosts": (), "webhook_networks": ()})
 
 
 def size(count: int | None) -> str:

@@ -105,8 +105,7 @@ async def _embedded(models: list[Path] | None, request: dict[str, Any]) -> Async
 
     configure_logs("error")
     with tempfile.TemporaryDirectory(prefix="mezzotint-") as data:
-        settings = ask.settings(data=Path(data), models=tuple(models or ()) or None, drain_s=0.0)
-        async with Mezzotint(settings=settings) as m:
+        async with Mezzotint(settings=ask.alone(Path(data), models)) as m:
             await m.supervisor.until_ready()
 
             async def draw(seed: int) -> Any:

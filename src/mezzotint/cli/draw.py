@@ -42,8 +42,7 @@ def alone(given: dict[str, Any], output: Path | None, models: list[Path], show: 
         from mezzotint.server import Mezzotint
 
         with tempfile.TemporaryDirectory(prefix="mezzotint-") as data:
-            settings = ask.settings(data=Path(data), models=tuple(models) or None, drain_s=0.0)
-            async with Mezzotint(settings=settings) as mezzotint:
+            async with Mezzotint(settings=ask.alone(Path(data), models)) as mezzotint:
                 submitted = await mezzotint.submit(**given)
                 watching = asyncio.create_task(mezzotint.supervisor.until_hopeless())
                 drawing = asyncio.create_task(_watch(submitted, show))

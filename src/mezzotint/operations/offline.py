@@ -33,7 +33,9 @@ def offline_model(settings: Settings, model_id: str) -> dict[str, Any]:
 
 def add_model(settings: Settings, source: str, name: str | None, revision: str | None) -> dict[str, Any]:
     """Put a model into the first model folder. Raises InvalidRequest, SetupError."""
-    return bodies.model(adding.add(settings, source, name, revision), [], [], {})
+    catalog = Catalog(settings.models, settings.cache)
+    catalog.scan()
+    return bodies.model(adding.add(settings, source, name, revision, others=catalog.models), [], [], {})
 
 
 def find_model(settings: Settings, model_id: str) -> tuple[Catalog, Model]:
