@@ -190,6 +190,32 @@ def test_a_body_that_does_not_say_how_long_it_is_is_counted(server: RunningServe
     assert answer.status_code == 413
 
 
+@pytest.mark.parametrize("path", ["/api/assets", "/v1/images/edits"])
+def test_a_form_does_not_choose_its_decoder(server: RunningServer, path: str) -> None:
+    part = b'--b\r\nContent-Disposition: form-data; name="\\ud800"\r\n\r\nx\r\n--b--\r\n'
+    for charset in ("punycode", '"unicode_escape"', "idna"):
+        headers = {"Content-Type": f"multipart/form-data; charset={charset}; boundary=b"}
+        answer = httpx2.post(server.url + path, content=part, headers=headers)
+        assert (answer.status_code, charset) == (415, charset)
+    headers = {"Content-Type": "multipart/form-data; charset=UTF-8; boundary=b"}
+    assert httpx2.post(server.url + path, content=part, headers=headers).status_code in (400, 422)
+
+
+@pytest.mark.parametrize("length", ["0" * 5000, "0" * 20 + "99999999"])
+def test_a_length_of_many_digits_is_refused(server: RunningServer, length: str) -> None:
+    head = f"POST {SESSIONS} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nConnection: close\r\n"
+    with raw(server, f"{head}Content-Length: {length}\r\n\r\n".encode()) as opened:
+        answer = opened.makefile("rb").read()
+    assert answer.startswith(b"HTTP/1.1 413")
+    assert b"application/problem+json" in answer
+
+
+def test_chunks_are_counted_where_no_picture_is_taken(server: RunningServer) -> None:
+    body = (b" " * (1 << 18) for _ in range(6))
+    answer = httpx2.post(f"{server.url}{SESSIONS}/ses_0/cancel", content=body, headers=JSON)
+    assert (answer.status_code, answer.json()["code"]) == (413, "body_too_large")
+
+
 def test_no_address_in_any_field_is_called(server: RunningServer) -> None:
     with socket.create_server(("127.0.0.1", 0)) as canary:
         url = f"http://127.0.0.1:{canary.getsockname()[1]}/canary.png"
