@@ -190,6 +190,27 @@ def test_a_body_that_does_not_say_how_long_it_is_is_counted(server: RunningServe
     assert answer.status_code == 413
 
 
+def test_a_body_of_very_many_lists_takes_no_memory_and_no_time(server: RunningServer) -> None:
+    process, began = psutil.Process(server.process.pid), time.monotonic()
+    before = process.memory_info().rss
+    answer = post(server, b"[" + b"[]," * (8 << 18) + b"[]]")
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid_json")
+    assert time.monotonic() - began < 1
+    assert process.memory_info().rss - before < MAX_GROWTH_BYTES
+
+
+@pytest.mark.parametrize(
+    "names", [[f"field{i}" for i in range(50_000)], [x * (8 << 20) for x in "xyz"]], ids=["many", "long"]
+)
+def test_names_that_nobody_knows_cost_next_to_nothing(server: RunningServer, names: list[str]) -> None:
+    for body in (dict.fromkeys(names, 1), {"type": "get_capabilities", **dict.fromkeys(names, 1)}):
+        began = time.monotonic()
+        answer = post(server, json.dumps(body).encode(), "/api/inference/operations" if "type" in body else SESSIONS)
+        assert time.monotonic() - began < 2
+        assert len(answer.content) < 100_000
+        assert ("49900 more faults are not told" in answer.text) == (len(names) > 3)
+
+
 @pytest.mark.parametrize("path", ["/api/assets", "/v1/images/edits"])
 def test_a_form_does_not_choose_its_decoder(server: RunningServer, path: str) -> None:
     part = b'--b\r\nContent-Disposition: form-data; name="\\ud800"\r\n\r\nx\r\n--b--\r\n'
