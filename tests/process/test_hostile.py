@@ -19,6 +19,7 @@ from tests.process.conftest import RunningServer, wait_for
 
 SESSIONS = "/api/inference/sessions"
 JSON = {"Content-Type": "application/json"}
+JSON_POST = f"POST {SESSIONS} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n".encode()
 MAX_GROWTH_BYTES = 64 << 20
 
 # Bodies that are no request: what they are, and the status that each gets.
@@ -145,6 +146,40 @@ def test_headers_without_end_take_no_memory(server: RunningServer) -> None:
         opened.sendall((b"X-Flood: " + b"x" * 8192 + b"\r\n") * 4096)
     assert process.memory_info().rss - before < 8 << 20
     assert httpx2.get(f"{server.url}/livez").status_code == 200
+
+
+@pytest.mark.parametrize(
+    "start",
+    [b"GET /livez HTTP/1.1\r\nHost: localhost\r\nX: ", b"GET ", JSON_POST + b"Transfer-Encoding: chunked\r\n\r\n0\r\nX: "],
+    ids=["of headers", "of the URL", "after a body"],
+)
+def test_a_line_without_end_is_refused(server: RunningServer, start: bytes) -> None:
+    process = psutil.Process(server.process.pid)
+    before = process.memory_info().rss
+    with raw(server, start) as opened, pytest.raises(ConnectionError):
+        for _ in range(1024):
+            opened.sendall(b"a" * (64 << 10))
+    assert process.memory_info().rss - before < 8 << 20
+    with raw(server, start) as opened:
+        for _ in range(20):
+            time.sleep(0.01)  # in parts of its own, and none left when the answer comes
+            opened.sendall(b"a" * 1024)
+            if select.select([opened], [], [], 0)[0]:
+                break
+        assert first_line(opened).startswith(b"HTTP/1.1 431")
+
+
+def test_a_stray_byte_or_the_rest_of_a_body_does_not_hold_a_connection(server: RunningServer) -> None:
+    unread = b"Content-Length: 9\r\n"
+    opened = [raw(server, b"GET /livez HTTP/1.1\r\nHost: localhost\r\n" + one + b"\r\n") for one in (b"", unread)]
+    for one in opened:
+        assert one.recv(4096).startswith(b"HTTP/1.1 200")
+        one.sendall(b"\r\n")
+    began = time.monotonic()
+    for one in opened:
+        assert one.recv(1) == b""
+        one.close()
+    assert time.monotonic() - began < 20
 
 
 def test_slow_headers_and_dripping_bodies_are_cut_off_and_quick_callers_are_not(server: RunningServer) -> None:
