@@ -289,6 +289,16 @@ def test_no_address_in_any_field_is_called(server: RunningServer) -> None:
         assert select.select([canary], [], [], 0.5)[0] == []
 
 
+def test_what_is_no_http_and_what_is_a_websocket_leave_lines_of_json(server: RunningServer) -> None:
+    before = len(server.log.read_text())
+    upgrade = b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+    for sent, status in ((b"\x16\x03\x01\r\n\r\n", b"400"), (upgrade, b"200")):
+        with raw(server, sent) as opened:
+            assert first_line(opened).startswith(b"HTTP/1.1 " + status)
+    told = [json.loads(line) for line in server.log.read_text()[before:].splitlines()]
+    assert {"Invalid HTTP request received.", "Unsupported upgrade request."} <= {line["event"] for line in told}
+
+
 def test_a_caller_who_leaves_in_the_middle_of_a_body_is_no_error_of_ours(server: RunningServer) -> None:
     where = urlsplit(server.url)
     before = len(server.log.read_text())
