@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import resource
 import select
 import socket
 import time
@@ -13,6 +14,7 @@ import httpx2
 import psutil
 import pytest
 
+from mezzotint.api.events import MAX_STREAMS
 from mezzotint.errors import CallerError
 from mezzotint.schema import RequestInput
 from tests.process.conftest import RunningServer, wait_for
@@ -150,15 +152,18 @@ def test_headers_without_end_take_no_memory(server: RunningServer) -> None:
 
 @pytest.mark.parametrize(
     "start",
-    [b"GET /livez HTTP/1.1\r\nHost: localhost\r\nX: ", b"GET ", JSON_POST + b"Transfer-Encoding: chunked\r\n\r\n0\r\nX: "],
+    [
+        b"GET /livez HTTP/1.1\r\nHost: localhost\r\nX: ",
+        b"GET ",
+        JSON_POST + b"Transfer-Encoding: chunked\r\n\r\n0\r\nX: ",
+    ],
     ids=["of headers", "of the URL", "after a body"],
 )
 def test_a_line_without_end_is_refused(server: RunningServer, start: bytes) -> None:
     process = psutil.Process(server.process.pid)
     before = process.memory_info().rss
     with raw(server, start) as opened, pytest.raises(ConnectionError):
-        for _ in range(1024):
-            opened.sendall(b"a" * (64 << 10))
+        opened.sendall(b"a" * (64 << 20))
     assert process.memory_info().rss - before < 8 << 20
     with raw(server, start) as opened:
         for _ in range(20):
@@ -270,6 +275,24 @@ def test_chunks_are_counted_where_no_picture_is_taken(server: RunningServer) -> 
     body = (b" " * (1 << 18) for _ in range(6))
     answer = httpx2.post(f"{server.url}{SESSIONS}/ses_0/cancel", content=body, headers=JSON)
     assert (answer.status_code, answer.json()["code"]) == (413, "body_too_large")
+
+
+@pytest.mark.skipif(resource.getrlimit(resource.RLIMIT_NOFILE)[0] < 2 * MAX_STREAMS, reason="too few files may be open")
+def test_no_more_streams_are_told_than_was_promised(server: RunningServer) -> None:
+    feed, drawn = "/api/inference/events", {"prompt": "x", "num_inference_steps": 1, "stream": True}
+    with contextlib.ExitStack() as opened:
+        for _ in range(MAX_STREAMS):
+            line = opened.enter_context(raw(server, f"GET {feed} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()))
+            assert line.recv(12) == b"HTTP/1.1 200"
+        for answer in (
+            httpx2.get(server.url + feed),
+            post(server, json.dumps(drawn).encode(), "/v1/images/generations"),
+        ):
+            assert (answer.status_code, answer.json()["code"]) == (429, "quota_exceeded")
+            assert answer.headers["retry-after"] == "10"
+    assert list(server.client.sessions(active=True)) == []
+    drawing = json.dumps(drawn).encode()
+    wait_for(lambda: post(server, drawing, "/v1/images/generations").status_code == 200, 30)
 
 
 def test_no_address_in_any_field_is_called(server: RunningServer) -> None:
