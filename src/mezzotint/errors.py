@@ -18,6 +18,8 @@ import errno
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+MAX_FAULTS = 100  # that are told of one request
+
 # code -> HTTP status on the native routes. The one table of faults and statuses.
 STATUS: dict[str, int] = {
     # faults of a request body
@@ -116,10 +118,14 @@ class CallerError(MezzotintError):
 
 
 class InvalidRequest(CallerError):
-    """A request with faults. Carries all that were found, never only the first."""
+    """A request with faults. Carries all that were found, never only the first; of more than MAX_FAULTS these, and one
+    that counts the rest."""
 
     def __init__(self, faults: Sequence[Fault]) -> None:
         assert faults, "an invalid request has a fault"  # noqa: S101  invariant of our own
+        if len(faults) > MAX_FAULTS + 1:  # one more than that has been here before
+            message = f"{len(faults) - MAX_FAULTS} more faults are not told; mend these first"
+            faults = [*faults[:MAX_FAULTS], Fault(field=None, code="invalid_request", message=message)]
         self.faults = tuple(faults)
         first = faults[0]
         code = first.code if len(faults) == 1 else "invalid_request"

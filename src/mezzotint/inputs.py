@@ -8,7 +8,7 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from mezzotint.errors import Fault, InvalidRequest
+from mezzotint.errors import MAX_FAULTS, Fault, InvalidRequest
 from mezzotint.fieldnames import fold
 from mezzotint.rules import broken
 from mezzotint.schema import MAX_BATCH, field_of, metadata_fault, nearest
@@ -90,7 +90,7 @@ def read(body: Any, schema: type[T], path: str = "") -> T:
     for key, value in body.items():
         name = names.get(fold(key))
         if name is None:
-            faults.append(_unknown(path + key[:64], key, names))
+            faults.append(_unknown(path + key[:64], key, names, searches=len(faults) < MAX_FAULTS))
         elif name in fields:
             message = f"{path}{name} is given twice, in two spellings; send one"
             faults.append(Fault(field=path + name, code="duplicate_field", message=message))
@@ -128,8 +128,8 @@ def without(body: Mapping[str, Any], *names: str) -> tuple[dict[str, Any], dict[
     return {key: value for key, value in body.items() if key not in taken}, taken
 
 
-def _unknown(field: str, key: str, names: Mapping[str, str]) -> Fault:
-    near = nearest(fold(key), names)
+def _unknown(field: str, key: str, names: Mapping[str, str], *, searches: bool) -> Fault:
+    near = nearest(fold(key), names) if searches else None
     hint = f"; did you mean {names[near]}?" if near else f"; fields: {', '.join(names.values()) or 'none'}"
     return Fault(field=field, code="unknown_field", message=f"{field} is not a field here{hint}")
 

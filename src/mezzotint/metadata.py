@@ -180,7 +180,8 @@ def _utf16(data: bytes) -> str:
 
 
 def shallow_json(text: str) -> Any:
-    """Decoded; NaN is taken, for ComfyUI writes it. Raises ValueError, also for more than MAX_LEVELS."""
+    """Decoded; NaN is taken, for ComfyUI writes it, and half of a surrogate pair, which no answer can hold, is a
+    question mark. Raises ValueError, also for more than MAX_LEVELS."""
     depth = deepest = 0
     in_text = escaped = False
     for mark in text:
@@ -195,4 +196,7 @@ def shallow_json(text: str) -> Any:
             depth -= 1
     if deepest > MAX_LEVELS:
         raise ValueError("nested too deeply")
-    return json.loads(text)
+    found = json.loads(text)
+    if "\\u" in text:
+        found = json.loads(json.dumps(found, ensure_ascii=False).encode(errors="replace"))
+    return found

@@ -13,7 +13,7 @@ import msgspec
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from pydantic.fields import FieldInfo
 
-from mezzotint.errors import Fault
+from mezzotint.errors import MAX_FAULTS, Fault
 from mezzotint.families.table import MAX_GUIDANCE, SCHEDULERS
 from mezzotint.families.table import MAX_STEPS as MAX_STEPS
 from mezzotint.fieldnames import fold
@@ -25,6 +25,7 @@ MAX_METADATA_BYTES = 16 * 1024
 MAX_BATCH = 1000  # requests of one batch
 MAX_BATCH_RECEIVERS = 16  # URLs that are told of its end: each is sent the whole of it
 MAX_EMBEDDINGS = 16
+MAX_NAME = 256  # characters: no model, and no field, has a longer one
 
 Type = Literal["text2img", "img2img", "inpainting", "controlnet", "lora"]
 ResizeMode = Literal["stretch", "crop", "pad"]
@@ -282,7 +283,9 @@ def metadata_fault(metadata: dict[str, Any]) -> Fault | None:
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:
-    """The known name closest to a misspelt one, or None when nothing is close."""
+    """The known name closest to a misspelt one, or None when nothing is close, or for a name too long to be one."""
+    if len(name) > MAX_NAME:
+        return None
     found = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
     return found[0] if found else None
 
@@ -335,14 +338,14 @@ def field_of(name: str) -> str | None:
 
 
 def _fold(body: dict[str, Any], schema: type[BaseModel], prefix: str, faults: list[Fault]) -> dict[str, Any]:
-    """Rename the keys of one level to the contract's."""
+    """Rename the keys of one level to the contract's. Faults that are not told are spared the search for a name."""
     names = _NAMES[schema]
     found: dict[str, Any] = {}
     spelt: dict[str, str] = {}
     for key, value in body.items():
         name = names.get(fold(key))
         if name is None:
-            faults.append(_unknown(key, prefix, names))
+            faults.append(_unknown(key, prefix, names if len(faults) < MAX_FAULTS else {}))
         elif name in found:
             message = f"{prefix}{name} is given twice, as {spelt[name]!r} and {key!r}; send one"
             faults.append(Fault(field=prefix + name, code="duplicate_field", message=message))

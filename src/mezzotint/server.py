@@ -308,6 +308,8 @@ async def serve(settings: Settings) -> None:
                 log_config=None,
                 access_log=False,
                 server_header=False,
+                ws="none",
+                proxy_headers=bool(settings.hosts),  # of a proxy on this machine, which docs/production.md has
                 timeout_graceful_shutdown=2,
             )
             if settings.hosts and not settings.insecure_no_auth and not await mezzotint.operations.asks_for_keys():

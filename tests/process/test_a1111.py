@@ -242,6 +242,8 @@ def test_detect_makes_a_map_of_each_picture(served: RunningServer) -> None:
     assert (answer["info"], [pixels(image).shape for image in answer["images"]]) == ("Success", [(60, 80, 3)] * 2)
     assert pixels(answer["images"][0]).max() == 255
     assert pixels(answer["images"][1]).max() == 0
+    refused = post(served, "/controlnet/detect", asked | {"controlnet_input_images": both[:1] * 65}, 422)
+    assert "1 to 64" in refused["detail"]
 
 
 def test_progress_shows_the_callers_session_and_interrupt_brings_what_is_done(served: RunningServer) -> None:

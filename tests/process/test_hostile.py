@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import resource
 import select
 import socket
 import time
@@ -13,12 +14,14 @@ import httpx2
 import psutil
 import pytest
 
+from mezzotint.api.events import MAX_STREAMS
 from mezzotint.errors import CallerError
 from mezzotint.schema import RequestInput
 from tests.process.conftest import RunningServer, wait_for
 
 SESSIONS = "/api/inference/sessions"
 JSON = {"Content-Type": "application/json"}
+JSON_POST = f"POST {SESSIONS} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n".encode()
 MAX_GROWTH_BYTES = 64 << 20
 
 # Bodies that are no request: what they are, and the status that each gets.
@@ -147,6 +150,43 @@ def test_headers_without_end_take_no_memory(server: RunningServer) -> None:
     assert httpx2.get(f"{server.url}/livez").status_code == 200
 
 
+@pytest.mark.parametrize(
+    "start",
+    [
+        b"GET /livez HTTP/1.1\r\nHost: localhost\r\nX: ",
+        b"GET ",
+        JSON_POST + b"Transfer-Encoding: chunked\r\n\r\n0\r\nX: ",
+    ],
+    ids=["of headers", "of the URL", "after a body"],
+)
+def test_a_line_without_end_is_refused(server: RunningServer, start: bytes) -> None:
+    process = psutil.Process(server.process.pid)
+    before = process.memory_info().rss
+    with raw(server, start) as opened, pytest.raises(ConnectionError):
+        opened.sendall(b"a" * (64 << 20))
+    assert process.memory_info().rss - before < 8 << 20
+    with raw(server, start) as opened:
+        for _ in range(20):
+            time.sleep(0.01)  # in parts of its own, and none left when the answer comes
+            opened.sendall(b"a" * 1024)
+            if select.select([opened], [], [], 0)[0]:
+                break
+        assert first_line(opened).startswith(b"HTTP/1.1 431")
+
+
+def test_a_stray_byte_or_the_rest_of_a_body_does_not_hold_a_connection(server: RunningServer) -> None:
+    unread = b"Content-Length: 9\r\n"
+    opened = [raw(server, b"GET /livez HTTP/1.1\r\nHost: localhost\r\n" + one + b"\r\n") for one in (b"", unread)]
+    for one in opened:
+        assert one.recv(4096).startswith(b"HTTP/1.1 200")
+        one.sendall(b"\r\n")
+    began = time.monotonic()
+    for one in opened:
+        assert one.recv(1) == b""
+        one.close()
+    assert time.monotonic() - began < 20
+
+
 def test_slow_headers_and_dripping_bodies_are_cut_off_and_quick_callers_are_not(server: RunningServer) -> None:
     start = f"POST {SESSIONS} HTTP/1.1\r\nHost: localhost\r\n".encode()
     slow = raw(server, start)
@@ -190,6 +230,71 @@ def test_a_body_that_does_not_say_how_long_it_is_is_counted(server: RunningServe
     assert answer.status_code == 413
 
 
+def test_a_body_of_very_many_lists_takes_no_memory_and_no_time(server: RunningServer) -> None:
+    process, began = psutil.Process(server.process.pid), time.monotonic()
+    before = process.memory_info().rss
+    answer = post(server, b"[" + b"[]," * (8 << 18) + b"[]]")
+    assert (answer.status_code, answer.json()["code"]) == (400, "invalid_json")
+    assert time.monotonic() - began < 1
+    assert process.memory_info().rss - before < MAX_GROWTH_BYTES
+
+
+@pytest.mark.parametrize(
+    "names", [[f"field{i}" for i in range(50_000)], [x * (8 << 20) for x in "xyz"]], ids=["many", "long"]
+)
+def test_names_that_nobody_knows_cost_next_to_nothing(server: RunningServer, names: list[str]) -> None:
+    for body in (dict.fromkeys(names, 1), {"type": "get_capabilities", **dict.fromkeys(names, 1)}):
+        began = time.monotonic()
+        answer = post(server, json.dumps(body).encode(), "/api/inference/operations" if "type" in body else SESSIONS)
+        assert time.monotonic() - began < 2
+        assert len(answer.content) < 100_000
+        assert ("49900 more faults are not told" in answer.text) == (len(names) > 3)
+
+
+@pytest.mark.parametrize("path", ["/api/assets", "/v1/images/edits"])
+def test_a_form_does_not_choose_its_decoder(server: RunningServer, path: str) -> None:
+    part = b'--b\r\nContent-Disposition: form-data; name="\\ud800"\r\n\r\nx\r\n--b--\r\n'
+    for charset in ("punycode", '"unicode_escape"', "idna"):
+        headers = {"Content-Type": f"multipart/form-data; charset={charset}; boundary=b"}
+        answer = httpx2.post(server.url + path, content=part, headers=headers)
+        assert (answer.status_code, charset) == (415, charset)
+    headers = {"Content-Type": "multipart/form-data; charset=UTF-8; boundary=b"}
+    assert httpx2.post(server.url + path, content=part, headers=headers).status_code in (400, 422)
+
+
+@pytest.mark.parametrize("length", ["0" * 5000, "0" * 20 + "99999999"])
+def test_a_length_of_many_digits_is_refused(server: RunningServer, length: str) -> None:
+    head = f"POST {SESSIONS} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nConnection: close\r\n"
+    with raw(server, f"{head}Content-Length: {length}\r\n\r\n".encode()) as opened:
+        answer = opened.makefile("rb").read()
+    assert answer.startswith(b"HTTP/1.1 413")
+    assert b"application/problem+json" in answer
+
+
+def test_chunks_are_counted_where_no_picture_is_taken(server: RunningServer) -> None:
+    body = (b" " * (1 << 18) for _ in range(6))
+    answer = httpx2.post(f"{server.url}{SESSIONS}/ses_0/cancel", content=body, headers=JSON)
+    assert (answer.status_code, answer.json()["code"]) == (413, "body_too_large")
+
+
+@pytest.mark.skipif(resource.getrlimit(resource.RLIMIT_NOFILE)[0] < 2 * MAX_STREAMS, reason="too few files may be open")
+def test_no_more_streams_are_told_than_was_promised(server: RunningServer) -> None:
+    feed, drawn = "/api/inference/events", {"prompt": "x", "num_inference_steps": 1, "stream": True}
+    with contextlib.ExitStack() as opened:
+        for _ in range(MAX_STREAMS):
+            line = opened.enter_context(raw(server, f"GET {feed} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()))
+            assert line.recv(12) == b"HTTP/1.1 200"
+        for answer in (
+            httpx2.get(server.url + feed),
+            post(server, json.dumps(drawn).encode(), "/v1/images/generations"),
+        ):
+            assert (answer.status_code, answer.json()["code"]) == (429, "quota_exceeded")
+            assert answer.headers["retry-after"] == "10"
+    assert list(server.client.sessions(active=True)) == []
+    drawing = json.dumps(drawn).encode()
+    wait_for(lambda: post(server, drawing, "/v1/images/generations").status_code == 200, 30)
+
+
 def test_no_address_in_any_field_is_called(server: RunningServer) -> None:
     with socket.create_server(("127.0.0.1", 0)) as canary:
         url = f"http://127.0.0.1:{canary.getsockname()[1]}/canary.png"
@@ -205,6 +310,16 @@ def test_no_address_in_any_field_is_called(server: RunningServer) -> None:
                 with contextlib.suppress(CallerError):  # it has ended
                     server.client.cancel(answer.json()["id"])
         assert select.select([canary], [], [], 0.5)[0] == []
+
+
+def test_what_is_no_http_and_what_is_a_websocket_leave_lines_of_json(server: RunningServer) -> None:
+    before = len(server.log.read_text())
+    upgrade = b"GET /livez HTTP/1.1\r\nHost: localhost\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+    for sent, status in ((b"\x16\x03\x01\r\n\r\n", b"400"), (upgrade, b"200")):
+        with raw(server, sent) as opened:
+            assert first_line(opened).startswith(b"HTTP/1.1 " + status)
+    told = [json.loads(line) for line in server.log.read_text()[before:].splitlines()]
+    assert {"Invalid HTTP request received.", "Unsupported upgrade request."} <= {line["event"] for line in told}
 
 
 def test_a_caller_who_leaves_in_the_middle_of_a_body_is_no_error_of_ours(server: RunningServer) -> None:

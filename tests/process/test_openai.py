@@ -233,6 +233,17 @@ def test_an_unknown_field_is_named_and_changes_nothing(client: openai.OpenAI) ->
     assert [warning["field"] for warning in answer.model_extra["warnings"]] == ["frobnicate"]
 
 
+def test_of_very_many_unknown_fields_some_are_named_and_the_rest_counted(client: openai.OpenAI) -> None:
+    unknown = {f"frobnicate{i}": 1 for i in range(5000)}
+    raw = client.images.with_raw_response.generate(prompt="x", extra_body=QUICK | unknown)
+    assert raw.headers["x-mezzotint-ignored"].count("frobnicate") == 50
+    assert "None" not in raw.headers["x-mezzotint-ignored"]
+    extra = raw.parse().model_extra
+    assert extra is not None
+    assert [warning["field"] for warning in extra["warnings"]] == [*list(unknown)[:50], None]
+    assert extra["warnings"][-1]["message"].startswith("4950 more")
+
+
 def test_a_key_sent_twice_is_one_session(client: openai.OpenAI) -> None:
     headers = {"Idempotency-Key": "openai-1"}
     image = encoded(picture(size=SIZE))

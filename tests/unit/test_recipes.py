@@ -41,6 +41,17 @@ def png(**texts: str) -> bytes:
     return file.getvalue()
 
 
+@pytest.mark.parametrize("name", ["parameters", "invokeai_metadata", "prompt"])
+def test_half_of_a_surrogate_pair_is_a_question_mark(name: str) -> None:
+    texts = {
+        "parameters": 'x\nSteps: 1, Sampler: "\\ud800", CFG scale: 7, Seed: 1',
+        "invokeai_metadata": '{"positive_prompt": "\\ud800", "seed": 1}',
+        "prompt": '{"1": {"class_type": "KSampler\\ud800", "inputs": {"seed": 1, "steps": 2}}}',
+    }
+    repr(recipes.of_picture(png(**{name: texts[name]}))).encode()
+    assert metadata.shallow_json('["\\ud800", "\\ud83d\\ude00", NaN]')[:2] == ["?", "\U0001f600"]
+
+
 @pytest.mark.parametrize("form", ["png", "jpeg", "webp"])
 def test_our_own_files_give_back_the_request(form: str) -> None:
     output = Output(format=form, quality=95, embed_metadata=True)

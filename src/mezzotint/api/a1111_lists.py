@@ -18,7 +18,7 @@ from mezzotint.operations import Operations
 router = APIRouter(tags=["AUTOMATIC1111"])
 lists = APIRouter(prefix="/sdapi/v1", tags=["AUTOMATIC1111"])
 
-MAX_BATCH = 64
+MAX_BATCH = a1111_pictures.MAX_BATCH
 
 
 @lists.get("/sd-models")

@@ -10,6 +10,7 @@ from mezzotint.errors import Fault, InvalidRequest
 from mezzotint.image_wire import MAX_PIXELS
 from mezzotint.operations import Operations
 
+MAX_BATCH = 64  # pictures of one call
 _PLAIN_RESOLUTION = 512
 
 
@@ -52,8 +53,9 @@ async def detect(ops: Operations, fields: Fields) -> dict[str, Any]:
     module = fields.text("controlnet_module", "none")
     preprocessor = "none" if module.lower() in ("", "none") else module
     pictures = fields.get("controlnet_input_images", "controlnet_images")
-    if not isinstance(pictures, list) or not pictures or not all(isinstance(one, str) for one in pictures):
-        fields.wrong("controlnet_input_images", "must be a list of pictures as base64")
+    is_list = isinstance(pictures, list) and all(isinstance(one, str) for one in pictures)
+    if not is_list or not 1 <= len(pictures) <= MAX_BATCH:
+        fields.wrong("controlnet_input_images", f"must be a list of 1 to {MAX_BATCH} pictures as base64")
     thresholds = a1111_controlnet.options(preprocessor, fields, "controlnet_threshold_a", "controlnet_threshold_b")
     resolution = fields.whole("controlnet_processor_res", _PLAIN_RESOLUTION, -1, 2048)
     fields.free("low_vram")

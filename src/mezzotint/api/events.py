@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 from fastapi.responses import StreamingResponse
@@ -10,11 +10,20 @@ from starlette.background import BackgroundTask
 from starlette.types import Receive, Scope, Send
 
 from mezzotint import bodies
+from mezzotint.errors import TryLater
 from mezzotint.events import Event
 from mezzotint.fieldnames import Case, spelt
 
 PING_S = 15.0
+MAX_STREAMS = 1000  # that one server tells at a time
 _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+
+
+def check_room() -> None:
+    """Raises TryLater when MAX_STREAMS are open. Asked before anything is accepted that is to be told in a stream."""
+    if _Stream.open_ones >= MAX_STREAMS:
+        message = f"{MAX_STREAMS} streams of events are open, as many as this server tells; ask for the state instead"
+        raise TryLater(message, code="quota_exceeded", retry_after_s=10)
 
 
 def stream(session_id: str, events: AsyncIterator[Event], case: Case) -> StreamingResponse:
@@ -33,14 +42,18 @@ class _Stream(StreamingResponse):
     """Closes what it reads from as soon as its reader has left, also amid a line: Starlette leaves that to the garbage
     collector, and until then they would be told."""
 
+    open_ones: ClassVar[int] = 0
+
     def __init__(self, frames: AsyncGenerator[bytes, None], after: BackgroundTask | None) -> None:
         self._frames = _pinged(frames)
         super().__init__(self._frames, media_type="text/event-stream", headers=_HEADERS, background=after)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        _Stream.open_ones += 1
         try:
             await super().__call__(scope, receive, send)
         finally:
+            _Stream.open_ones -= 1
             await self._frames.aclose()
 
 

@@ -38,7 +38,7 @@ async def accept(
 ) -> Session:
     """A session of a translated body. What the answer's headers are to say of it is noted on the request."""
     session = await ops.create(dict(body), idempotency_key, foreign)
-    names = (str(one["field"]) for one in session.warnings if one["code"] == "ignored_field")
+    names = (one["field"] for one in session.warnings if one["code"] == "ignored_field" and one["field"])
     headers = {"X-Session-Id": session.id} | ignored(names)
     if session.ended:  # a new one has not: the key brought back an earlier one
         headers["Idempotency-Replayed"] = "true"

@@ -134,6 +134,7 @@ async def follow(
     session_id: str, request: Request, ops: Ops, last_event_id: Annotated[int, Header(ge=0, le=2**62)] = 0
 ) -> Response:
     """Server-sent events until the session ends: state, progress, image, warning, end."""
+    events.check_room()
     return events.stream(session_id, await ops.events(session_id, last_event_id), case_for(request))
 
 
@@ -163,6 +164,7 @@ feed = APIRouter(prefix="/api/inference", tags=["sessions"])
 @feed.get("/events", **CHECKED)
 async def follow_all(request: Request, ops: Ops) -> Response:
     """Server-sent events of all sessions from now on, each with its `session_id`. Nothing is replayed: list first."""
+    events.check_room()
     return events.stream_of_all(ops.everything(), case_for(request))
 
 

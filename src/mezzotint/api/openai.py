@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 
-from mezzotint.api import files, foreign, foreign_bodies, openai_fields, openai_forms, openai_stream
+from mezzotint.api import events, files, foreign, foreign_bodies, openai_fields, openai_forms, openai_stream
 from mezzotint.api.inference import Ops, leaving
 from mezzotint.api.openai_fields import Asked
 from mezzotint.api.reading import IdempotencyKey, read_json
@@ -33,6 +33,8 @@ async def generate(request: Request, ops: Ops, idempotency_key: IdempotencyKey =
         raise CallerError("the body must be a JSON object", code="invalid_value")
     fields = foreign.without_nulls(sent)
     asked = openai_fields.translate(fields, ops.own_steps(_model(fields), fields))
+    if asked.stream:
+        events.check_room()
     noted = Foreign(route="/v1/images/generations", compared=fields)
     session = await foreign.accept(request, ops, asked.body, noted, idempotency_key)
     return await _answer(request, ops, session, asked, "image_generation")
@@ -45,6 +47,8 @@ async def edit(request: Request, ops: Ops, idempotency_key: IdempotencyKey = Non
     fields = foreign.without_nulls(form.fields)
     own_steps = ops.own_steps(_model(fields), fields)
     asked = openai_fields.translate(fields, own_steps, is_edit=True, has_mask=form.mask is not None)
+    if asked.stream:
+        events.check_room()
     kept = await ops.add_asset(form.images[0], "image", field="image")
     pictures = {"image": f"asset:{kept.id}"}
     digests = {"image": _digest(form.images[0])}

@@ -21,7 +21,8 @@ LEAST_BYTES_A_SECOND = 8 << 10
 class Connection(HttpToolsProtocol):
     """uvicorn's, which would take headers without end, for ever."""
 
-    _count = _bytes = 0
+    _count = _bytes = _unread = 0
+    _is_read = False
     _patience: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
@@ -35,6 +36,7 @@ class Connection(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._count = self._bytes = 0
+        self._is_read = True
         self._wait()
 
     def on_url(self, url: bytes) -> None:
@@ -51,13 +53,31 @@ class Connection(HttpToolsProtocol):
         if not self.transport.is_closing():
             super().on_headers_complete()
 
+    def on_body(self, body: bytes) -> None:
+        self._is_read = True
+        super().on_body(body)
+
     def data_received(self, data: bytes) -> None:
-        if not self.transport.is_closing():
-            super().data_received(data)
+        if self.transport.is_closing():
+            return
+        self._is_read = False
+        super().data_received(data)
+        # the parser keeps a line without an end, of headers or after a body in chunks, and says nothing of it
+        self._unread = 0 if self._is_read else self._unread + len(data)
+        if self._unread > MAX_HEADER_BYTES:
+            self._refuse()
+        is_idle = self.cycle is None or self.cycle.response_complete
+        if is_idle and self._patience is None:
+            self._wait()  # else a byte that begins no request would end uvicorn's own waiting, for ever
 
     def _spend(self, count: int) -> None:
+        self._is_read = True
         self._bytes += count
-        if (self._count > MAX_HEADERS or self._bytes > MAX_HEADER_BYTES) and not self.transport.is_closing():
+        if self._count > MAX_HEADERS or self._bytes > MAX_HEADER_BYTES:
+            self._refuse()
+
+    def _refuse(self) -> None:
+        if not self.transport.is_closing():
             self.transport.write(_too_large())
             self.transport.close()
 

@@ -14,18 +14,23 @@ from mezzotint.rules import PRINTABLE
 from mezzotint.schema import nearest
 
 MAX_DEPTH = 32
+MAX_MARKS = 500_000  # of lists, objects and their parts, each of which takes memory and time; base64 has none
 
 IdempotencyKey = Annotated[str | None, Header(pattern=PRINTABLE)]
 
 
 def read_json(body: bytes) -> Any:
-    """Strictly: no NaN, no numbers too large for any use, no lone surrogates, no name twice, MAX_DEPTH levels at most.
+    """Strictly: no NaN, no numbers too large for any use, no lone surrogates, no name twice, MAX_DEPTH levels, and
+    MAX_MARKS brackets, braces and commas at most.
 
     Raises CallerError `invalid_json`.
     """
+    if sum(map(body.count, (b"[", b"{", b","))) > MAX_MARKS:
+        message = f"the body holds over {MAX_MARKS} brackets, braces and commas; send less at a time"
+        raise CallerError(message, code="invalid_json")
     try:
+        json.loads(body, object_pairs_hook=_once_each)  # what it gives is dropped before the body is read again
         value = msgspec.json.decode(body)
-        json.loads(body, object_pairs_hook=_once_each)
     except (ValueError, RecursionError) as error:
         raise CallerError(f"the body is not JSON: {str(error)[:200]}", code="invalid_json") from error
     level, depth = [value], 0

@@ -26,6 +26,8 @@ from mezzotint.schema import RequestInput, Source, parse, sources
 from mezzotint.session import Session
 from mezzotint.store.rows import Once
 
+MAX_IGNORED = 50  # fields of one request that are named in its warnings: these are stored
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Foreign:
@@ -57,7 +59,11 @@ async def read(
     if foreign is not None:
         unknown = [fault.field for fault in faults if fault.code == "unknown_field"]
         faults = [fault for fault in faults if fault.code != "unknown_field"]
-        warnings += [*foreign.warnings, *(_ignored(name) for name in (*foreign.ignored, *unknown) if name)]
+        names = [name for name in (*foreign.ignored, *unknown) if name]
+        warnings += [*foreign.warnings, *map(_ignored, names[:MAX_IGNORED])]
+        if more := len(names[MAX_IGNORED:]):
+            message = f"{more} more fields are not known here and change nothing"
+            warnings.append({"code": "ignored_field", "message": message, "field": None})
     faults = [*beside, *faults]
     pictures = await _take(parts, sent, faults, keeps)
     resolved = resolve(sent, faults, pictures, world(parts), lambda: secrets.randbelow(2**32))
