@@ -127,7 +127,9 @@ def test_what_a_command_prints_with_json_can_be_read_by_programs(tmp_path: Path,
         (["generate", "x", "-o", "x.gif"], 2, ".png"),
         (["generate", "x", "-o", "no/such/x.png"], 2, "does not exist"),
         (["generate", "x", "--metadata", "{"], 2, "--metadata"),
-        (["generate", "x", "--metadata", '{"x": NaN}', "--server", "http://127.0.0.1:9"], 2, "written as JSON"),
+        (["generate", "x", "--metadata", '{"x": NaN}'], 2, "--metadata is not JSON"),
+        (["generate", "x", "--metadata", '{"x": 1, "x": 2}'], 2, "--metadata is not JSON: the name 'x' comes twice"),
+        (["generate", "x", "--metadata", "[" * 100_000], 2, "--metadata is not JSON"),
         (["generate", b"\xff", "--server", "http://127.0.0.1:9"], 2, "written as JSON"),
         (["generate", "x", "--server", "http://127.0.0.1:9"], 3, "mezzotint serve"),
         (["generate", "x", "--server", "http://[::1"], 2, "http://HOST:PORT; got 'http://[::1'"),
@@ -287,7 +289,14 @@ def test_a_request_is_checked_without_being_run(tmp_path: Path, server: RunningS
         [BIN, "validate", "-", "--server", server.url], input='{"prompt": "x"}', capture_output=True, text=True
     )
     assert (piped.returncode, piped.stdout.splitlines()[0]) == (0, "valid")
-    for name, text in (("none.json", None), ("list.json", "[]"), ("half.json", "{")):
+    for name, text in (
+        ("none.json", None),
+        ("list.json", "[]"),
+        ("half.json", "{"),
+        ("twice.json", '{"prompt": "x", "prompt": "y"}'),
+        ("deep.json", '{"prompt": "x", "metadata": ' + "[" * 40 + "]" * 40 + "}"),
+        ("deeper.json", "[" * 100_000),
+    ):
         if text is not None:
             (tmp_path / name).write_text(text)
         refused = run("validate", name, cwd=tmp_path)
