@@ -16,7 +16,7 @@ import pytest
 
 from mezzotint.cli import draw
 from mezzotint.client import Client
-from tests.process.conftest import BIN, RunningServer, picture
+from tests.process.conftest import BIN, RunningServer, picture, wait_for
 
 Done = subprocess.CompletedProcess[str]
 
@@ -177,6 +177,16 @@ def test_ctrl_c_cancels_the_session_on_the_server(tmp_path: Path, server: Runnin
     assert process.wait(30) == 130
     assert server.client.wait(active[0]["id"])["state"] == "cancelled"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_cancels_what_a_bench_still_draws_on_the_server(tmp_path: Path, server: RunningServer) -> None:
+    process = subprocess.Popen(
+        [BIN, "bench", "--steps", "20", "-n", "100", "--server", server.url], cwd=tmp_path, stderr=subprocess.DEVNULL
+    )
+    wait_for(lambda: len(list(server.client.sessions(active=True))) > 20, 60)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 130
+    wait_for(lambda: not list(server.client.sessions(active=True)), 5)
 
 
 def test_ctrl_c_before_the_answer_cancels_what_was_accepted(
