@@ -13,6 +13,8 @@ from typing import Any
 
 import httpx2
 import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from mezzotint.cli import draw
 from mezzotint.client import Client
@@ -89,6 +91,18 @@ def test_a_picture_that_others_went_into_is_repeated_with_them_or_not_at_all(
         again = run("generate", "--from", "ship.png", *flags, "-o", "again.png", *at, cwd=tmp_path)
         assert again.returncode == 0, again.stderr
         assert (tmp_path / "again.png").read_bytes() == (tmp_path / "ship.png").read_bytes()
+
+
+def test_a_picture_whose_prompt_cannot_be_read_is_not_drawn_without_one(tmp_path: Path, server: RunningServer) -> None:
+    made = PngInfo()
+    inputs = {"seed": 1, "steps": 2, "positive": ["2", 0]}
+    graph = {"1": {"class_type": "KSampler", "inputs": inputs}, "2": {"class_type": "Mystery", "inputs": {}}}
+    made.add_text("prompt", json.dumps(graph))
+    Image.new("RGB", (8, 8)).save(tmp_path / "comfy.png", pnginfo=made)
+    asked = ("generate", "--from", "comfy.png", "--server", server.url, "-o", "again.png")
+    refused = run(*asked, cwd=tmp_path)
+    assert (refused.returncode, "prompt" in refused.stderr) == (2, True)
+    assert run(*asked, "a boat", cwd=tmp_path).returncode == 0
 
 
 def test_names_and_formats_follow_the_flags(tmp_path: Path, server: RunningServer) -> None:
