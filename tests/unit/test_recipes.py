@@ -287,6 +287,25 @@ def test_what_automatic1111s_text_cannot_bring_here_is_said() -> None:
     assert ["of 150 steps" in found.warnings[0], "4x-UltraSharp" in found.warnings[1]] == [True, True]
 
 
+@pytest.mark.parametrize(
+    ("sampler", "eta", "taken", "warns"),
+    [
+        ("DDIM", "Eta: 0.4", 0.4, False),
+        ("DDIM", "Eta DDIM: 0.4", 0.4, False),
+        ("DDIM", "Eta: 7", None, True),
+        ("Euler a", "Eta: 0.4", None, True),
+        ("Euler a", "Eta: 1.0", None, False),
+    ],
+)
+def test_the_eta_of_automatic1111s_text_is_used_or_warned_of(
+    sampler: str, eta: str, taken: float | None, warns: bool
+) -> None:
+    text = f"a boat\nSteps: 20, Sampler: {sampler}, {eta}, Seed: 1, RNG: CPU"
+    found = recipes.of_texts({"parameters": text})
+    assert found is not None
+    assert (found.body.get("eta"), any("eta" in one for one in found.warnings)) == (taken, warns)
+
+
 def test_a_bomb_of_text_is_left_out() -> None:
     packed = b"parameters\0\0" + zlib.compress(b"x" * (64 << 20))
     head = png()[:33]
