@@ -60,6 +60,7 @@ class _Base:
             "headers": {"Authorization": f"Bearer {api_key}"} if api_key else {},
             "timeout": timeout_s,
             "trust_env": False,
+            "limits": httpx2.Limits(max_connections=None),  # each session that is followed has one to itself
             # reading every certificate authority takes as long as drawing a step; plain HTTP needs none
             "verify": not url.lower().startswith("http://"),
         }
@@ -146,11 +147,10 @@ class Client(_Base):
 
         lines, tried, begun = EventLines(after), 0, False
         while True:
-            headers = {"Last-Event-ID": str(lines.last_id)}
-            path = verbs.events_path(session_id)
+            path, headers = verbs.events_path(session_id), lines.headers()
             try:
                 with self._http.stream("GET", path, headers=headers, timeout=None) as answer:
-                    if answer.status_code != 200:
+                    if not verbs.tells_events(answer):
                         answer.read()
                         raise error_of(answer)
                     begun = True
@@ -226,9 +226,7 @@ class Client(_Base):
         while True:
             try:
                 answer = self._http.request(call.method, call.path, **call.options)
-                if answer.status_code >= 400:
-                    raise error_of(answer)
-                return call.read(answer)
+                return verbs.result(call, answer)
             except (httpx2.TransportError, TryLater) as error:
                 time.sleep(self._try_again(call, error, tried))
                 tried += 1
@@ -296,11 +294,10 @@ class AsyncClient(_Base):
 
         lines, tried, begun = EventLines(after), 0, False
         while True:
-            headers = {"Last-Event-ID": str(lines.last_id)}
-            path = verbs.events_path(session_id)
+            path, headers = verbs.events_path(session_id), lines.headers()
             try:
                 async with self._http.stream("GET", path, headers=headers, timeout=None) as answer:
-                    if answer.status_code != 200:
+                    if not verbs.tells_events(answer):
                         await answer.aread()
                         raise error_of(answer)
                     begun = True
@@ -378,9 +375,7 @@ class AsyncClient(_Base):
         while True:
             try:
                 answer = await self._http.request(call.method, call.path, **call.options)
-                if answer.status_code >= 400:
-                    raise error_of(answer)
-                return call.read(answer)
+                return verbs.result(call, answer)
             except (httpx2.TransportError, TryLater) as error:
                 await asyncio.sleep(self._try_again(call, error, tried))
                 tried += 1

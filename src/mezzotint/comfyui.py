@@ -52,7 +52,7 @@ def read(graph: Any) -> tuple[dict[str, Any], str | None, tuple[str, ...], list[
         nodes.warnings.append(f"sampler {name[:64]!r} with scheduler {spacing[:64]!r} is not here")
     for link, field in (("positive", "prompt"), ("negative", "negative_prompt")):
         text = nodes.text(inputs.get(link), field)
-        if text:
+        if text or (text == "" and field == "prompt"):
             body[field] = text
     latent = nodes.at(inputs.get("latent_image"))
     needs: tuple[str, ...] = ()
@@ -64,6 +64,8 @@ def read(graph: Any) -> tuple[dict[str, Any], str | None, tuple[str, ...], list[
         needs = ("image", "mask") if _kind(latent) == "VAEEncodeForInpaint" else ("image",)
     elif latent is not None:
         nodes.unknown(latent)
+    if nodes.controlled:
+        needs = (*needs, "controlnets")
     checkpoint, loras = nodes.model(inputs.get("model"))
     if loras:
         body["loras"] = loras
@@ -79,6 +81,7 @@ class _Nodes:
     def __init__(self, graph: Mapping[str, Any]) -> None:
         self._graph, self._links = graph, 0
         self.warnings: list[str] = []
+        self.controlled = False  # a ControlNet lay between a sampler and a text
 
     def at(self, link: Any) -> Any:
         """The node behind `[node, slot]`; None when there is none, or enough were followed."""
@@ -110,13 +113,18 @@ class _Nodes:
     def unknown(self, node: Any) -> None:
         self.warnings.append(f"node {_kind(node)[:64]!r} is not known; what lies behind it is left out")
 
-    def text(self, link: Any, field: str) -> str:
-        node = self.at(link)
-        if _kind(node) not in ("CLIPTextEncode", "CLIPTextEncodeSDXL"):
+    def text(self, link: Any, field: str) -> str | None:
+        """Behind any ControlNets; None when it cannot be read."""
+        while (kind := _kind(node := self.at(link))) in ("ControlNetApply", "ControlNetApplyAdvanced"):
+            self.controlled = True
+            side = "conditioning" if kind == "ControlNetApply" else {0: "positive", 1: "negative"}[link[1]]
+            link = node["inputs"].get(side)
+        if kind not in ("CLIPTextEncode", "CLIPTextEncodeSDXL"):
             if node is not None:
                 self.unknown(node)
-            return ""
-        return self.value(node["inputs"].get("text", node["inputs"].get("text_g")), str, field) or ""
+            return None
+        found: str | None = self.value(node["inputs"].get("text", node["inputs"].get("text_g")), str, field)
+        return found
 
     def model(self, link: Any) -> tuple[str | None, list[dict[str, Any]]]:
         loras: list[dict[str, Any]] = []

@@ -151,6 +151,11 @@ def _a1111(text: str) -> Recipe | None:
             body |= {"scheduler": sampler.scheduler, "scheduler_options": options}
         except (a1111_names.UnknownName, a1111_names.Unfit) as error:
             warnings = (*warnings, str(error))
+    eta = pairs.get("Eta DDIM", pairs.get("Eta"))
+    if eta is not None and body.get("scheduler") == "ddim":
+        body["eta"] = float(eta)
+    elif eta is not None and float(eta) != 1:  # 1 is what samplers with noise use here
+        warnings = (*warnings, f"its eta {eta[:64]} is left out: eta is for scheduler 'ddim'")
     if pairs.get("RNG") != "CPU":
         warnings = (*warnings, "its noise was drawn on a GPU; the same seed draws another picture here")
     names = tuple(pairs[name] for name in ("Model hash", "Model") if pairs.get(name))

@@ -78,7 +78,7 @@ class Mezzotint:
 
     @property
     def operations(self) -> Operations:
-        """Every verb. Raises MezzotintError `not_ready` when it was not opened yet."""
+        """Every verb. Raises MezzotintError `not_ready` when it is not open."""
         if self._operations is None:
             raise MezzotintError("it is not open; `async with Mezzotint(...) as m:` opens it", code="not_ready")
         return self._operations
@@ -185,7 +185,10 @@ class Mezzotint:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Running sessions get `drain_s` to end, else go back to the queue; then workers end and files close."""
-        await self._opened.__aexit__(kind, error, trace)
+        try:
+            await self._opened.__aexit__(kind, error, trace)
+        finally:
+            self._operations = None
 
     async def drain(self) -> None:
         """Accept no more, give running sessions `drain_s` to end, send the others back to the queue, and tell whoever

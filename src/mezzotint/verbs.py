@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from urllib.parse import quote
 
-from mezzotint.errors import CallerError, Fault, InvalidRequest, MezzotintError, TryLater
+from mezzotint.errors import CallerError, Fault, InvalidRequest, MezzotintError, NotFound, TryLater
 
 if TYPE_CHECKING:
     import httpx2
@@ -56,8 +56,22 @@ def written(body: Any) -> bytes:
         raise CallerError(message, code="invalid_json") from error
 
 
-def _json(answer: "httpx2.Response") -> Any:
-    return answer.json()
+def _json(answer: "httpx2.Response", *names: str) -> Any:
+    """Raises ValueError for what is no JSON object with these names."""
+    told = answer.json()
+    if not isinstance(told, dict) or not told.keys() >= set(names):
+        raise ValueError("another body")
+    return told
+
+
+def result(call: Call[T], answer: "httpx2.Response") -> T:
+    """Raises what the server said, and MezzotintError `foreign_server` for an answer of none of ours."""
+    if not answer.is_success:
+        raise error_of(answer)
+    try:
+        return call.read(answer)
+    except ValueError as error:
+        raise _foreign(answer) from error
 
 
 def _once() -> dict[str, str]:
@@ -78,7 +92,8 @@ def session(session_id: str) -> "Call[answers.Session]":
 
 
 def sessions(filters: Mapping[str, Any]) -> "Call[answers.Sessions]":
-    return _get(SESSIONS, params=dict(filters))
+    options = {"params": dict(filters)}
+    return Call(method="GET", path=SESSIONS, read=lambda it: _json(it, "sessions", "next_cursor"), options=options)
 
 
 def change(session_id: str, verb: str) -> "Call[answers.Session]":
@@ -155,7 +170,7 @@ def rescan() -> "Call[answers.Models]":
 
 
 def _list(path: str, name: str) -> Call[Any]:
-    return Call(method="GET", path=path, read=lambda answer: answer.json()[name])
+    return Call(method="GET", path=path, read=lambda answer: _json(answer, name)[name])
 
 
 def _below(path: str, device_id: str | None) -> str:
@@ -163,7 +178,10 @@ def _below(path: str, device_id: str | None) -> str:
 
 
 def _at(path: str, *parts: str) -> str:
-    """An id may be anything that a program was given; it must not lead elsewhere."""
+    """An id may be anything that a program was given; it must not lead elsewhere. Raises NotFound if it would."""
+    for part in parts:
+        if part in ("", ".", ".."):
+            raise NotFound(f"{part!r} is no id", code="unknown_url")
     return "/".join((path, *(quote(part, safe="") for part in parts)))
 
 
@@ -171,18 +189,36 @@ class EventLines:
     """Server-sent events out of their lines. `last_id` is where to go on after a lost connection."""
 
     def __init__(self, after: int) -> None:
-        self.last_id, self._kind = after, ""
+        self.last_id = after
+        self._heard: dict[str, str] = {}
+
+    def headers(self) -> dict[str, str]:
+        """Of a new connection, which tells again what the one before told in part."""
+        self._heard = {}
+        return {"Last-Event-ID": str(self.last_id)}
 
     def read(self, line: str) -> "tuple[int, str, dict[str, Any]] | None":
-        """The event that this line completes."""
-        name, _, value = line.partition(": ")
-        if name == "id":
-            self.last_id = int(value)
-        elif name == "event":
-            self._kind = value
-        elif name == "data":
-            return self.last_id, self._kind, json.loads(value)
-        return None
+        """The event that this line completes: the empty one behind it, for a line may be the cut end of a connection.
+
+        Raises MezzotintError `foreign_server`.
+        """
+        if line:
+            name, _, value = line.partition(": ")
+            self._heard[name] = value
+            return None
+        heard, self._heard = self._heard, {}
+        if "data" not in heard:
+            return None
+        try:
+            event = int(heard["id"]), heard["event"], json.loads(heard["data"])
+        except (ValueError, KeyError) as error:
+            raise MezzotintError("the server tells events that are not ours", code="foreign_server") from error
+        self.last_id = event[0]
+        return event
+
+
+def tells_events(answer: "httpx2.Response") -> bool:
+    return answer.status_code == 200 and answer.headers.get("content-type", "").startswith("text/event-stream")
 
 
 def error_of(answer: "httpx2.Response") -> MezzotintError:
@@ -190,14 +226,21 @@ def error_of(answer: "httpx2.Response") -> MezzotintError:
     try:
         body = answer.json()
         code, message = body["code"], body["detail"]
+        if "errors" in body:
+            return InvalidRequest([Fault(**fault) for fault in body["errors"]])
     except (ValueError, KeyError, TypeError):
-        return MezzotintError(f"the server answered {answer.status_code} with no body of ours", code="foreign_server")
-    if "errors" in body:
-        return InvalidRequest([Fault(**fault) for fault in body["errors"]])
-    if "retry-after" in answer.headers:
-        return TryLater(message, code=code, retry_after_s=int(answer.headers["retry-after"]))
+        return _foreign(answer)
+    if (pause := answer.headers.get("retry-after", "")).isdecimal():  # a proxy may send a date
+        return TryLater(message, code=code, retry_after_s=int(pause[:9]))
     kind = CallerError if answer.status_code < 500 else MezzotintError
     return kind(message, code=code, field=body.get("field"))
+
+
+def _foreign(answer: "httpx2.Response") -> MezzotintError:
+    message = f"the server answered {answer.status_code} with no body of ours"
+    if "location" in answer.headers:
+        message += f"; it points to {answer.headers['location'][:256]!r}"
+    return MezzotintError(message, code="foreign_server")
 
 
 def pause_s(error: MezzotintError | None, tried: int) -> float:

@@ -13,10 +13,12 @@ from typing import Any
 
 import httpx2
 import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from mezzotint.cli import draw
 from mezzotint.client import Client
-from tests.process.conftest import BIN, RunningServer, picture
+from tests.process.conftest import BIN, RunningServer, picture, wait_for
 
 Done = subprocess.CompletedProcess[str]
 
@@ -91,6 +93,18 @@ def test_a_picture_that_others_went_into_is_repeated_with_them_or_not_at_all(
         assert (tmp_path / "again.png").read_bytes() == (tmp_path / "ship.png").read_bytes()
 
 
+def test_a_picture_whose_prompt_cannot_be_read_is_not_drawn_without_one(tmp_path: Path, server: RunningServer) -> None:
+    made = PngInfo()
+    inputs = {"seed": 1, "steps": 2, "positive": ["2", 0]}
+    graph = {"1": {"class_type": "KSampler", "inputs": inputs}, "2": {"class_type": "Mystery", "inputs": {}}}
+    made.add_text("prompt", json.dumps(graph))
+    Image.new("RGB", (8, 8)).save(tmp_path / "comfy.png", pnginfo=made)
+    asked = ("generate", "--from", "comfy.png", "--server", server.url, "-o", "again.png")
+    refused = run(*asked, cwd=tmp_path)
+    assert (refused.returncode, "prompt" in refused.stderr) == (2, True)
+    assert run(*asked, "a boat", cwd=tmp_path).returncode == 0
+
+
 def test_names_and_formats_follow_the_flags(tmp_path: Path, server: RunningServer) -> None:
     at = ("--server", server.url, "--steps", "1")
     assert run("generate", "x", "--seed", "5", "-n", "2", *at, cwd=tmp_path).returncode == 0
@@ -127,7 +141,9 @@ def test_what_a_command_prints_with_json_can_be_read_by_programs(tmp_path: Path,
         (["generate", "x", "-o", "x.gif"], 2, ".png"),
         (["generate", "x", "-o", "no/such/x.png"], 2, "does not exist"),
         (["generate", "x", "--metadata", "{"], 2, "--metadata"),
-        (["generate", "x", "--metadata", '{"x": NaN}', "--server", "http://127.0.0.1:9"], 2, "written as JSON"),
+        (["generate", "x", "--metadata", '{"x": NaN}'], 2, "--metadata is not JSON"),
+        (["generate", "x", "--metadata", '{"x": 1, "x": 2}'], 2, "--metadata is not JSON: the name 'x' comes twice"),
+        (["generate", "x", "--metadata", "[" * 100_000], 2, "--metadata is not JSON"),
         (["generate", b"\xff", "--server", "http://127.0.0.1:9"], 2, "written as JSON"),
         (["generate", "x", "--server", "http://127.0.0.1:9"], 3, "mezzotint serve"),
         (["generate", "x", "--server", "http://[::1"], 2, "http://HOST:PORT; got 'http://[::1'"),
@@ -175,6 +191,16 @@ def test_ctrl_c_cancels_the_session_on_the_server(tmp_path: Path, server: Runnin
     assert process.wait(30) == 130
     assert server.client.wait(active[0]["id"])["state"] == "cancelled"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_cancels_what_a_bench_still_draws_on_the_server(tmp_path: Path, server: RunningServer) -> None:
+    process = subprocess.Popen(
+        [BIN, "bench", "--steps", "20", "-n", "100", "--server", server.url], cwd=tmp_path, stderr=subprocess.DEVNULL
+    )
+    wait_for(lambda: len(list(server.client.sessions(active=True))) > 20, 60)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(30) == 130
+    wait_for(lambda: not list(server.client.sessions(active=True)), 5)
 
 
 def test_ctrl_c_before_the_answer_cancels_what_was_accepted(
@@ -287,7 +313,14 @@ def test_a_request_is_checked_without_being_run(tmp_path: Path, server: RunningS
         [BIN, "validate", "-", "--server", server.url], input='{"prompt": "x"}', capture_output=True, text=True
     )
     assert (piped.returncode, piped.stdout.splitlines()[0]) == (0, "valid")
-    for name, text in (("none.json", None), ("list.json", "[]"), ("half.json", "{")):
+    for name, text in (
+        ("none.json", None),
+        ("list.json", "[]"),
+        ("half.json", "{"),
+        ("twice.json", '{"prompt": "x", "prompt": "y"}'),
+        ("deep.json", '{"prompt": "x", "metadata": ' + "[" * 40 + "]" * 40 + "}"),
+        ("deeper.json", "[" * 100_000),
+    ):
         if text is not None:
             (tmp_path / name).write_text(text)
         refused = run("validate", name, cwd=tmp_path)

@@ -89,6 +89,15 @@ async def test_fifty_sessions_are_followed_at_once(server: RunningServer) -> Non
         assert [one["request"]["seed"] for one in ended] == list(range(50))
 
 
+async def test_beside_a_hundred_followed_sessions_every_other_call_is_answered(server: RunningServer) -> None:
+    async with AsyncClient(server.url, timeout_s=5.0) as client:
+        long = await client.submit(prompt="a cat", steps=1000)
+        followed: list[Any] = [client.events(long["id"]) for _ in range(100)]
+        await asyncio.gather(*(anext(one) for one in followed))
+        assert (await client.cancel(long["id"]))["id"] == long["id"]
+        await asyncio.gather(*(one.aclose() for one in followed))
+
+
 def test_both_clients_have_the_same_verbs() -> None:
     blocking, awaited = (
         {name: inspect.signature(verb) for name, verb in vars(kind).items() if not name.startswith("_")}
@@ -101,11 +110,11 @@ def test_both_clients_have_the_same_verbs() -> None:
 
 def test_an_id_leads_nowhere_else(server: RunningServer) -> None:
     with Client(server.url) as client:
-        for odd in ("../../models", "ses_none?x", "ses_none#x"):
+        for odd in ("../../models", "ses_none?x", "ses_none#x", "", ".", ".."):
             for ask in (client.session, client.cancel, client.delete, lambda one: next(client.events(one))):
                 with pytest.raises(MezzotintError) as told:
                     ask(odd)
-                assert (told.value.code, odd in told.value.message) in (
+                assert (told.value.code, (odd or "''") in told.value.message) in (
                     ("session_not_found", True),
                     ("unknown_url", True),
                 )
@@ -177,6 +186,73 @@ def test_a_call_is_repeated_when_the_server_says_so_and_never_done_twice(busy: T
     with Client(url) as client, pytest.raises(MezzotintError):
         client.cancel("ses_1")  # a second cancel would be refused: it is not said twice
     assert len(Busy.keys) == 1
+
+
+class Told(BaseHTTPRequestHandler):
+    """Answers each call with the next of `answers`, bytes as they go over the wire, and hangs up."""
+
+    answers: ClassVar[list[bytes]] = []
+    asked: ClassVar[list[str | None]] = []
+
+    def do_GET(self) -> None:
+        self.asked.append(self.headers["last-event-id"])
+        self.wfile.write(self.answers.pop(0))
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def told() -> Iterator[str]:
+    """The address of a server that says what `Told.answers` holds."""
+    Told.asked.clear()
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Told)
+    threading.Thread(target=http.serve_forever, args=(0.02,), daemon=True).start()
+    yield f"http://127.0.0.1:{http.server_port}"
+    http.shutdown()
+    http.server_close()
+
+
+EVENTS = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n"
+
+
+async def test_an_event_that_was_cut_off_is_told_again(told: str) -> None:
+    first, second = b'id: 1\nevent: state\ndata: {"a": 1}\n\n', b'id: 2\nevent: end\ndata: {"b": 2}\n\n'
+    for cut in (b"id: 2\n", second[:-6], second[:-1]):
+        for kind in (Client, AsyncClient):
+            Told.asked.clear()
+            Told.answers[:] = [EVENTS + first + cut, EVENTS + b": still here\n\n" + second]
+            client: Any = kind(told)
+            found = client.events("ses_1")
+            events = list(found) if kind is Client else [one async for one in found]
+            assert [tuple(one) for one in events] == [(1, "state", {"a": 1}), (2, "end", {"b": 2})], cut
+            assert Told.asked == ["0", "1"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "words"),
+    [
+        (b"200 OK\r\n\r\n<html>", "foreign_server", "answered 200"),
+        (b"200 OK\r\n\r\n[1]", "foreign_server", "answered 200"),
+        (b'200 OK\r\n\r\n{"a": 1}', "foreign_server", "answered 200"),
+        (b"307 Moved\r\nlocation: https://elsewhere/\r\n\r\n", "foreign_server", "points to 'https://elsewhere/'"),
+        (b"404 No\r\n\r\n[]", "foreign_server", "answered 404"),
+        (b'422 No\r\n\r\n{"code": "a", "detail": "b", "errors": [{"c": 1}]}', "foreign_server", "answered 422"),
+        (b'503 No\r\nretry-after: Fri, 31 Dec 2027 23:59:59 GMT\r\n\r\n{"code": "a", "detail": "b"}', "a", "b"),
+    ],
+)
+async def test_another_server_is_told_from_ours(told: str, answer: bytes, code: str, words: str) -> None:
+    blocking, awaited = Client(told, retries=0), AsyncClient(told, retries=0)
+    for ask in (lambda: list(blocking.sessions()), blocking.devices, lambda: list(blocking.events("ses_1"))):
+        Told.answers[:] = [b"HTTP/1.1 " + answer]
+        with pytest.raises(MezzotintError) as refused:
+            ask()
+        assert (refused.value.code, words in refused.value.message) == (code, True)
+    for again in (awaited.devices(), anext(awaited.events("ses_1"))):
+        Told.answers[:] = [b"HTTP/1.1 " + answer]
+        with pytest.raises(MezzotintError) as refused:
+            await again
+        assert (refused.value.code, words in refused.value.message) == (code, True)
 
 
 def test_events_are_followed_across_a_restart_of_the_server(tmp_path: Path) -> None:

@@ -61,6 +61,11 @@ async def test_who_waits_for_a_session_hears_when_the_engine_is_closed_or_was_ne
         assert "end" not in await following
         with pytest.raises(TryLater):
             await long.result()
+    message = {"type": "get_active_sessions", "data": {}, "request_id": "1"}
+    for asked in (m.submit(prompt="x"), m.get_capabilities(), m.get_session_status(long.id), m.handle(message)):
+        with pytest.raises(MezzotintError) as told:
+            await asked
+        assert told.value.code == "not_ready"
 
 
 @pytest.mark.parametrize("state", ["running", "succeeded"])

@@ -135,8 +135,8 @@ ALLOWED: dict[str, set[str]] = {
     "verbs": {"answers", "errors"},
     "client": {"answers", "errors", "verbs"},
     "cli": {
-        "", "api_keys", "bodies", "cli", "client", "config", "doctor", "errors", "operations", "profiles", "recipes",
-        "schema", "server", "store.beside", "telemetry",
+        "", "api.reading", "api_keys", "bodies", "cli", "client", "config", "doctor", "errors", "operations",
+        "profiles", "recipes", "schema", "server", "store.beside", "telemetry",
     },
     "__main__": {"cli"},
     "": {"client", "errors", "server"},

@@ -254,6 +254,20 @@ def test_what_a_graph_of_comfyui_begins_at_is_told(
     assert (found.needs, any(f"node {kind!r} is not known" in one for one in found.warnings)) == (needs, warns)
 
 
+def test_the_texts_behind_controlnets_of_a_graph_are_read_and_their_pictures_asked_for() -> None:
+    graph = comfy(positive=["21", 0], negative=["21", 1])
+    graph["20"] = {"class_type": "ControlNetApply", "inputs": {"conditioning": ["3", 0], "image": ["8", 0]}}
+    both = {"positive": ["20", 0], "negative": ["4", 0], "image": ["8", 0]}
+    graph["21"] = {"class_type": "ControlNetApplyAdvanced", "inputs": both}
+    found = of_graph(graph)
+    assert (found.body["prompt"], found.body["negative_prompt"], found.needs) == ("a boat", "fog", ("controlnets",))
+    assert not any("not known" in warning for warning in found.warnings)
+    both["positive"] = ["21", 0]  # a circle
+    assert "prompt" not in of_graph(graph).body
+    both["positive"] = ["21", 7]
+    assert recipes.of_texts({"prompt": json.dumps(graph)}) is None
+
+
 def test_what_no_request_may_have_is_left_out_of_a_recipe_and_warned_of() -> None:
     found = of_graph(comfy(cfg=float("nan"), seed=2**64 - 1, steps=5.0, sampler_name="ddim"))
     assert {"guidance_scale", "seed", "scheduler", "scheduler_options"}.isdisjoint(found.body)
@@ -282,6 +296,25 @@ def test_what_automatic1111s_text_cannot_bring_here_is_said() -> None:
     assert found is not None
     assert found.needs == ("controlnets",)
     assert ["of 150 steps" in found.warnings[0], "4x-UltraSharp" in found.warnings[1]] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("sampler", "eta", "taken", "warns"),
+    [
+        ("DDIM", "Eta: 0.4", 0.4, False),
+        ("DDIM", "Eta DDIM: 0.4", 0.4, False),
+        ("DDIM", "Eta: 7", None, True),
+        ("Euler a", "Eta: 0.4", None, True),
+        ("Euler a", "Eta: 1.0", None, False),
+    ],
+)
+def test_the_eta_of_automatic1111s_text_is_used_or_warned_of(
+    sampler: str, eta: str, taken: float | None, warns: bool
+) -> None:
+    text = f"a boat\nSteps: 20, Sampler: {sampler}, {eta}, Seed: 1, RNG: CPU"
+    found = recipes.of_texts({"parameters": text})
+    assert found is not None
+    assert (found.body.get("eta"), any("eta" in one for one in found.warnings)) == (taken, warns)
 
 
 def test_a_bomb_of_text_is_left_out() -> None:

@@ -170,6 +170,11 @@ export async function takenOver({ page, url, shot }) {
   await dropped(place, { name: "other.png", type: "image/png", bytes: await PNG(page, url, (await drawn(page, url, [{ steps: 1 }]))[0]) });
   await place.getByText("128 × 128").waitFor();
   await validated; // the mask was one of another size
+  await drawn(page, url, [{ prompt: "a tall pear", steps: 1, width: 64, height: 64, hires: { width: 96, height: 128 } }]);
+  await open(page, url, "gallery");
+  await page.getByRole("button", { name: "a tall pear" }).first().click();
+  await page.getByRole("button", { name: "Use again" }).click();
+  await page.getByText("what is drawn will differ: hires.height.").waitFor();
 }
 
 /** On a narrow screen what was just accepted is in sight, though the form stands above it. */

@@ -6,7 +6,7 @@ import json
 import statistics
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,10 +14,11 @@ import typer
 
 from mezzotint.cli import ask
 from mezzotint.cli.flags import Json, Models, Server
+from mezzotint.errors import MezzotintError
 
 ALONE = 3  # of its timings the median counts
 
-Draw = Callable[[int], Awaitable[Any]]
+Draw = Callable[[int], Coroutine[Any, Any, Any]]
 
 
 def bench(
@@ -59,7 +60,12 @@ async def _measure(
             await draw(seed)
             alone.append(time.perf_counter() - began)
         began = time.perf_counter()
-        ended = await asyncio.gather(*(draw(seed) for seed in range(100, 100 + images)))
+        try:
+            async with asyncio.TaskGroup() as group:  # when one fails, the others are cancelled, and waited for
+                drawing = [group.create_task(draw(seed)) for seed in range(100, 100 + images)]
+        except ExceptionGroup as failed:
+            raise failed.exceptions[0] from None
+        ended = [one.result() for one in drawing]
         together_s = time.perf_counter() - began
     usage, drawn = ended[-1]["usage"], first["images"][0]
     alone_s = statistics.median(alone)
@@ -89,8 +95,13 @@ async def _served(server: str, request: dict[str, Any]) -> AsyncIterator[Draw]:
     async with ask.async_client(server) as client:
 
         async def draw(seed: int) -> Any:
-            sent = await client.submit(**request, seed=seed)
-            ended = await client.wait(sent["id"])
+            sending = asyncio.create_task(client.submit(**request, seed=seed))
+            try:
+                ended = await client.wait((await asyncio.shield(sending))["id"])
+            except asyncio.CancelledError:
+                with contextlib.suppress(MezzotintError):
+                    await client.cancel((await sending)["id"])  # it may have been accepted, though nobody heard of it
+                raise
             check(ended)
             return ended
 

@@ -1,7 +1,6 @@
 """Flags of `generate` as fields of a request. Must not judge them: the request's own rules do."""
 
 import base64
-import json
 import os
 from pathlib import Path
 from typing import Any
@@ -29,12 +28,18 @@ def image_format(output: Path | None) -> str | None:
 
 
 def json_object(name: str, text: str) -> Any:
+    return read(f"--{name.replace('_', '-')}", os.fsencode(text), field=name)
+
+
+def read(what: str, text: bytes, field: str | None = None) -> Any:
+    """JSON as a server reads it. Raises CallerError `invalid_json`, which names `what`."""
+    from mezzotint.api.reading import read_json
+
     try:
-        return json.loads(text)
-    except ValueError:
-        raise CallerError(
-            f"--{name.replace('_', '-')} must be a JSON object", code="invalid_json", field=name
-        ) from None
+        return read_json(text)
+    except CallerError as error:
+        message = error.message.replace("the body", what, 1)
+        raise CallerError(message, code="invalid_json", field=field) from None
 
 
 def picture(name: str, file: Path) -> str:

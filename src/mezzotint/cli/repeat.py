@@ -15,7 +15,7 @@ def fields_of(file: Path, given: Collection[str], server: str | None, models: li
     """What its text says; what it cannot say goes to the error output.
 
     `given`: fields that flags say. Raises CallerError `invalid_image` for a file that says nothing, `missing_field`
-    when pictures went into it that neither it nor a flag has.
+    when pictures went into it that neither it nor a flag has, or no prompt of it can be read.
     """
     try:
         recipe = recipes.of_picture(file.read_bytes())
@@ -29,6 +29,9 @@ def fields_of(file: Path, given: Collection[str], server: str | None, models: li
         if name not in given:
             message = f"--from {file} was made with a picture that it does not hold; give it with --{name}"
             raise CallerError(message, code="missing_field", field=name)
+    if "prompt" not in recipe.body and "prompt" not in given:
+        message = f"--from {file} does not say its prompt in a way that can be read; give one"
+        raise CallerError(message, code="missing_field", field="prompt")
     recipe = recipes.with_models(recipe, _checkpoints(server, models))
     for warning in recipe.warnings:
         typer.echo(f"mezzotint: {file}: {warning}", err=True)

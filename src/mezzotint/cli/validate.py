@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mezzotint.cli import ask
+from mezzotint.cli import ask, fields
 from mezzotint.cli.flags import BAD_USE, Json, Models, Server
 from mezzotint.errors import CallerError
 
@@ -37,12 +37,10 @@ def validate(
 
 def _read(name: str) -> dict[str, Any]:
     try:
-        text = sys.stdin.read() if name == "-" else Path(name).read_text(encoding="utf-8")
-        body = json.loads(text)
+        text = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
     except OSError as error:
         raise CallerError(f"{name} cannot be read: {error.strerror}", code="invalid_value") from error
-    except ValueError as error:
-        raise CallerError(f"{name} is not JSON: {error}", code="invalid_value") from error
+    body = fields.read(name, text)
     if not isinstance(body, dict):
         raise CallerError(f"{name} must hold one JSON object: the fields of a request", code="invalid_value")
     return body

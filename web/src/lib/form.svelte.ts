@@ -48,6 +48,7 @@ function measure(held: Held | null) {
 }
 
 const ONLY_MASKED_PX = 32; // around the painted area
+const MULTIPLE_PX = 8; // of which a model's sides are
 
 /** What changes a picture and has no place in the form, by its field. */
 function homeless(request: Readonly<Record<string, any>>): string[] {
@@ -59,6 +60,7 @@ function homeless(request: Readonly<Record<string, any>>): string[] {
     variation,
     resize_mode: resize_mode && resize_mode !== "stretch",
     padding_mask_crop: padding_mask_crop && padding_mask_crop !== ONLY_MASKED_PX,
+    "hires.height": hires && Math.abs((request.height * hires.width) / request.width - hires.height) >= MULTIPLE_PX / 2,
     "hires.steps": hires?.steps && hires.steps !== request.num_inference_steps,
   };
   for (const [name, value] of Object.entries(scheduler_options ?? {})) if (name !== "karras_sigmas") found[`scheduler_options.${name}`] = value;
