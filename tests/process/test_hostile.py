@@ -4,8 +4,11 @@ import contextlib
 import json
 import select
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -15,6 +18,7 @@ import pytest
 
 from mezzotint.errors import CallerError
 from mezzotint.schema import RequestInput
+from tests.pictures import encoded, picture
 from tests.process.conftest import RunningServer, wait_for
 
 SESSIONS = "/api/inference/sessions"
@@ -205,6 +209,26 @@ def test_no_address_in_any_field_is_called(server: RunningServer) -> None:
                 with contextlib.suppress(CallerError):  # it has ended
                     server.client.cancel(answer.json()["id"])
         assert select.select([canary], [], [], 0.5)[0] == []
+
+
+def test_workers_and_the_image_child_have_no_network(server: RunningServer) -> None:
+    httpx2.post(f"{server.url}/api/assets", files={"file": encoded(picture())}).raise_for_status()
+    (worker,) = httpx2.get(f"{server.url}/api/workers").json()["workers"]
+    children = [one for one in psutil.Process(server.process.pid).children() if one.status() != psutil.STATUS_ZOMBIE]
+    assert worker["pid"] in [one.pid for one in children]
+    for child in children:
+        for namespace in Path(f"/proc/{child.pid}/task").glob("*/ns/net"):
+            assert namespace.readlink() != Path("/proc/self/ns/net").readlink() or worker["network"] == "guarded"
+
+
+@pytest.mark.parametrize("start", ["limits.limit_myself()", "limits.guard_network()"])
+def test_what_a_child_does_first_leaves_it_no_network(start: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as canary:
+        call = f"import socket; from mezzotint.workers import limits; {start}; a, b = socket.socketpair(); "
+        call += f"a.send(b'x'); b.recv(1); socket.create_connection(('127.0.0.1', {canary.getsockname()[1]}))"
+        done = subprocess.run([sys.executable, "-c", call], capture_output=True, text=True, check=False)
+        assert done.stderr.splitlines()[-1].startswith(("OSError", "PermissionError"))
+        assert select.select([canary], [], [], 0)[0] == []
 
 
 def test_a_caller_who_leaves_in_the_middle_of_a_body_is_no_error_of_ours(server: RunningServer) -> None:

@@ -18,7 +18,7 @@ class Listener:
         monkeypatch.setattr(main, "time", SimpleNamespace(monotonic=lambda: self.now))
         self.end, self.theirs = socket.socketpair()
         self.end.setblocking(False)
-        self.worker = Worker(self.theirs, "cpu:0", 1, 1 << 30, is_spare=False)
+        self.worker = Worker(self.theirs, "cpu:0", 1, 1 << 30, "none", is_spare=False)
 
     def steps(self, *steps: int) -> None:
         self.worker.tell([(progress(step), b"") for step in steps])
