@@ -128,6 +128,8 @@ def check_files(path: Path, root: Path) -> None:
         inside = file.relative_to(path)
         if not file.resolve().is_relative_to(root.resolve()):
             raise Unusable(f"{inside} is a link out of the model folder")
+        if file.is_dir():
+            raise Unusable(f"{inside} is a link to a folder, whose files would go unseen; link the files themselves")
         if not file.is_file():
             raise Unusable(f"{inside} is not a plain file")
         if file.suffix.lower() in PICKLES:
@@ -202,10 +204,11 @@ def peft_config(path: Path) -> dict[str, Any] | None:
 
 
 def walk(path: Path) -> Iterator[Path]:
-    """Every file of a folder, or the file itself."""
+    """Every file of a folder, or the file itself. Links to folders are among them, and what is behind them is not."""
     if path.is_file():
         yield path
         return
-    for folder, _, names in os.walk(path):
-        for name in names:
+    for folder, folders, names in os.walk(path):
+        linked = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+        for name in names + linked:
             yield Path(folder) / name
