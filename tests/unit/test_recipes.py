@@ -3,6 +3,7 @@
 import io
 import json
 import time
+import tracemalloc
 import zlib
 from typing import Any
 
@@ -271,6 +272,27 @@ def test_what_automatic1111s_text_cannot_bring_here_is_said() -> None:
     assert found is not None
     assert found.needs == ("controlnets",)
     assert ["of 150 steps" in found.warnings[0], "4x-UltraSharp" in found.warnings[1]] == [True, True]
+
+
+def test_many_bombs_of_text_cost_no_more_than_a_few() -> None:
+    bomb = zlib.compress(b"x" * (metadata.MAX_TEXT_BYTES + 1))
+    known = b"".join(png_chunk(b"zTXt", b"a\0\0" + zlib.compress(b"x" * 900_000)) for _ in range(1000))
+    refused = b"".join(png_chunk(b"zTXt", b"b%d\0\0" % at + bomb) for at in range(1000))
+    begun = time.process_time()
+    assert list(metadata.texts(b"\x89PNG\r\n\x1a\n" + known + refused)) == ["a"]
+    assert time.process_time() - begun < 0.5
+
+
+def test_tags_that_point_at_one_place_are_not_copied_each() -> None:
+    place = b"\x0e\x01\x02\0" + (1 << 20).to_bytes(4, "little") + (8).to_bytes(4, "little")
+    tags = b"".join((at + 1).to_bytes(2, "little") + place[2:] for at in range(256))
+    data = b"II*\0\x08\0\0\0\0\x01" + tags + b"x" * (1 << 20)
+    webp = b"RIFF\0\0\0\0WEBPEXIF" + len(data).to_bytes(4, "little") + data
+    tracemalloc.start()
+    metadata.texts(webp)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 16 << 20
 
 
 def test_a_bomb_of_text_is_left_out() -> None:
