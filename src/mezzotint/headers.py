@@ -18,6 +18,7 @@ MAX_HEADER_BYTES = 8 << 20
 MAX_TENSORS = 20_000
 MAX_LAYERS = 256  # of one part; a config of a few bytes may ask for any number
 MAX_WIDTH = 1 << 20
+MAX_POSITIONS = 1 << 12  # of a window of text
 
 COMPONENT_SUFFIXES = frozenset({".json", ".txt", ".model", ".safetensors"})
 PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"})
@@ -148,9 +149,18 @@ def check_config(config: Mapping[str, Any], shown: str) -> None:
         if _REFUSED_KEYS.fullmatch(key):
             raise Unusable(f"{shown} sets {key!r}, which could bring in code")
         limit = MAX_LAYERS if "layers" in key else MAX_WIDTH if key.endswith(("_channels", "_size", "_dim")) else None
-        numbers = value if isinstance(value, list) else [value]
-        if limit is not None and any(type(one) is int and abs(one) > limit for one in numbers):
-            raise Unusable(f"{shown} sets {key!r} to {str(value)[:64]}; at most {limit} can be right")
+        limit = MAX_POSITIONS if key == "max_position_embeddings" else limit
+        if limit is not None and not all(0 <= one <= limit for one in _whole_numbers(value)):
+            raise Unusable(f"{shown} sets {key!r} to {str(value)[:64]}; from 0 to at most {limit} can be right")
+
+
+def _whole_numbers(value: Any) -> Iterator[int]:
+    """In lists of lists, too."""
+    if isinstance(value, list):
+        for one in value:
+            yield from _whole_numbers(one)
+    elif type(value) is int:
+        yield value
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -284,6 +284,30 @@ def many_layers(model: Path) -> None:
     edit_json(model / "text_encoder" / "config.json", num_hidden_layers=10**9)
 
 
+def many_nested_layers(model: Path) -> None:
+    edit_json(model / "unet" / "config.json", transformer_layers_per_block=[[10_000_000]])
+
+
+def layers_below_none(model: Path) -> None:
+    edit_json(model / "unet" / "config.json", layers_per_block=-1)
+
+
+def many_positions(model: Path) -> None:
+    edit_json(model / "text_encoder" / "config.json", max_position_embeddings=10**12)
+
+
+def many_levels(model: Path) -> None:
+    edit_json(model / "vae" / "config.json", block_out_channels=[8] * 70)
+
+
+def many_timesteps(model: Path) -> None:
+    edit_json(model / "scheduler" / "scheduler_config.json", num_train_timesteps=200_000_000)
+
+
+def high_order(model: Path) -> None:
+    edit_json(model / "scheduler" / "scheduler_config.json", solver_order=10**9)
+
+
 def rewrite_header(model: Path, change: Callable[[dict[str, Any]], object]) -> None:
     weights = model / "unet" / "diffusion_pytorch_model.safetensors"
     data = weights.read_bytes()
@@ -354,6 +378,12 @@ def deep_header(model: Path) -> None:
         (misspelt, "'num_steps'; they can be width"),
         (one_word, "must be a list"),
         (many_layers, "at most 256"),
+        (many_nested_layers, "at most 256"),
+        (layers_below_none, "'layers_per_block' to -1"),
+        (many_positions, "at most 4096"),
+        (many_levels, "at most 8 levels"),
+        (many_timesteps, "num_train_timesteps is 200000000"),
+        (high_order, "solver_order is 1000000000"),
         (overlap, "over another tensor"),
         (wrong_shape, "its shape needs"),
         (negative_place, "cannot be"),
