@@ -141,7 +141,7 @@ def read(path: Path, root: Path) -> Model:
             facts = _read_component(path, root, kind, config)
         return Model(id=name, kind=kind, path=str(path), stamp=stamp, state="ready", **facts)
     except Unusable as why:
-        reason = str(why)
+        reason = str(why).encode(errors="replace").decode()  # names of files can be of any bytes
     except KeyError as error:
         reason = f"its configuration lacks {str(error.args[0])[:96]!r}"
     except OSError as error:

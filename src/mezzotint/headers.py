@@ -16,6 +16,7 @@ MAX_CONFIG_BYTES = 1 << 20
 MAX_TEXT_BYTES = 64 << 20  # vocabularies are the largest
 MAX_HEADER_BYTES = 8 << 20
 MAX_TENSORS = 20_000
+_MARKS = {"{": 5, "[": 5, ":": 10, ",": 20}  # how many a tensor has at most, and room for those in texts of metadata
 MAX_LAYERS = 256  # of one part; a config of a few bytes may ask for any number
 MAX_WIDTH = 1 << 20
 MAX_POSITIONS = 1 << 12  # of a window of text
@@ -60,7 +61,10 @@ def read_header(file: Path) -> Header:
         length = int.from_bytes(opened.read(8), "little")
         if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
             raise Unusable(f"{shown} is truncated or its header is too large")
-        header = json.loads(opened.read(length), object_pairs_hook=_once)
+        text = opened.read(length).decode()
+    if any(text.count(mark) > most * MAX_TENSORS for mark, most in _MARKS.items()):
+        raise Unusable(f"{shown} names more than {MAX_TENSORS} tensors, or holds other things in such numbers")
+    header = _of_unicode(json.loads(text, object_pairs_hook=_once), text)
     if not isinstance(header, dict):
         raise Unusable(f"{shown} has a header that is not a JSON object")
     metadata = header.pop("__metadata__", {})
@@ -91,6 +95,13 @@ def _place(name: str, entry: Any, shown: str) -> tuple[int, int, str]:
             f"{shown} gives {name[:96]!r} {end - begin} bytes where its shape needs {prod(shape) * bits // 8}"
         )
     return begin, end, name
+
+
+def _of_unicode(read: Any, text: str) -> Any:
+    """What was read of a text. Raises ValueError for half of a surrogate pair, which no answer can hold."""
+    if "\\u" in text:
+        json.dumps(read, ensure_ascii=False).encode()
+    return read
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -171,7 +182,8 @@ def read_json(path: Path) -> dict[str, Any]:
     if path.stat().st_size > MAX_CONFIG_BYTES:
         raise Unusable(f"{shown} is over {MAX_CONFIG_BYTES} bytes")
     try:
-        read = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        read = _of_unicode(json.loads(text), text)
     except (ValueError, RecursionError) as error:
         raise Unusable(f"{shown} cannot be read as JSON: {str(error)[:96]}") from error
     if not isinstance(read, dict):

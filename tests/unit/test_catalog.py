@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from mezzotint.catalog import (
     fitting,
     thumbnail,
 )
-from mezzotint.headers import MAX_HEADER_BYTES, weight_files
+from mezzotint.headers import MAX_HEADER_BYTES, Unusable, read_header, weight_files
 from tests import single_files
 from tests.models import build_controlnet, build_lora, build_sd, build_sdxl
 
@@ -432,6 +433,38 @@ def test_what_may_not_be_looked_at_hides_no_other_model(root: Path) -> None:
     found = scan(root)
     assert found["tiny"].state == "ready"
     assert "name too long" in str(found["gone"].reason)
+
+
+def test_text_that_is_no_unicode_makes_no_list_fail(root: Path) -> None:
+    shutil.copytree(root / "tiny", root / "words")
+    (root / "words" / "mezzotint.json").write_text('{"trigger_words": ["\\ud800"]}')
+    for name, text in (("name", b"\\ud800"), ("raw", b"\xed\xa0\x80")):
+        build_lora(root / f"{name}.safetensors", root / "tiny")
+        rename_lora(root / f"{name}.safetensors", text)
+    (root / "tiny" / os.fsdecode(b"\xff.bin")).touch()
+    found = scan(root)
+    assert {found[name].state for name in ("tiny", "words", "name", "raw")} == {"invalid"}
+    json.dumps([model.reason for model in found.values()], ensure_ascii=False).encode()
+
+
+def rename_lora(path: Path, name: bytes) -> None:
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = b'{"__metadata__":{"ss_output_name":"' + name + b'"},' + data[9 : 8 + length]
+    path.write_bytes(len(header).to_bytes(8, "little") + header + data[8 + length :])
+
+
+@pytest.mark.parametrize("piece", [b'{},"', b'[],"', b'0,"', b"[" + b"300," * 1000 + b'0],"'], ids=len)
+def test_a_header_of_many_things_takes_little_memory(tmp_path: Path, piece: bytes) -> None:
+    pieces = (b"%06d" % at + b'":' + piece for at in range((8 << 20) // (len(piece) + 9)))
+    header = b'{"' + b"".join(pieces) + b'":0}'
+    (tmp_path / "bomb.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    tracemalloc.start()
+    with pytest.raises(Unusable, match="more than 20000 tensors"):
+        read_header(tmp_path / "bomb.safetensors")
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 32 << 20
 
 
 def test_an_autoencoder_without_levels_is_not_ready(root: Path) -> None:
