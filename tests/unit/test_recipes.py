@@ -274,6 +274,20 @@ def test_what_automatic1111s_text_cannot_bring_here_is_said() -> None:
     assert ["of 150 steps" in found.warnings[0], "4x-UltraSharp" in found.warnings[1]] == [True, True]
 
 
+def test_a_megabyte_of_loras_is_read_at_once_and_only_the_first_warnings_are_told() -> None:
+    begun = time.process_time()
+    tags = "".join(f"<lora:a{at}:1:2>" for at in range(70_000))
+    found = recipes.of_texts({"parameters": A1111.replace("<lora:ink:0.5>", tags)})
+    assert found is not None
+    assert len(found.warnings) == recipes.MAX_WARNINGS
+    assert time.process_time() - begun < 3
+    own = {"v": 1, "request": {"hires": {f"field{at}": 1 for at in range(100)}}, "model": {}, "seed": 1}
+    found = recipes.of_texts({"mezzotint": json.dumps(own)})
+    assert found is not None
+    assert (found.body, len(found.warnings)) == ({"seed": 1}, recipes.MAX_WARNINGS)
+    assert found.warnings[-1].startswith("51 more")
+
+
 def test_many_bombs_of_text_cost_no_more_than_a_few() -> None:
     bomb = zlib.compress(b"x" * (metadata.MAX_TEXT_BYTES + 1))
     known = b"".join(png_chunk(b"zTXt", b"a\0\0" + zlib.compress(b"x" * 900_000)) for _ in range(1000))
