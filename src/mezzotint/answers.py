@@ -296,6 +296,8 @@ class Devices(TypedDict):
 class Worker(TypedDict):
     id: str | None
     pid: int | None
+    # none: the system gave it none; guarded: Python refuses it one; null while it starts
+    network: Literal["none", "guarded"] | None
     device: str
     state: str
     resident_models: list[str]

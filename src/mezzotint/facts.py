@@ -49,6 +49,8 @@ MAX_NAME_CHARACTERS = 256
 _OF_PEFT = "base_model.model."
 _CHANGED_BASES = ("pissa", "olora", "corda", "loftq")
 MAX_SAMPLE = 1 << 13  # latents a side that a model may have been trained at
+MAX_LEVELS = 8
+MAX_OF_SCHEDULER = {"num_train_timesteps": 10_000, "solver_order": 3}
 ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._~-]{0,127}")
 
 _MARKS = ("model_index.json", "config.json", PEFT_CONFIG, PEFT_WEIGHTS)  # a folder with one of these is a model
@@ -139,7 +141,7 @@ def read(path: Path, root: Path) -> Model:
             facts = _read_component(path, root, kind, config)
         return Model(id=name, kind=kind, path=str(path), stamp=stamp, state="ready", **facts)
     except Unusable as why:
-        reason = str(why)
+        reason = str(why).encode(errors="replace").decode()  # names of files can be of any bytes
     except KeyError as error:
         reason = f"its configuration lacks {str(error.args[0])[:96]!r}"
     except OSError as error:
@@ -375,6 +377,10 @@ def _checkpoint(
     prediction = str(told.get("prediction_type") or configs["scheduler"].get("prediction_type", "epsilon"))
     if prediction not in PREDICTION_TYPES:
         raise Unusable(f"prediction_type {prediction[:64]!r} is none of {', '.join(PREDICTION_TYPES)}")
+    for name, most in MAX_OF_SCHEDULER.items():
+        number = configs["scheduler"].get(name, 1)
+        if type(number) is not int or not 1 <= number <= most:
+            raise Unusable(f"its scheduler's {name} is {str(number)[:64]}; it is a whole number from 1 to {most}")
     factor = _factor(vae, "block_out_channels")
     sample = unet["sample_size"]
     rows, columns = sample if isinstance(sample, list) and len(sample) == 2 else (sample, sample)
@@ -455,10 +461,12 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
 
 
 def _widths(config: Mapping[str, Any], name: str, usual: Sequence[int] = ()) -> list[int]:
-    """Channels of each level. Raises Unusable when there is none."""
+    """Channels of each level. Raises Unusable when there is none, or more than a model has."""
     widths = config.get(name, usual)
     if not isinstance(widths, Sequence) or not widths or not all(type(one) is int and one > 0 for one in widths):
         raise Unusable(f"its {name} is {str(widths)[:64]}; it must list the channels of each level")
+    if len(widths) > MAX_LEVELS:
+        raise Unusable(f"its {name} lists {len(widths)} levels; at most {MAX_LEVELS} levels can be right")
     return list(widths)
 
 

@@ -16,8 +16,10 @@ MAX_CONFIG_BYTES = 1 << 20
 MAX_TEXT_BYTES = 64 << 20  # vocabularies are the largest
 MAX_HEADER_BYTES = 8 << 20
 MAX_TENSORS = 20_000
+_MARKS = {"{": 5, "[": 5, ":": 10, ",": 20}  # how many a tensor has at most, and room for those in texts of metadata
 MAX_LAYERS = 256  # of one part; a config of a few bytes may ask for any number
 MAX_WIDTH = 1 << 20
+MAX_POSITIONS = 1 << 12  # of a window of text
 
 COMPONENT_SUFFIXES = frozenset({".json", ".txt", ".model", ".safetensors"})
 PICKLES = frozenset({".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"})
@@ -59,7 +61,10 @@ def read_header(file: Path) -> Header:
         length = int.from_bytes(opened.read(8), "little")
         if not 2 <= length <= min(MAX_HEADER_BYTES, size - 8):
             raise Unusable(f"{shown} is truncated or its header is too large")
-        header = json.loads(opened.read(length), object_pairs_hook=_once)
+        text = opened.read(length).decode()
+    if any(text.count(mark) > most * MAX_TENSORS for mark, most in _MARKS.items()):
+        raise Unusable(f"{shown} names more than {MAX_TENSORS} tensors, or holds other things in such numbers")
+    header = _of_unicode(json.loads(text, object_pairs_hook=_once), text)
     if not isinstance(header, dict):
         raise Unusable(f"{shown} has a header that is not a JSON object")
     metadata = header.pop("__metadata__", {})
@@ -90,6 +95,13 @@ def _place(name: str, entry: Any, shown: str) -> tuple[int, int, str]:
             f"{shown} gives {name[:96]!r} {end - begin} bytes where its shape needs {prod(shape) * bits // 8}"
         )
     return begin, end, name
+
+
+def _of_unicode(read: Any, text: str) -> Any:
+    """What was read of a text. Raises ValueError for half of a surrogate pair, which no answer can hold."""
+    if "\\u" in text:
+        json.dumps(read, ensure_ascii=False).encode()
+    return read
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -128,6 +140,8 @@ def check_files(path: Path, root: Path) -> None:
         inside = file.relative_to(path)
         if not file.resolve().is_relative_to(root.resolve()):
             raise Unusable(f"{inside} is a link out of the model folder")
+        if file.is_dir():
+            raise Unusable(f"{inside} is a link to a folder, whose files would go unseen; link the files themselves")
         if not file.is_file():
             raise Unusable(f"{inside} is not a plain file")
         if file.suffix.lower() in PICKLES:
@@ -146,9 +160,18 @@ def check_config(config: Mapping[str, Any], shown: str) -> None:
         if _REFUSED_KEYS.fullmatch(key):
             raise Unusable(f"{shown} sets {key!r}, which could bring in code")
         limit = MAX_LAYERS if "layers" in key else MAX_WIDTH if key.endswith(("_channels", "_size", "_dim")) else None
-        numbers = value if isinstance(value, list) else [value]
-        if limit is not None and any(type(one) is int and abs(one) > limit for one in numbers):
-            raise Unusable(f"{shown} sets {key!r} to {str(value)[:64]}; at most {limit} can be right")
+        limit = MAX_POSITIONS if key == "max_position_embeddings" else limit
+        if limit is not None and not all(0 <= one <= limit for one in _whole_numbers(value)):
+            raise Unusable(f"{shown} sets {key!r} to {str(value)[:64]}; from 0 to at most {limit} can be right")
+
+
+def _whole_numbers(value: Any) -> Iterator[int]:
+    """In lists of lists, too."""
+    if isinstance(value, list):
+        for one in value:
+            yield from _whole_numbers(one)
+    elif type(value) is int:
+        yield value
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -159,7 +182,8 @@ def read_json(path: Path) -> dict[str, Any]:
     if path.stat().st_size > MAX_CONFIG_BYTES:
         raise Unusable(f"{shown} is over {MAX_CONFIG_BYTES} bytes")
     try:
-        read = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        read = _of_unicode(json.loads(text), text)
     except (ValueError, RecursionError) as error:
         raise Unusable(f"{shown} cannot be read as JSON: {str(error)[:96]}") from error
     if not isinstance(read, dict):
@@ -202,10 +226,11 @@ def peft_config(path: Path) -> dict[str, Any] | None:
 
 
 def walk(path: Path) -> Iterator[Path]:
-    """Every file of a folder, or the file itself."""
+    """Every file of a folder, or the file itself. Links to folders are among them, and what is behind them is not."""
     if path.is_file():
         yield path
         return
-    for folder, _, names in os.walk(path):
-        for name in names:
+    for folder, folders, names in os.walk(path):
+        linked = [name for name in folders if os.path.islink(os.path.join(folder, name))]
+        for name in names + linked:
             yield Path(folder) / name

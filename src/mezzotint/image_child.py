@@ -9,6 +9,7 @@ import hashlib
 import io
 import logging
 import os
+import re
 import resource
 import socket
 import sys
@@ -53,6 +54,8 @@ _FOREIGN = (
     (4, b"ftyphei", "a HEIC"),
     (4, b"ftypmif", "a HEIC"),
 )
+MAX_SCANS = 100  # of a JPEG, each of which goes over all of its pixels; ten are usual
+_JPEG_MARKER = re.compile(rb"\xff[^\x00\x01\xd0-\xd7\xff]")  # but those that stand alone within pixels
 _TURNS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -153,6 +156,8 @@ def decode(data: bytes) -> tuple[Image.Image, int]:
     with _blaming(name):
         if name == "WEBP":
             _check_size(*_webp_size(data))  # its decoder allocates as it opens
+        if name == "JPEG":
+            _check_scans(data)
         image = _DECODERS[name](io.BytesIO(data))
         _check_size(*image.size)
         image.load()
@@ -234,6 +239,16 @@ def _check_size(width: int, height: int) -> None:
     if width * height > wire.MAX_PIXELS:
         message = f"the picture is {width} x {height}; at most {wire.MAX_PIXELS} pixels are taken, send a smaller one"
         raise Unreadable(message)
+
+
+def _check_scans(data: bytes) -> None:
+    """Raises Unreadable for a JPEG of more scans than any program writes, which could be decoded for minutes."""
+    at, scans = 2, 0
+    while (found := _JPEG_MARKER.search(data, at)) is not None and found[0] != b"\xff\xd9":
+        scans += found[0] == b"\xff\xda"
+        if scans > MAX_SCANS:
+            raise Unreadable(f"the JPEG has too many scans; at most {MAX_SCANS} scans are taken, save it anew")
+        at = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
 
 
 def _webp_size(data: bytes) -> tuple[int, int]:

@@ -13,11 +13,13 @@ from typing import Any
 
 MAX_TEXT_BYTES = 1 << 20
 MAX_CHUNKS = 10_000
+MAX_BAD_CHUNKS = 16  # each may have taken the inflating of MAX_TEXT_BYTES
 MAX_IFD_ENTRIES = 256
 MAX_LEVELS = 32  # of JSON
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _IMAGE_DESCRIPTION, _MODEL, _EXIF_IFD, _USER_COMMENT = 0x010E, 0x0110, 0x8769, 0x9286
+_READ = frozenset({_IMAGE_DESCRIPTION, _MODEL, _EXIF_IFD, _USER_COMMENT})
 _OWN = "mezzotint:"
 
 
@@ -34,16 +36,22 @@ def texts(data: bytes) -> dict[str, str]:
 
 def _png(data: bytes) -> dict[str, str]:
     found: dict[str, str] = {}
-    left = MAX_TEXT_BYTES
+    left, bad = MAX_TEXT_BYTES, 0
     for kind, body in _png_chunks(data):
         reader = {b"tEXt": _text, b"zTXt": _packed, b"iTXt": _international}.get(kind)
-        if reader is None:
+        name = body.partition(b"\0")[0].decode("latin-1")
+        if reader is None or name in found:
             continue
-        with contextlib.suppress(ValueError, zlib.error, IndexError):  # UnicodeDecodeError is a ValueError
-            name, text = reader(body, left)
-            if name not in found and len(text) <= left:
-                found[name] = text
-                left -= len(text)
+        try:
+            text = reader(body, left)
+        except (ValueError, zlib.error, IndexError):  # UnicodeDecodeError is a ValueError
+            bad += 1
+            if bad == MAX_BAD_CHUNKS:
+                break
+            continue
+        if len(text) <= left:
+            found[name] = text
+            left -= len(text)
     return found
 
 
@@ -58,22 +66,20 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
         at += 12 + length
 
 
-def _text(body: bytes, _left: int) -> tuple[str, str]:
-    name, _, text = body.partition(b"\0")
-    return name.decode("latin-1"), text.decode("latin-1")
+def _text(body: bytes, _left: int) -> str:
+    return body.partition(b"\0")[2].decode("latin-1")
 
 
-def _packed(body: bytes, left: int) -> tuple[str, str]:
-    name, _, rest = body.partition(b"\0")
-    return name.decode("latin-1"), _inflated(rest[1:], left).decode("latin-1")
+def _packed(body: bytes, left: int) -> str:
+    return _inflated(body.partition(b"\0")[2][1:], left).decode("latin-1")
 
 
-def _international(body: bytes, left: int) -> tuple[str, str]:
-    name, _, rest = body.partition(b"\0")
+def _international(body: bytes, left: int) -> str:
+    _name, _, rest = body.partition(b"\0")
     is_packed = rest[0] == 1
     _language, _, rest = rest[2:].partition(b"\0")
     _translated, _, text = rest.partition(b"\0")
-    return name.decode("latin-1"), (_inflated(text, left) if is_packed else text).decode()
+    return (_inflated(text, left) if is_packed else text).decode()
 
 
 def _inflated(data: bytes, left: int) -> bytes:
@@ -137,7 +143,7 @@ def _exif_texts(exif: bytes) -> dict[str, str]:
 
 
 def _ifd(exif: bytes, order: str, at: int) -> dict[int, bytes]:
-    """Values of text and of undefined kind, by tag; pointers as their four bytes."""
+    """Of the tags that are read values of text and of undefined kind; pointers as their four bytes."""
     if not 0 < at <= len(exif) - 2:
         return {}
     found: dict[int, bytes] = {}
@@ -145,6 +151,8 @@ def _ifd(exif: bytes, order: str, at: int) -> dict[int, bytes]:
     for index in range(min(count, MAX_IFD_ENTRIES)):
         tag, kind, length = struct.unpack_from(order + "HHI", exif, at + 2 + 12 * index)
         inline = exif[at + 10 + 12 * index : at + 14 + 12 * index]
+        if tag not in _READ or tag in found:  # each may be of any length, all at one place
+            continue
         if kind in (1, 2, 7):  # writers differ in what they call bytes
             start = struct.unpack(order + "I", inline)[0]
             found[tag] = inline[:length] if length <= 4 else exif[start : start + length]

@@ -17,6 +17,7 @@ _PAIR = re.compile(r'([A-Za-z][\w \-/]*+)(?::\s*("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)
 _LORA = re.compile(r"<lora:([^:<>]++)([^<>]*+)>", re.IGNORECASE)
 _WEIGHT = re.compile(r"(?:te=|unet=)?(-?(?:\d+\.?\d*|\.\d+))")
 MIN_PAIRS = 3
+MAX_WARNINGS = 50
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -55,13 +56,16 @@ def of_texts(texts: Mapping[str, str]) -> Recipe | None:
 
 def _possible(recipe: Recipe) -> Recipe:
     """Without values that no request may have, which warnings name. Prompts stay: they are the picture."""
-    body, warnings = dict(recipe.body), recipe.warnings
+    body, warnings = dict(recipe.body), list(recipe.warnings)
     for fault in parse(body)[1]:
         name = re.split(r"[.\[]", fault.field or "")[0]
         if name not in ("prompt", "negative_prompt"):
             body.pop(name, None)
-            warnings = (*warnings, f"{fault.message}; its {name} is left out")
-    return replace(recipe, body=body, warnings=warnings)
+            warnings.append(f"{fault.message}; its {name} is left out")
+    if len(warnings) > MAX_WARNINGS:
+        rest = len(warnings) - MAX_WARNINGS + 1
+        warnings[MAX_WARNINGS - 1 :] = [f"{rest} more warnings are not told"]
+    return replace(recipe, body=body, warnings=tuple(warnings))
 
 
 def with_models(recipe: Recipe, checkpoints: Mapping[str, str | None]) -> Recipe:
@@ -122,12 +126,12 @@ def _a1111(text: str) -> Recipe | None:
         return None
     prompt, negative, pairs = split
     loras: dict[str, float] = {}
-    warnings: tuple[str, ...] = ()
+    warnings: list[str] = []
     for tag in _LORA.finditer(prompt):
         scale, is_all = _scale(tag[2])
         loras[tag[1]] = loras.get(tag[1], 0.0) + scale
         if not is_all:
-            warnings = (*warnings, f"{tag[0][:128]} says more than one weight; its scale is {scale:g} here")
+            warnings.append(f"{tag[0][:128]} says more than one weight; its scale is {scale:g} here")
     body: dict[str, Any] = {"prompt": _LORA.sub("", prompt).strip(), "prompt_syntax": "weighted"}
     if negative:
         body["negative_prompt"] = negative
@@ -142,7 +146,7 @@ def _a1111(text: str) -> Recipe | None:
         body["variation"] = varied
     if any(name.startswith("Hires ") for name in pairs):
         body["hires"], told = _hires(pairs, body)
-        warnings = (*warnings, *told)
+        warnings += told
     if (layers := int(pairs.get("Clip skip", 1))) > 1:
         body["clip_skip"] = layers - 1
     if "Sampler" in pairs:
@@ -150,14 +154,14 @@ def _a1111(text: str) -> Recipe | None:
             sampler, options = a1111_names.find(pairs["Sampler"], pairs.get("Schedule type"))
             body |= {"scheduler": sampler.scheduler, "scheduler_options": options}
         except (a1111_names.UnknownName, a1111_names.Unfit) as error:
-            warnings = (*warnings, str(error))
+            warnings.append(str(error))
     eta = pairs.get("Eta DDIM", pairs.get("Eta"))
     if eta is not None and body.get("scheduler") == "ddim":
         body["eta"] = float(eta)
     elif eta is not None and float(eta) != 1:  # 1 is what samplers with noise use here
-        warnings = (*warnings, f"its eta {eta[:64]} is left out: eta is for scheduler 'ddim'")
+        warnings.append(f"its eta {eta[:64]} is left out: eta is for scheduler 'ddim'")
     if pairs.get("RNG") != "CPU":
-        warnings = (*warnings, "its noise was drawn on a GPU; the same seed draws another picture here")
+        warnings.append("its noise was drawn on a GPU; the same seed draws another picture here")
     names = tuple(pairs[name] for name in ("Model hash", "Model") if pairs.get(name))
     is_masked = "strength" in body and not {"Mask blur", "Masked content", "Inpaint area"}.isdisjoint(pairs)
     if is_masked:
@@ -168,7 +172,7 @@ def _a1111(text: str) -> Recipe | None:
         "controlnets": any(name.startswith("ControlNet ") for name in pairs),
     }
     needed = tuple(name for name, one in needs.items() if one)
-    return Recipe(source="a1111", body=body, models=names, needs=needed, warnings=warnings)
+    return Recipe(source="a1111", body=body, models=names, needs=needed, warnings=tuple(warnings))
 
 
 def _scale(rest: str) -> tuple[float, bool]:

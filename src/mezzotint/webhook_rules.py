@@ -18,7 +18,8 @@ _NAME = r"[a-z0-9-]{1,63}(?:\.[a-z0-9-]{1,63})*"
 _URL = re.compile(rf"(https?)://({_NAME})(?::([0-9]{{1,5}}))?((?:[/?][!\"$-\[\]-~]*)?)")
 _HOST = re.compile(rf"(?:\*\.)?{_NAME}")
 _PREFIX = "whsec_"
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+# Another address in disguise (NAT64, its local form, IPv4-compatible), and what sites had of their own before fc00::/7.
+_NOT_PUBLIC = tuple(map(ipaddress.IPv6Network, ("64:ff9b::/96", "64:ff9b:1::/48", "::/96", "fec0::/10")))
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +126,7 @@ def _is_below(host: str, allowed: str) -> bool:
 
 def _is_public(address: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
     if isinstance(address, ipaddress.IPv6Address) and (
-        address.sixtofour is not None or address.teredo is not None or address in _NAT64
+        address.sixtofour is not None or address.teredo is not None or any(address in one for one in _NOT_PUBLIC)
     ):
-        return False  # another address in disguise
+        return False
     return address.is_global and not address.is_multicast

@@ -69,6 +69,16 @@ def test_tokens_are_those_of_transformers(random_sd: Path, older: Path, padded: 
     assert (ours.pad, ours.window) == (oracle.pad_token_id, WINDOW)
 
 
+@pytest.mark.parametrize("told", [10**9, 10**30])
+def test_a_window_that_the_tokenizer_does_not_know_is_the_encoders(random_sd: Path, tmp_path: Path, told: int) -> None:
+    shutil.copytree(random_sd / "tiny", tmp_path, dirs_exist_ok=True)
+    config = tmp_path / "tokenizer" / "tokenizer_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"model_max_length": told}))
+    assert ClipTokenizer(*Folder(tmp_path).vocabulary("tokenizer")).window == WINDOW
+    config.write_text("{}")
+    assert ClipTokenizer(*Folder(tmp_path).vocabulary("tokenizer")).window == WINDOW
+
+
 @pytest.mark.parametrize("skip", [0, 1, 2])
 def test_hidden_states_are_those_of_transformers(random_sd: Path, skip: int) -> None:
     model = random_sd / "tiny"

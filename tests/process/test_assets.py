@@ -232,6 +232,14 @@ async def test_a_cut_file_is_refused_wherever_it_is_cut(shared: Assets, form: st
         assert "cut short" in message or "no picture known" in message
 
 
+async def test_a_jpeg_of_a_thousand_empty_scans_is_refused_before_it_is_decoded(shared: Assets) -> None:
+    data = encoded(picture(), "JPEG", progressive=True)
+    empty = bytes.fromhex("ffda 0008 01 01 00 01 3f 00".replace(" ", ""))
+    message = await refusal(shared, data.removesuffix(b"\xff\xd9") + empty * 1000 + b"\xff\xd9")
+    assert "at most 100 scans" in message
+    assert await shared.put(data + empty * 1000, "image"), "what comes after its end is none of it"
+
+
 async def test_bombs_cost_the_child_no_memory(own: Assets) -> None:
     await own.put(PNG, "image")
     pid = await own.child.pid()

@@ -5,8 +5,11 @@ import json
 import resource
 import select
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -17,6 +20,7 @@ import pytest
 from mezzotint.api.events import MAX_STREAMS
 from mezzotint.errors import CallerError
 from mezzotint.schema import RequestInput
+from tests.pictures import encoded, picture
 from tests.process.conftest import RunningServer, wait_for
 
 SESSIONS = "/api/inference/sessions"
@@ -320,6 +324,26 @@ def test_what_is_no_http_and_what_is_a_websocket_leave_lines_of_json(server: Run
             assert first_line(opened).startswith(b"HTTP/1.1 " + status)
     told = [json.loads(line) for line in server.log.read_text()[before:].splitlines()]
     assert {"Invalid HTTP request received.", "Unsupported upgrade request."} <= {line["event"] for line in told}
+
+
+def test_workers_and_the_image_child_have_no_network(server: RunningServer) -> None:
+    httpx2.post(f"{server.url}/api/assets", files={"file": encoded(picture())}).raise_for_status()
+    (worker,) = httpx2.get(f"{server.url}/api/workers").json()["workers"]
+    children = [one for one in psutil.Process(server.process.pid).children() if one.status() != psutil.STATUS_ZOMBIE]
+    assert worker["pid"] in [one.pid for one in children]
+    for child in children:
+        for namespace in Path(f"/proc/{child.pid}/task").glob("*/ns/net"):
+            assert namespace.readlink() != Path("/proc/self/ns/net").readlink() or worker["network"] == "guarded"
+
+
+@pytest.mark.parametrize("start", ["limits.limit_myself()", "limits.guard_network()"])
+def test_what_a_child_does_first_leaves_it_no_network(start: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as canary:
+        call = f"import socket; from mezzotint.workers import limits; {start}; a, b = socket.socketpair(); "
+        call += f"a.send(b'x'); b.recv(1); socket.create_connection(('127.0.0.1', {canary.getsockname()[1]}))"
+        done = subprocess.run([sys.executable, "-c", call], capture_output=True, text=True, check=False)
+        assert done.stderr.splitlines()[-1].startswith(("OSError", "PermissionError"))
+        assert select.select([canary], [], [], 0)[0] == []
 
 
 def test_a_caller_who_leaves_in_the_middle_of_a_body_is_no_error_of_ours(server: RunningServer) -> None:

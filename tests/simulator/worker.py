@@ -192,7 +192,7 @@ class PlayedWorker(LocalWorker):
             base_bytes=1 << 28,
         )
         self._phase = None
-        self._tell(wire.Hello(version=wire.VERSION, pid=self.pid, device=facts))
+        self._tell(wire.Hello(version=wire.VERSION, pid=self.pid, network="none", device=facts))
         while True:
             while not self._sittings or not self._inbox.empty():
                 await self._take(*await self._inbox.get())

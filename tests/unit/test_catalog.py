@@ -204,6 +204,22 @@ def link_out(model: Path) -> None:
     weights.symlink_to(outside)
 
 
+def folder_out(model: Path) -> None:
+    (model / "unet").rename(model.parent.parent / "outside")
+    (model / "unet").symlink_to(model.parent.parent / "outside")
+
+
+def fifo_behind_a_link(model: Path) -> None:
+    folder_out(model)
+    (model / "unet" / "diffusion_pytorch_model.safetensors").unlink()
+    os.mkfifo(model / "unet" / "diffusion_pytorch_model.safetensors")
+
+
+def linked_folder(model: Path) -> None:
+    (model / "unet").rename(model.parent / "shared")
+    (model / "unet").symlink_to(model.parent / "shared")
+
+
 def fifo(model: Path) -> None:
     os.mkfifo(model / "vae" / "pipe.json")
 
@@ -319,6 +335,9 @@ def deep_header(model: Path) -> None:
         (foreign_component, "os.system"),
         (remote_code, "auto_map"),
         (link_out, "link out of the model folder"),
+        (folder_out, "unet is a link out of the model folder"),
+        (fifo_behind_a_link, "unet is a link out of the model folder"),
+        (linked_folder, "unet is a link to a folder"),
         (fifo, "not a plain file"),
         (missing_shard, "no weights"),
         (five_channels, "5 channels"),

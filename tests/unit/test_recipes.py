@@ -3,6 +3,7 @@
 import io
 import json
 import time
+import tracemalloc
 import zlib
 from typing import Any
 
@@ -315,6 +316,41 @@ def test_the_eta_of_automatic1111s_text_is_used_or_warned_of(
     found = recipes.of_texts({"parameters": text})
     assert found is not None
     assert (found.body.get("eta"), any("eta" in one for one in found.warnings)) == (taken, warns)
+
+
+def test_a_megabyte_of_loras_is_read_at_once_and_only_the_first_warnings_are_told() -> None:
+    begun = time.process_time()
+    tags = "".join(f"<lora:a{at}:1:2>" for at in range(70_000))
+    found = recipes.of_texts({"parameters": A1111.replace("<lora:ink:0.5>", tags)})
+    assert found is not None
+    assert len(found.warnings) == recipes.MAX_WARNINGS
+    assert time.process_time() - begun < 3
+    own = {"v": 1, "request": {"hires": {f"field{at}": 1 for at in range(100)}}, "model": {}, "seed": 1}
+    found = recipes.of_texts({"mezzotint": json.dumps(own)})
+    assert found is not None
+    assert (found.body, len(found.warnings)) == ({"seed": 1}, recipes.MAX_WARNINGS)
+    assert found.warnings[-1].startswith("51 more")
+
+
+def test_many_bombs_of_text_cost_no_more_than_a_few() -> None:
+    bomb = zlib.compress(b"x" * (metadata.MAX_TEXT_BYTES + 1))
+    known = b"".join(png_chunk(b"zTXt", b"a\0\0" + zlib.compress(b"x" * 900_000)) for _ in range(1000))
+    refused = b"".join(png_chunk(b"zTXt", b"b%d\0\0" % at + bomb) for at in range(1000))
+    begun = time.process_time()
+    assert list(metadata.texts(b"\x89PNG\r\n\x1a\n" + known + refused)) == ["a"]
+    assert time.process_time() - begun < 0.5
+
+
+def test_tags_that_point_at_one_place_are_not_copied_each() -> None:
+    place = b"\x0e\x01\x02\0" + (1 << 20).to_bytes(4, "little") + (8).to_bytes(4, "little")
+    tags = b"".join((at + 1).to_bytes(2, "little") + place[2:] for at in range(256))
+    data = b"II*\0\x08\0\0\0\0\x01" + tags + b"x" * (1 << 20)
+    webp = b"RIFF\0\0\0\0WEBPEXIF" + len(data).to_bytes(4, "little") + data
+    tracemalloc.start()
+    metadata.texts(webp)
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 16 << 20
 
 
 def test_a_bomb_of_text_is_left_out() -> None:

@@ -20,7 +20,7 @@ class Listener:
         monkeypatch.setattr(main, "time", SimpleNamespace(monotonic=lambda: self.now))
         self.end, self.theirs = socket.socketpair()
         self.end.setblocking(False)
-        worker: Any = Worker(self.theirs, "cpu:0", 1, 1 << 30, is_spare=False)
+        worker: Any = Worker(self.theirs, "cpu:0", 1, 1 << 30, "none", is_spare=False)
         self.engine: Any = SimpleNamespace(
             phase=None, doing=None, loading=None, resident=(), loaded=(), weights_bytes=0,
             prompts=SimpleNamespace(hits=0, misses=0),

@@ -36,7 +36,10 @@ class ClipTokenizer:
         # as transformers does: also a `!` that pads is a token of its own wherever it stands
         self._tokenizer.add_special_tokens([start, end, pad])
         self.start, self.end, self.pad = (self._id(name) for name in (start, end, pad))
-        self.window = int(config.get("model_max_length", 77))
+        # what transformers does not know it writes as 10**30
+        self.window = min(int(config.get("model_max_length", 77)), int(config.get("max_position_embeddings", 77)))
+        if self.window < 3:
+            raise ValueError(f"a window of {self.window} tokens, its first and last among them, holds no text")
 
     def ids(self, text: str) -> list[int]:
         found: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids

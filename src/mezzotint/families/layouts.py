@@ -68,7 +68,7 @@ class Folder:
         }
 
     def vocabulary(self, part: str) -> tuple[Path, dict[str, Any]]:
-        return self._path / part, {}
+        return self._path / part, {"max_position_embeddings": self.config(_encoder(part))["max_position_embeddings"]}
 
 
 class SingleFile:
@@ -99,8 +99,8 @@ class SingleFile:
         return {name: tensor.to(dtype).contiguous() for name, tensor in convert(kept, config).items()}
 
     def vocabulary(self, part: str) -> tuple[Path, dict[str, Any]]:
-        config = self._configs[part.replace("tokenizer", "text_encoder")]
-        told = {"model_max_length": config["max_position_embeddings"]}
+        config = self._configs[_encoder(part)]
+        told = dict.fromkeys(("model_max_length", "max_position_embeddings"), config["max_position_embeddings"])
         return single_file.VOCABULARY, told | ({"pad_token": config["pad_token"]} if "pad_token" in config else {})
 
 
@@ -158,6 +158,10 @@ _CONVERT: dict[str, Callable[[State, Mapping[str, Any]], State]] = {
     "text_encoder": _text,
     "text_encoder_2": _text,
 }
+
+
+def _encoder(tokenizer: str) -> str:
+    return tokenizer.replace("tokenizer", "text_encoder")
 
 
 def _json(path: Path) -> dict[str, Any]:

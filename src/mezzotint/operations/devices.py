@@ -62,6 +62,7 @@ class DeviceVerbs(Verbs):
         return {
             "id": worker.id if worker else None,
             "pid": worker.pid if worker else None,
+            "network": worker.hello.network if worker and worker.hello else None,
             "device": seat.device,
             "state": devices.state(seat)[0],
             "resident_models": list(beat.resident) if beat else [],

@@ -43,10 +43,11 @@ CUDA_SHARE = 0.9  # of a device's memory
 
 def main() -> None:
     args = _arguments()
+    network = limit_myself(niceness=NICENESS, memory_bytes=args.memory_bytes if args.device.startswith("cpu") else None)
     hold_pulse(args.pulse)
-    limit_myself(niceness=NICENESS, memory_bytes=args.memory_bytes if args.device.startswith("cpu") else None)
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
-    worker = Worker(socket.socket(fileno=args.fd), args.device, args.threads, args.memory_bytes, is_spare=args.spare)
+    connection = socket.socket(fileno=args.fd)
+    worker = Worker(connection, args.device, args.threads, args.memory_bytes, network, is_spare=args.spare)
     try:
         worker.run()
     except Exception:
@@ -59,11 +60,11 @@ class Worker:
     """Couples the engine to the socket. The main thread steps; one thread reads, one tells that we live."""
 
     def __init__(
-        self, connection: socket.socket, device: str, threads: int, memory_bytes: int, *, is_spare: bool
+        self, connection: socket.socket, device: str, threads: int, memory_bytes: int, network: str, *, is_spare: bool
     ) -> None:
         self._connection = connection
         self._device_id = device
-        self._threads, self._memory_bytes = threads, memory_bytes
+        self._threads, self._memory_bytes, self._network = threads, memory_bytes, network
         self._sending = threading.Lock()
         self._inbox: queue.SimpleQueue[tuple[wire.ToWorker, bytes] | None] = queue.SimpleQueue()
         self._engine: Engine | None = None
@@ -314,7 +315,7 @@ class Worker:
         facts = _device_facts(self._device_id, device, self._threads, self._memory_bytes, base)
         budget = int(facts.memory_budget_bytes * WEIGHTS_SHARE)
         engine = Engine(load, encode, time.monotonic, meter=meter, budget_bytes=budget)
-        self.send(wire.Hello(version=wire.VERSION, pid=os.getpid(), device=facts))
+        self.send(wire.Hello(version=wire.VERSION, pid=os.getpid(), network=self._network, device=facts))
         return engine
 
 

@@ -15,7 +15,7 @@ from mezzotint.frames import WireError as WireError
 from mezzotint.request import Request
 from mezzotint.session import Usage
 
-VERSION = 12
+VERSION = 13
 MAX_MESSAGE_BYTES = 8 << 20
 
 BETWEEN = "the work between phases"
@@ -166,6 +166,7 @@ class Hello(_Message, frozen=True, kw_only=True, tag="hello"):
 
     version: int
     pid: int
+    network: str  # `none`, or `guarded`: what of one `limit_myself` left it
     device: DeviceFacts
 
 

@@ -942,6 +942,8 @@ export interface components {
             id: string | null;
             /** Pid */
             pid: number | null;
+            /** Network */
+            network: ("none" | "guarded") | null;
             /** Device */
             device: string;
             /** State */
