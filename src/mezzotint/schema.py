@@ -25,6 +25,7 @@ MAX_METADATA_BYTES = 16 * 1024
 MAX_BATCH = 1000  # requests of one batch
 MAX_BATCH_RECEIVERS = 16  # URLs that are told of its end: each is sent the whole of it
 MAX_EMBEDDINGS = 16
+MAX_PROMPT = 10_000  # characters
 MAX_NAME = 256  # characters: no model, and no field, has a longer one
 
 Type = Literal["text2img", "img2img", "inpainting", "controlnet", "lora"]
@@ -155,8 +156,8 @@ class RequestInput(BaseModel):
 
     model: Annotated[str | None, Field(max_length=256, description="catalog id; default: the configured model")] = None
     type: Annotated[Type | None, Field(description="inferred when absent")] = None
-    prompt: Annotated[str, Field(max_length=10_000, pattern=WITHOUT_NUL)] = ""
-    negative_prompt: Annotated[str, Field(max_length=10_000, pattern=WITHOUT_NUL)] = ""
+    prompt: Annotated[str, Field(max_length=MAX_PROMPT, pattern=WITHOUT_NUL)] = ""
+    negative_prompt: Annotated[str, Field(max_length=MAX_PROMPT, pattern=WITHOUT_NUL)] = ""
     prompt_syntax: Annotated[
         Literal["plain", "weighted"], Field(description="weighted: (word:1.2), ((word)), [word], BREAK")
     ] = "plain"

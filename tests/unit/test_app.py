@@ -27,7 +27,7 @@ async def test_an_unexpected_error_is_a_problem_and_one_line_of_the_log(
 ) -> None:
     request.addfinalizer(structlog.reset_defaults)
     configure_logs("info")
-    app = routed(1)
+    app = routed()
     app.state.operations = object()  # has nothing that a route asks for
     whole: ASGIApp = RequestIds(app if inside else _broken)
     transport: Any = httpx2.ASGITransport(whole, raise_app_exceptions=False)

@@ -58,7 +58,7 @@ class Scripted:
 
 
 async def asked(operations: Scripted, **fields: Any) -> httpx2.Response:
-    app = routed(1000)
+    app = routed()
     app.state.operations = operations
     async with httpx2.AsyncClient(transport=httpx2.ASGITransport(RequestIds(app)), base_url="http://here") as client:
         return await client.post("/v1/images/generations", json={"prompt": "x", "n": 2} | fields)

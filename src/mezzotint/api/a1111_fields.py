@@ -12,12 +12,11 @@ from mezzotint.api.a1111_controlnet import Unit, read_unit
 from mezzotint.api.a1111_reading import Fields
 from mezzotint.catalog import Model
 from mezzotint.errors import Fault
-from mezzotint.schema import MAX_IMAGES
+from mezzotint.schema import MAX_IMAGES, MAX_PROMPT
 
 MAX_UNITS = 3
 MAX_TASK_ID = 128
 MAX_SEED = 2**53
-MAX_PROMPT = 10_000  # characters, tags and all; a longer one is not looked at, and our own reading refuses it
 
 _RESIZE = ("stretch", "crop", "pad")
 _FREE = (
@@ -81,7 +80,7 @@ def read(sent: dict[str, Any], models: Mapping[str, Model], *, has_image: bool) 
     prompt, negative = fields.text("prompt", ""), fields.text("negative_prompt", "")
     applies = not fields.flag("disable_extra_networks", False)
     for name, text in (("prompt", prompt), ("negative_prompt", negative)):
-        if len(text) > MAX_PROMPT:
+        if len(text) > MAX_PROMPT:  # tags and all: it is not looked at, and our own reading refuses it
             body[name] = text
             continue
         found = a1111_prompt.read(text, name, models, applies=applies)

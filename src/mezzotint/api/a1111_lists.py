@@ -18,8 +18,6 @@ from mezzotint.operations import Operations
 router = APIRouter(tags=["AUTOMATIC1111"])
 lists = APIRouter(prefix="/sdapi/v1", tags=["AUTOMATIC1111"])
 
-MAX_BATCH = a1111_pictures.MAX_BATCH
-
 
 @lists.get("/sd-models")
 async def sd_models(ops: Ops) -> list[dict[str, Any]]:
@@ -151,8 +149,8 @@ async def extra_batch_images(request: Request, ops: Ops, sent: Body) -> dict[str
     """The same for several."""
     fields = Fields(sent)
     pictures = fields.get("imageList")
-    if not isinstance(pictures, list) or not 1 <= len(pictures) <= MAX_BATCH:
-        message = f"imageList must be a list of 1 to {MAX_BATCH} pictures"
+    if not isinstance(pictures, list) or not 1 <= len(pictures) <= a1111_pictures.MAX_BATCH:
+        message = f"imageList must be a list of 1 to {a1111_pictures.MAX_BATCH} pictures"
         raise InvalidRequest([Fault(field="imageList", code="invalid_value", message=message)])
     made: list[str] = []
     unknown: list[str] = []

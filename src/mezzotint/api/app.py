@@ -36,7 +36,7 @@ from mezzotint.api.fields import FieldCase
 from mezzotint.api.headers import SafeHeaders
 from mezzotint.api.patience import PatientBodies
 from mezzotint.api.problems import problem
-from mezzotint.api.security import UPLOADS, Gate
+from mezzotint.api.security import Gate
 from mezzotint.errors import Fault, InvalidRequest, MezzotintError
 from mezzotint.operations import Operations
 from mezzotint.rules import broken
@@ -48,7 +48,7 @@ MAX_BODY_BYTES = 1 << 20
 
 def build(operations: Operations) -> ASGIApp:
     """The whole, as a server runs it."""
-    app = routed(operations.max_upload_bytes)
+    app = routed()
     app.state.operations = operations
     app.state.tasks = Tasks()
     # outside FastAPI, whose own refusals have another shape
@@ -57,28 +57,27 @@ def build(operations: Operations) -> ASGIApp:
     return Heads(FieldCase(SafeHeaders(RequestIds(PatientBodies(gate)))))
 
 
-def routed(max_upload_bytes: int) -> Documented:
+def routed() -> Documented:
     """Every route, with nothing behind it."""
     app = Documented(
         title="Mezzotint",
         version=__version__,
-        max_body_size=MAX_BODY_BYTES,
         redirect_slashes=False,
         docs_url=None,
         redoc_url=None,
     )
-    app.include_router(inference.router, max_body_size=max_upload_bytes)  # requests may hold pictures
+    app.include_router(inference.router)
     app.include_router(inference.feed)
-    app.include_router(batches.router, max_body_size=max_upload_bytes)
-    app.include_router(capabilities.router, max_body_size=max_upload_bytes)
+    app.include_router(batches.router)
+    app.include_router(capabilities.router)
     app.include_router(page.router)
     app.router.routes.append(page.files)
     app.include_router(models.router)
     app.include_router(analytics.router)
-    app.include_router(assets.router, max_body_size=max_upload_bytes)
-    app.include_router(openai.router, max_body_size=max_upload_bytes)
-    app.include_router(a1111.router, max_body_size=max_upload_bytes)
-    app.include_router(a1111_lists.router, max_body_size=max_upload_bytes)
+    app.include_router(assets.router)
+    app.include_router(openai.router)
+    app.include_router(a1111.router)
+    app.include_router(a1111_lists.router)
     app.include_router(reference.router)
     app.add_exception_handler(MezzotintError, _told)
     app.add_exception_handler(HTTPException, _http)
@@ -171,7 +170,7 @@ _TRANSLATIONS = (
     (openai_errors.PREFIX, openai_errors.translate),
     *((prefix, a1111_errors.translate) for prefix in a1111_errors.PREFIXES),
 )
-_HTTP_CODES = {404: "unknown_url", 405: "method_not_allowed", 413: "body_too_large", 415: "unsupported_media_type"}
+_HTTP_CODES = {404: "unknown_url", 405: "method_not_allowed", 415: "unsupported_media_type"}
 
 
 async def _http(request: Request, error: Exception) -> Response:
@@ -182,7 +181,6 @@ async def _http(request: Request, error: Exception) -> Response:
         "files, fields or text in a field than are taken here",
         404: f"{request.method} {request.url.path[:200]} is not a route here; /docs lists them",
         405: f"{request.method} is not for {request.url.path[:200]}",
-        413: f"the body is over {_max_body_bytes(request)} bytes",
     }
     message = messages.get(error.status_code, str(error.detail))
     answer = _problem(request, MezzotintError(message, code=code), error.status_code)
@@ -200,11 +198,6 @@ def _methods(request: Request) -> list[str]:
 
     taken = [method for method in ("GET", "POST", "PATCH", "DELETE") if is_taken(method)]
     return ["HEAD", *taken] if "GET" in taken else taken
-
-
-def _max_body_bytes(request: Request) -> int:
-    operations: Operations = request.app.state.operations
-    return operations.max_upload_bytes if request.scope["path"] in UPLOADS else MAX_BODY_BYTES
 
 
 async def _validation(request: Request, error: Exception) -> Response:

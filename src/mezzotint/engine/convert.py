@@ -156,10 +156,10 @@ class _Part:
     name: str
     module: Any
     asked: list[tuple[Any, ...]]
-    adapters: list[tuple["LoraSet", ...]]
     expected: list[Any]
     large: list[Any]  # those of its modules that see enough pixels for convolutions of fewer products,
     wide: int  # and the channels from which these are worth it
+    adapters: Sequence[tuple["LoraSet", ...]] = ()
 
 
 def _parts(family: "StableDiffusion") -> list[_Part]:
@@ -224,7 +224,6 @@ def _parts(family: "StableDiffusion") -> list[_Part]:
             name=DECODER,
             module=decoder,
             asked=latents,
-            adapters=[() for _ in latents],
             expected=[decoder(*inputs) for inputs in latents],
             large=[family.vae.decoder],
             wide=DECODER_WIDE,
