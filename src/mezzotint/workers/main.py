@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("mezzotint.worker")
 
 HEARTBEAT_S = 1.0
-BUNDLE_S = 0.2  # of progress
+BUNDLE_S = 0.25  # of progress: as often as checkpoints, with which it goes
 NICENESS = 5  # the API process answers first; it needs little
 _DTYPES = {"cpu": ("float32", "bfloat16"), "cuda": ("float32", "bfloat16", "float16")}
 WEIGHTS_SHARE = 0.5  # of the memory that a worker may take; calls need room too
