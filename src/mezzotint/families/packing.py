@@ -28,6 +28,7 @@ def pack(module: nn.Module) -> int:
     if weights > MAX_BYTES or not torch.backends.mkldnn.is_available():
         return 0
     packed: list[Tensor] = []
+    copied = 0
     for layer in module.modules():
         if layer.__class__ is nn.Conv2d and layer.padding_mode == "zeros":
             layer.forward = _convolution(layer, packed)  # type: ignore[assignment, method-assign]
@@ -35,9 +36,13 @@ def pack(module: nn.Module) -> int:
             layer.forward = _projection(layer, packed)  # type: ignore[assignment, method-assign]
         elif isinstance(layer, Attention):
             layer.forward = _attention(layer)
+            continue
+        else:
+            continue
+        copied += layer.weight.nbytes
     if sys.platform == "linux":
         _into_large_pages([torch.ops.mkldnn.data_ptr(one) for one in packed])
-    return sum(torch.ops.mkldnn._nbytes(one) for one in packed)
+    return copied
 
 
 def _convolution(layer: nn.Conv2d, packed: list[Tensor]) -> Callable[[Tensor], Tensor]:
