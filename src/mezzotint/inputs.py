@@ -81,9 +81,17 @@ T = TypeVar("T", bound=_Input)
 
 def read(body: Any, schema: type[T], path: str = "") -> T:
     """The body as that input. `path` goes before the fields of faults. Raises InvalidRequest with every fault."""
+    found, faults = checked(body, schema, path)
+    if found is None or faults:
+        raise InvalidRequest(faults)
+    return found
+
+
+def checked(body: Any, schema: type[T], path: str = "") -> tuple[T | None, list[Fault]]:
+    """What is sound of a body as that input, and every fault; None where too little is left of it."""
     if not isinstance(body, dict):
         message = f"{path.rstrip('.') or 'the body'} must be a JSON object"
-        raise InvalidRequest([Fault(field=path.rstrip(".") or None, code="invalid_request", message=message)])
+        return None, [Fault(field=path.rstrip(".") or None, code="invalid_request", message=message)]
     names = {fold(name): name for name in schema.model_fields}
     fields: dict[str, Any] = {}
     faults: list[Fault] = []
@@ -99,14 +107,15 @@ def read(body: Any, schema: type[T], path: str = "") -> T:
     if isinstance(metadata := fields.get("metadata"), dict) and (fault := metadata_fault(metadata)) is not None:
         faults.append(fault)
     try:
-        found = schema.model_validate(fields)
+        return schema.model_validate(fields), faults
     except ValidationError as error:
-        raise InvalidRequest(
-            [*faults, *(_fault(item, schema, path) for item in error.errors(include_url=False))]
-        ) from error
-    if faults:
-        raise InvalidRequest(faults)
-    return found
+        items = error.errors(include_url=False)
+    faults += [_fault(item, schema, path) for item in items]
+    sound = {name: value for name, value in fields.items() if name not in {item["loc"][0] for item in items}}
+    try:
+        return schema.model_validate(sound), faults
+    except ValidationError:
+        return None, faults
 
 
 def with_defaults(request: Any, defaults: Mapping[str, Any]) -> Any:

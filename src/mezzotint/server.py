@@ -6,6 +6,7 @@ import fcntl
 import gc
 import json
 import os
+import resource
 import signal
 import socket
 import time
@@ -297,6 +298,7 @@ async def serve(settings: Settings) -> None:
             f"`mezzotint keys create --data {settings.data}`, or listen on 127.0.0.1"
         )
         raise BadSetting(message)
+    _open_many_files()
     told, loop = asyncio.Event(), asyncio.get_running_loop()
     mezzotint = Mezzotint(settings=settings, tunes=True, keeps_spare=settings.spare)
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -371,6 +373,13 @@ def _collect_seldom() -> None:
     gc.collect()
     gc.freeze()
     gc.set_threshold(10_000)
+
+
+def _open_many_files() -> None:
+    """As many as the system allows: each caller who follows events has one, and the usual limit is 1,024."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # one that the system has only told
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _listen(host: str, port: int) -> socket.socket:

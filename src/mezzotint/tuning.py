@@ -28,6 +28,7 @@ log = structlog.get_logger(__name__)
 IDLE_S = 5.0  # without a session before models are measured
 TICK_S = 0.5
 STOP_CHECK_S = 0.05
+LIMIT_S = 3600.0  # for a model to be converted, or to be measured: the largest take minutes
 FLOAT32_SHARE = {"cpu": 1.0, "cuda": 0.4}  # of its memory that a device gives to float32; a GPU measures beside itself
 
 
@@ -262,11 +263,13 @@ async def _child(name: str, subject: Subject, *flags: str, stop: Callable[[], bo
         *("--memory-bytes", str(memory_budget()), *flags),
         env=environment(),
     )
-    ending = asyncio.create_task(process.communicate(), name=name)
+    ending, until = asyncio.create_task(process.communicate(), name=name), time.monotonic() + LIMIT_S
     try:
         while not ending.done():
             if stop():
                 raise Stopped
+            if time.monotonic() > until:
+                return f"it took longer than {LIMIT_S:g} s"
             await asyncio.wait([ending], timeout=STOP_CHECK_S)
     finally:
         children.kill(process)

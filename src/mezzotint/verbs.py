@@ -22,6 +22,7 @@ T = TypeVar("T")
 SESSIONS = "/api/inference/sessions"
 BATCHES = "/api/inference/batches"
 MAX_WAIT_S = 60.0  # of one Retry-After
+LOAD_S = 900.0  # for a model that is hashed and loaded before the answer comes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +163,8 @@ def model(model_id: str) -> "Call[answers.Model]":
 
 def placed(model_id: str, verb: str, device: str | None) -> "Call[answers.Model]":
     """load, unload."""
-    return _post(_at("/api/models", model_id, verb), {} if device is None else {"device": device})
+    body = {} if device is None else {"device": device}
+    return _post(_at("/api/models", model_id, verb), body, timeout=LOAD_S)
 
 
 def rescan() -> "Call[answers.Models]":

@@ -4,6 +4,7 @@ import asyncio
 import inspect
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 from typing_extensions import is_typeddict
 
 from mezzotint import AsyncClient, Client, InvalidRequest, MezzotintError, answers
+from mezzotint.client import ServerUnreachable
 from mezzotint.errors import TryLater
 from tests.pictures import encoded, picture
 from tests.process.conftest import RunningServer, wait_for
@@ -79,6 +81,26 @@ async def test_every_answer_is_what_its_type_says(server: RunningServer) -> None
             await client.session(drawn["id"])
         with pytest.raises(InvalidRequest):
             await client.submit(steps=0)
+
+
+def test_a_load_may_take_longer_than_any_other_call() -> None:
+    class Slow(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            time.sleep(1)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b'{"id": "large"}')
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Slow) as slow:
+        threading.Thread(target=slow.serve_forever, daemon=True).start()
+        with Client(f"http://127.0.0.1:{slow.server_port}", timeout_s=0.2, retries=0) as client:
+            assert client.load_model("large")["id"] == "large"
+            with pytest.raises(ServerUnreachable):
+                client.cancel("ses_any")
+        slow.shutdown()
 
 
 async def test_fifty_sessions_are_followed_at_once(server: RunningServer) -> None:

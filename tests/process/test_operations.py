@@ -74,6 +74,8 @@ def test_one_fault_refuses_a_batch_or_becomes_a_failed_item(server: RunningServe
         "requests[2]": "invalid_request",
         "requests[3].model": "model_not_found",
     }
+    wrong = post(server, "/api/inference/batches", asked | {"skip_invalid": True, "metadata": 5, "nonsense": 1})
+    assert {fault["field"] for fault in wrong.json()["errors"]} == {"nonsense", "metadata", *faults}
     assert len(list(server.client.sessions())) == before
     made = post(server, "/api/inference/batches", asked | {"skip_invalid": True}).json()
     told = ended(server, made["id"])

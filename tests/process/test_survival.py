@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import resource
 import signal
 import subprocess
 import threading
@@ -210,6 +211,17 @@ def test_a_stop_that_does_not_wait_tells_whoever_waits(tmp_path: Path, monkeypat
         assert "Traceback" not in running.log.read_text()
         running.start()
         assert len([*running.client.sessions(active=True)]) == 4
+
+
+def test_as_many_callers_may_follow_as_the_system_allows(tmp_path: Path) -> None:
+    """Each holds a file, and the usual limit is one that processes may raise themselves."""
+    before, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(512, most), most))
+    try:
+        with RunningServer(tmp_path / "data") as server:
+            assert psutil.Process(server.process.pid).rlimit(psutil.RLIMIT_NOFILE) == (most, most)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (before, most))
 
 
 def test_a_stop_that_every_process_is_told_of_lets_running_sessions_end(server: RunningServer) -> None:

@@ -1,5 +1,6 @@
 """An idle server finds what runs its model fastest and goes over to it; work comes first, pictures stay the same."""
 
+import asyncio
 import io
 import json
 import os
@@ -12,6 +13,8 @@ import psutil
 import pytest
 from PIL import Image
 
+from mezzotint.catalog import Catalog
+from mezzotint.tuning import Choices, measure, subject
 from tests.models import build_sd, build_sdxl
 from tests.process.conftest import RunningServer, wait_for
 from tests.process.test_cli import run
@@ -43,6 +46,17 @@ def served_by(server: RunningServer) -> dict[str, Any]:
     (model,) = (one for one in server.client.models() if one["id"] == "tiny")
     found: dict[str, Any] = model["executors"]["cpu:0"]
     return found
+
+
+def test_a_measurement_that_does_not_end_is_ended(
+    tmp_path: Path, random_sd: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mezzotint.tuning.LIMIT_S", 0.2)  # its imports take longer
+    catalog = Catalog([random_sd], tmp_path)
+    catalog.scan()
+    asked = subject(catalog, "tiny", "0" * 64, "cpu:0", Choices(tmp_path, 1))
+    assert asyncio.run(measure(asked)) == "it took longer than 0.2 s"
+    assert [child for child in psutil.Process().children() if "mezzotint.engine.tune" in child.cmdline()] == []
 
 
 def test_an_idle_server_measures_its_model_and_goes_over_to_openvino(

@@ -7,7 +7,7 @@ import pytest
 from mezzotint import batches, bodies
 from mezzotint.batches import Batch, Item, Standing
 from mezzotint.errors import ErrorInfo, InvalidRequest
-from mezzotint.inputs import BatchInput, CancelInput, read, with_defaults, without
+from mezzotint.inputs import BatchInput, CancelInput, checked, read, with_defaults, without
 from mezzotint.session import State
 
 
@@ -81,6 +81,14 @@ def test_every_fault_of_what_is_sent_is_told_by_its_field() -> None:
     }
     assert faults({"requests": [{}], "metadata": {"a": float("nan")}}) == {"metadata": "invalid_value"}
     assert faults({"sessionId": "a", "session_id": "a"}, CancelInput, "data.") == {"data.session_id": "duplicate_field"}
+
+
+def test_what_is_sound_beside_faults_is_read() -> None:
+    found, wrong = checked({"requests": [1], "skip_invalid": True, "metadata": 5, "nonsense": 1}, BatchInput)
+    assert found is not None
+    assert (found.requests, found.skip_invalid, found.metadata) == ([1], True, {})
+    assert [fault.field for fault in wrong] == ["nonsense", "metadata"]
+    assert checked({"requests": 5, "skip_invalid": 1}, BatchInput)[0] is None
 
 
 def test_any_spelling_is_read_and_taken_out() -> None:

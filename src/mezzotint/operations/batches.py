@@ -11,7 +11,7 @@ from mezzotint import bodies
 from mezzotint.batches import Batch, Item, Standing
 from mezzotint.callers import asking
 from mezzotint.errors import CallerError, Conflict, ErrorInfo, Fault, InvalidRequest, NotFound
-from mezzotint.inputs import BatchInput, read, with_defaults
+from mezzotint.inputs import BatchInput, checked, with_defaults
 from mezzotint.operations import intake
 from mezzotint.operations.parts import Verbs
 from mezzotint.request import Resolved
@@ -35,7 +35,9 @@ class BatchVerbs(Verbs):
         once = intake.once(body, idempotency_key, route)
         if once is not None and (first := await self._parts.store.batches.first(once)) is not None:
             return await self.batch(first.id)
-        sent = read(body, BatchInput)
+        sent, beside = checked(body, BatchInput)
+        if sent is None or any(fault.field == "defaults" for fault in beside):  # without which nothing can be judged
+            raise InvalidRequest(beside)
         accepted: dict[str, Resolved] = {}
         items: list[Item] = []
         faults: list[Fault] = []
@@ -51,8 +53,8 @@ class BatchVerbs(Verbs):
                 session_id = f"ses_{ULID()}"
                 accepted[session_id] = resolved
                 items.append(Item(index=index, session_id=session_id))
-        if faults and (not sent.skip_invalid or not accepted):
-            raise InvalidRequest(faults)
+        if beside or (faults and (not sent.skip_invalid or not accepted)):
+            raise InvalidRequest([*beside, *faults])
         _check_receivers(accepted.values())
         batch = Batch(
             id=f"bat_{ULID()}",
