@@ -45,7 +45,8 @@ class BatchVerbs(Verbs):
             if index % YIELD_EVERY == 0:
                 await asyncio.sleep(0)
             try:
-                resolved = await intake.read(self._parts, with_defaults(request, sent.defaults), in_batch=True)
+                filled = with_defaults(request, sent.defaults)
+                resolved = await intake.read(self._parts, filled, keeps=not beside, in_batch=True)
             except InvalidRequest as error:
                 faults += [_within(index, fault) for fault in error.faults]
                 items.append(Item(index=index, error=_told(error)))
