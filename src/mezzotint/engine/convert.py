@@ -50,7 +50,7 @@ def main() -> None:
 def convert(family: "StableDiffusion", graphs: Path) -> None:
     """Write the graphs of a family to `graphs`, whole or not at all. Mutates the family, which is not to be used after:
     who holds it no more saves its memory. Raises ValueError when they differ from torch."""
-    from mezzotint.engine import executors, factors, winograd
+    from mezzotint.engine import executors, factors, sharing, winograd
     from mezzotint.engine.memory import give_back
 
     openvino = executors.import_openvino()
@@ -66,6 +66,12 @@ def convert(family: "StableDiffusion", graphs: Path) -> None:
             if name == executors.DECODER:
                 _fold_doubling(part.module.module.decoder)
             if name == executors.UNET:
+                if part.shares:
+                    module = sharing.SharesRows(module, part.module.module)
+                    asked = [
+                        (*one[:3], *sharing.shared(*one[:2], differ=any(rows)), *one[3:])
+                        for one, rows in zip(asked, part.adapters, strict=True)
+                    ]
                 together, layers = _take_texts(part.module.module)
                 _write(openvino, together, asked[0][2:3], draft / executors.TEXTS)
                 texts = tuple(factors.Text(name=one, outputs=layer.out_features) for one, layer in layers.items())
@@ -161,6 +167,7 @@ class _Part:
     wide: int  # the channels from which these are worth it,
     larger: Sequence[Any] = ()  # and those that see enough for the larger tile, however many channels they have
     adapters: Sequence[tuple["LoraSet", ...]] = ()
+    shares: bool = False  # whether rows can have something in common
 
 
 def _parts(family: "StableDiffusion") -> list[_Part]:
@@ -197,7 +204,8 @@ def _parts(family: "StableDiffusion") -> list[_Part]:
     least = 2 ** len(family.unet.config.block_out_channels)
     traced = inputs(2, 2 * least + 1, least + least // 2 + 1, 1)
     checked = [inputs(1, 2 * least, 2 * least, 2), inputs(4, 2 * least, least + 1, 1)]
-    checked.append((*checked[0][:own], *[torch.zeros(1, 1, 1, 1)] * (len(traced) - own)))  # without ControlNets
+    two_pictures = [probe.paired(one) for one in checked[1][:2]]
+    checked.append((*two_pictures, *checked[1][2:own], *[torch.zeros(1, 1, 1, 1)] * (len(traced) - own)))  # no ControlNets
     asked = [traced, *checked]
     latents = [(one[0][:, : family.latent_channels],) for one in asked]
     unet: Any = Called(family.unet, run_unet).eval()
@@ -218,6 +226,7 @@ def _parts(family: "StableDiffusion") -> list[_Part]:
             module=unet,
             asked=asked,
             adapters=adapters,
+            shares=not family.added_names,
             expected=[adapted(rows, inputs) for rows, inputs in zip(adapters, asked, strict=True)],
             large=large,
             larger=larger,

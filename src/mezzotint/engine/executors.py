@@ -21,6 +21,7 @@ from torch import Tensor
 
 from mezzotint.disk import draft_of
 from mezzotint.engine import factors
+from mezzotint.engine.sharing import shared
 from mezzotint.engine.stopwatch import why
 from mezzotint.families.base import Executor
 from mezzotint.families.lora import Company, LoraSet
@@ -138,8 +139,10 @@ def _in_openvino(
             projected = project([hidden])
             factors.add_to_texts(layers, loras, hidden, projected)
             last = hidden, given, projected
-        skips = residuals or [nothing] * (len(unet.inputs) - len(inputs) - len(given))
-        return call([latents, timesteps, last[2], *added, *skips], given)
+        # where a text goes into the time too, nothing is the same under two texts
+        which = () if added else shared(latents, timesteps, differ=any(loras))
+        skips = residuals or [nothing] * (len(unet.inputs) - len(inputs) - len(which) - len(given))
+        return call([latents, timesteps, last[2], *added, *which, *skips], given)
 
     if not others:
         return run_unet, None, layers.names
@@ -156,7 +159,8 @@ def _caller(openvino: Any, compiled: Any, output_shape: Callable[..., tuple[int,
     def run(inputs: Sequence[Tensor], after: Sequence[Tensor] = ()) -> Tensor:
         nonlocal held
         output = torch.empty(output_shape(*inputs[0].shape))
-        arrays = [one.to(torch.float32).contiguous().numpy() for one in inputs]  # held until it has run
+        # held until it has run
+        arrays = [(one if one.dtype == torch.int32 else one.to(torch.float32)).contiguous().numpy() for one in inputs]
         for index, array in enumerate(arrays):
             request.set_input_tensor(index, openvino.Tensor(array, shared_memory=True))
         if after is not held:
