@@ -204,8 +204,8 @@ def _parts(family: "StableDiffusion") -> list[_Part]:
     least = 2 ** len(family.unet.config.block_out_channels)
     traced = inputs(2, 2 * least + 1, least + least // 2 + 1, 1)
     checked = [inputs(1, 2 * least, 2 * least, 2), inputs(4, 2 * least, least + 1, 1)]
-    two_pictures = [probe.paired(one) for one in checked[1][:2]]
-    checked.append((*two_pictures, *checked[1][2:own], *[torch.zeros(1, 1, 1, 1)] * (len(traced) - own)))  # no ControlNets
+    guided = (*map(probe.paired, checked[1][:2]), *checked[1][2:own])
+    checked.append((*guided, *[torch.zeros(1, 1, 1, 1)] * (len(traced) - own)))  # without ControlNets
     asked = [traced, *checked]
     latents = [(one[0][:, : family.latent_channels],) for one in asked]
     unet: Any = Called(family.unet, run_unet).eval()

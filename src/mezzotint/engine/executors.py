@@ -146,7 +146,7 @@ def _in_openvino(
 
     if not others:
         return run_unet, None, layers.names
-    decode = _caller(openvino, *others, lambda n, _, h, w: (n, 3, h * factor, w * factor))
+    decode = _caller(openvino, others[0], lambda n, _, h, w: (n, 3, h * factor, w * factor))
     return run_unet, lambda latents: decode([latents]), layers.names
 
 
