@@ -24,8 +24,9 @@ CANDIDATES = {
 
 # Of the graphs' own form; 2: what ControlNets add is an input; 3: the decoder's doubling is folded; 4: so is what a
 # family's UNet takes beside the text; 5: convolutions with fewer products; 6: what is made of the texts is an input;
-# 7: what goes around those products is in bfloat16, too, where that is asked for; 8: LoRAs' factors are inputs
-GRAPHS = 8
+# 7: what goes around those products is in bfloat16, too, where that is asked for; 8: LoRAs' factors are inputs;
+# 9: fewer products behind a doubling, too, gates in two layers, and a picture's rows share what comes before texts
+GRAPHS = 9
 ADAPTED_FROM = 1 << 28  # parameters; in a smaller model's step these inputs would be felt (decision 003)
 
 NOT_MEASURED = "not measured yet; an idle server does it, and so does `mezzotint models tune`"

@@ -171,12 +171,14 @@ def test_texts_are_taken_in_once_for_all_steps_of_the_same_company(
     assert called == {3: 2, 4: 2 * 6 + 2}, "twice the texts; the UNet at each step and the decoder at the end"
 
 
-def test_the_level_of_the_fewest_pixels_keeps_its_convolutions() -> None:
+def test_the_level_of_the_fewest_pixels_keeps_its_convolutions_but_not_what_leads_out_of_it() -> None:
     with torch.device("meta"):
         unet = UNet2DConditionModel(sample_size=64)  # of four levels, as Stable Diffusion 1.5 has it
     keeps = (unet.down_blocks[3], unet.mid_block, unet.up_blocks[0])
     blocks = [*unet.down_blocks, unet.mid_block, *unet.up_blocks]
-    assert set(convert._large(unet)) == set(blocks) - set(keeps)
+    large, larger = convert._large(unet)
+    behind = [block.upsamplers[0] for block in unet.up_blocks[:3]]
+    assert (set(large), larger) == ({*blocks, behind[0]} - {*keeps}, [behind[2], behind[1]])
 
 
 @pytest.mark.parametrize("part", [executors.UNET, executors.DECODER])
@@ -191,6 +193,20 @@ def test_wide_convolutions_are_made_with_fewer_products(rig: Rig, made: Path, tm
 def test_the_decoder_that_openvino_runs_doubles_no_picture_before_it_convolves_it(made: Path) -> None:
     assert 'type="Interpolate"' in (made / executors.UNET).read_text()
     assert 'type="Interpolate"' not in (made / executors.DECODER).read_text()
+
+
+@pytest.mark.parametrize(("dtype", "by_mkl", "whose"), [
+    ("float32", False, "torch"), ("float32", True, "openvino"), ("bfloat16", False, "openvino"),
+])  # fmt: skip
+def test_float32_decodes_in_torch_where_that_is_quicker(
+    rig: Rig, made: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, by_mkl: bool, whose: str
+) -> None:
+    monkeypatch.setattr(rig.family, "decodes_quickly", True)
+    monkeypatch.setattr(executors, "BY_MKL", by_mkl)
+    fast = executors.open_with(rig.family, "openvino", dtype, graphs=made, threads=2)
+    assert (fast.run_decoder is rig.family.run_decoder) == (whose == "torch")
+    kept = [(made / name).with_suffix(".bin").stat().st_size for name in executors.PARTS]
+    assert fast.copied_bytes - rig.family.copied_bytes == sum(kept) - (kept[-1] if whose == "torch" else 0)
 
 
 @of_every_kind

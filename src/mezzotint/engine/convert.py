@@ -50,7 +50,7 @@ def main() -> None:
 def convert(family: "StableDiffusion", graphs: Path) -> None:
     """Write the graphs of a family to `graphs`, whole or not at all. Mutates the family, which is not to be used after:
     who holds it no more saves its memory. Raises ValueError when they differ from torch."""
-    from mezzotint.engine import executors, factors, winograd
+    from mezzotint.engine import executors, factors, sharing, winograd
     from mezzotint.engine.memory import give_back
 
     openvino = executors.import_openvino()
@@ -66,6 +66,12 @@ def convert(family: "StableDiffusion", graphs: Path) -> None:
             if name == executors.DECODER:
                 _fold_doubling(part.module.module.decoder)
             if name == executors.UNET:
+                if part.shares:
+                    module = sharing.SharesRows(module, part.module.module)
+                    asked = [
+                        (*one[:3], *sharing.shared(*one[:2], differ=any(rows)), *one[3:])
+                        for one, rows in zip(asked, part.adapters, strict=True)
+                    ]
                 together, layers = _take_texts(part.module.module)
                 _write(openvino, together, asked[0][2:3], draft / executors.TEXTS)
                 texts = tuple(factors.Text(name=one, outputs=layer.out_features) for one, layer in layers.items())
@@ -78,7 +84,7 @@ def convert(family: "StableDiffusion", graphs: Path) -> None:
                     for one, rows in zip(asked, part.adapters, strict=True)
                 ]
                 del project, together, layers
-            winograd.save_products(part.large, least=part.wide)
+            winograd.save_products(part.large, least=part.wide, larger=part.larger)
             _write(openvino, module, asked[0], draft / name)
             del part, module  # what is compiled has weights of its own: a large model fits once
             give_back()
@@ -158,8 +164,10 @@ class _Part:
     asked: list[tuple[Any, ...]]
     expected: list[Any]
     large: list[Any]  # those of its modules that see enough pixels for convolutions of fewer products,
-    wide: int  # and the channels from which these are worth it
+    wide: int  # the channels from which these are worth it,
+    larger: Sequence[Any] = ()  # and those that see enough for the larger tile, however many channels they have
     adapters: Sequence[tuple["LoraSet", ...]] = ()
+    shares: bool = False  # whether rows can have something in common
 
 
 def _parts(family: "StableDiffusion") -> list[_Part]:
@@ -196,11 +204,13 @@ def _parts(family: "StableDiffusion") -> list[_Part]:
     least = 2 ** len(family.unet.config.block_out_channels)
     traced = inputs(2, 2 * least + 1, least + least // 2 + 1, 1)
     checked = [inputs(1, 2 * least, 2 * least, 2), inputs(4, 2 * least, least + 1, 1)]
-    checked.append((*checked[0][:own], *[torch.zeros(1, 1, 1, 1)] * (len(traced) - own)))  # without ControlNets
+    guided = (*map(probe.paired, checked[1][:2]), *checked[1][2:own])
+    checked.append((*guided, *[torch.zeros(1, 1, 1, 1)] * (len(traced) - own)))  # without ControlNets
     asked = [traced, *checked]
     latents = [(one[0][:, : family.latent_channels],) for one in asked]
     unet: Any = Called(family.unet, run_unet).eval()
     decoder: Any = Called(family.vae, decoder_in_torch(family.vae)).eval()
+    large, larger = _large(family.unet)
     adapters: list[tuple[LoraSet, ...]] = [() for _ in asked]
     if sum(parameter.numel() for parameter in family.unet.parameters()) >= profiles.ADAPTED_FROM:
         one, other = (_adapter(family.unet, generator, rank=rank) for rank in (3, 2))
@@ -216,8 +226,10 @@ def _parts(family: "StableDiffusion") -> list[_Part]:
             module=unet,
             asked=asked,
             adapters=adapters,
+            shares=not family.added_names,
             expected=[adapted(rows, inputs) for rows, inputs in zip(adapters, asked, strict=True)],
-            large=_large(family.unet),
+            large=large,
+            larger=larger,
             wide=UNET_WIDE,
         ),
         _Part(
@@ -295,13 +307,19 @@ def _fold_doubling(decoder: Any) -> None:
             del upsampler.conv  # nothing runs it any more
 
 
-def _large(unet: Any) -> list[Any]:
-    """The blocks of those levels, each of half the sides of the one before, that are not SMALL."""
+def _large(unet: Any) -> tuple[list[Any], list[Any]]:
+    """The blocks of those levels, each of half the sides of the one before, that are not SMALL; and of all what leads
+    out of them to twice the sides."""
     levels = [[*blocks] for blocks in zip(unet.down_blocks, reversed(unet.up_blocks), strict=True)]
     levels[-1].append(unet.mid_block)
-    return [
-        block for level, blocks in enumerate(levels) if unet.config.sample_size >> level > SMALL for block in blocks
-    ]
+    large: list[Any] = []
+    larger: list[Any] = []
+    for level, blocks in enumerate(levels):
+        side = unet.config.sample_size >> level
+        out = [one for block in blocks for one in getattr(block, "upsamplers", None) or ()]
+        large += blocks if side > SMALL else out if 2 * side > SMALL else ()
+        larger += out if side > SMALL else ()
+    return large, larger
 
 
 def _skips(unet: Any, call: Callable[[], Any]) -> list[Any]:

@@ -99,10 +99,13 @@ class TakesFactors(nn.Module):
         return lambda tokens: plain(tokens) + self._added(number, tokens)[0]
 
     def _gated(self, layer: Any, number: int) -> Callable[..., Tensor]:
+        """As two layers: to take apart what one has made is to copy it."""
+        value, gate = zip(layer.proj.weight.chunk(2), layer.proj.bias.chunk(2), strict=True)
+
         def forward(tokens: Tensor) -> Tensor:
-            value, gate = layer.proj(tokens).chunk(2, dim=-1)
             for_value, for_gate = self._added(number, tokens)
-            return (value + for_value) * layer.gelu(gate + for_gate)
+            opened = layer.gelu(nn.functional.linear(tokens, *gate) + for_gate)
+            return opened * (nn.functional.linear(tokens, *value) + for_value)
 
         return forward
 

@@ -1,6 +1,7 @@
 """Rows of a model call that nobody asked for: to trace a UNet with and to time it by. Must not run it."""
 
 import torch
+from torch import Tensor
 
 from mezzotint.families.base import Family, Prompt, Rows
 
@@ -22,3 +23,8 @@ def rows(family: Family, count: int, height: int, width: int, *, windows: int = 
         pooled=torch.stack(pooled) if pooled else None,
         extra=torch.randn(count, 1 + channels, height, width, generator=generator) if family.inpaints else None,
     )
+
+
+def paired(rows: Tensor) -> Tensor:
+    """Each second one like the one before, as a picture's two rows with guidance are."""
+    return rows[::2].repeat_interleave(2, dim=0)

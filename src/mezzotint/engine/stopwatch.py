@@ -103,4 +103,5 @@ _FULL = (
     "bad_alloc",
     "could not create a memory object",
     "out of memory",
+    "posix_memalign failed",
 )

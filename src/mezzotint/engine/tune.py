@@ -202,7 +202,8 @@ def _rows(family: "Family", subject: Subject, images: int) -> "Rows":
     """So many images with guidance: two rows each, at the model's own size."""
     from mezzotint.engine import probe
 
-    return probe.rows(family, 2 * images, subject.height // family.vae_factor, subject.width // family.vae_factor)
+    rows = probe.rows(family, 2 * images, subject.height // family.vae_factor, subject.width // family.vae_factor)
+    return replace(rows, latents=probe.paired(rows.latents), timesteps=probe.paired(rows.timesteps))
 
 
 def _pictures(family: "Family", subject: Subject, *, slow: bool) -> "Tensor":

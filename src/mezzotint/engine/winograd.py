@@ -21,13 +21,15 @@ _POINTS = {2: (0.0, 1.0, -1.0), 4: (0.0, 2 / 3, -2 / 3, 3 / 2, -3 / 2)}
 SPARE = 32  # pixels behind each row's, all zero: what windows have outside; and whole vectors are transposed faster
 
 
-def save_products(modules: Iterable[nn.Module], *, least: int) -> None:
+def save_products(modules: Iterable[nn.Module], *, least: int, larger: Iterable[nn.Module] = ()) -> None:
     """Mutates the convolutions of at least `least` channels in and half as many out: what they run, and their weights,
-    which are given up."""
+    which are given up. Those in modules that are `larger` take the larger tile in any case."""
     layer: Any
+    worth_it = {*nn.ModuleList(larger).modules()}
     for layer in nn.ModuleList(modules).modules():
         if _fits(layer) and min(layer.in_channels, 2 * layer.out_channels) >= least:
-            layer.forward = _filtering(layer, 4 if layer.out_channels <= LARGE_UNTIL else 2)
+            is_large = layer.out_channels <= LARGE_UNTIL or layer in worth_it
+            layer.forward = _filtering(layer, 4 if is_large else 2)
             layer.weight = None
 
 

@@ -10,7 +10,7 @@ from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor
 
-from mezzotint.families import weighting
+from mezzotint.families import autoencoder, weighting
 from mezzotint.families.base import MAX_WINDOWS, Conditioning, ControlNet, Executor, Prompt, Rows
 from mezzotint.families.clip import ClipTextEncoder, ClipTokenizer
 from mezzotint.families.control import DiffusersControlNet, add_up
@@ -58,6 +58,7 @@ class StableDiffusion:
         self._adapted = Adapted(self.unet, "unet")
         self._adapted_texts = {part: Adapted(module, part) for part, module in self.text_encoders.items()}
         self.copied_bytes = 0  # beside the modules' own: packed, or another executor's
+        self.decodes_quickly = False  # in torch, in float32
         # engine/executors.py puts others in their place, in a copy of this family
         self.executor = Executor(name="torch", dtype=str(dtype).removeprefix("torch."))
         self.run_unet, self.run_decoder = unet_in_torch(self.unet, self.added_names), decoder_in_torch(self.vae)
@@ -67,9 +68,13 @@ class StableDiffusion:
         return module_bytes(self.unet, self.vae, *self.text_encoders.values()) + self.copied_bytes
 
     def pack(self) -> None:
-        if self.device.type == "cpu":
-            whole = (self.unet, self.vae) if self.dtype == torch.float32 else ()
-            self.copied_bytes += sum(map(pack, (*whole, *self.text_encoders.values())))
+        if self.device.type != "cpu":
+            return
+        packed = [*self.text_encoders.values()]
+        if self.dtype == torch.float32:
+            self.decodes_quickly = autoencoder.quicken(self.vae)
+            packed += [self.unet] if self.decodes_quickly else [self.unet, self.vae]
+        self.copied_bytes += sum(map(pack, packed))
 
     def windows(self, prompt: Prompt) -> int:
         return min(MAX_WINDOWS, len(chunks_of(prompt, self.tokenizer, Named(prompt.embeddings, "text_encoder"))))
