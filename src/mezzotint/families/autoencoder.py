@@ -15,7 +15,7 @@ from torch.nn import functional
 LEAST_CHANNELS = 128  # of an autoencoder's widest pictures: with fewer, what goes from one kernel's layout of pixels to
 # the other's costs what the products save
 LEAST_PIXELS = 64 * 64
-WORKSPACE_BYTES = 256 << 20  # at most; each thread that has called it keeps what the largest of its calls took
+WORKSPACE_BYTES = 256 << 20  # for the tiles, at most; a thread that has called it keeps what its largest call took
 _TILE = 6
 
 
