@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from mezzotint import profiles
-from mezzotint.engine import convert, executors, memory, probe, tune
+from mezzotint.engine import convert, executors, memory, probe, sharing, tune
 from mezzotint.families.sd import StableDiffusion
 from mezzotint.families.sdxl import StableDiffusionXL
 from mezzotint.profiles import Candidate, Subject
@@ -193,6 +193,26 @@ def test_wide_convolutions_are_made_with_fewer_products(rig: Rig, made: Path, tm
 def test_the_decoder_that_openvino_runs_doubles_no_picture_before_it_convolves_it(made: Path) -> None:
     assert 'type="Interpolate"' in (made / executors.UNET).read_text()
     assert 'type="Interpolate"' not in (made / executors.DECODER).read_text()
+
+
+def test_a_pictures_two_rows_share_what_comes_before_their_texts(
+    rig: Rig, made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[int, int]] = []  # rows to compute, of how many
+    found = sharing.shared
+
+    def noted(*rows: Any, differ: bool) -> Any:
+        computed, which = found(*rows, differ=differ)
+        calls.append((len(computed), len(which)))
+        return computed, which
+
+    monkeypatch.setattr(sharing, "shared", noted)
+    fast = opened(rig, made)
+    fast.draw([request(num_inference_steps=3, num_images=2)])
+    assert {2 * computed for computed, _ in calls} == {of for _, of in calls} != set()
+    calls.clear()
+    fast.draw([request(num_inference_steps=3, guidance_scale=1.0)])
+    assert {*calls} == {(1, 1)}
 
 
 @pytest.mark.parametrize(("dtype", "by_mkl", "whose"), [

@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from mezzotint.engine import probe
 from mezzotint.engine.sharing import SharesRows, shared
-from tests.models import _unet
 
 
 class Called(nn.Module):
@@ -38,7 +37,16 @@ def test_rows_that_follow_one_like_them_are_one(
 
 def tiny() -> UNet2DConditionModel:
     torch.manual_seed(0)
-    return _unet(in_channels=4, cross_attention_dim=32).eval()
+    return UNet2DConditionModel(
+        sample_size=8,
+        block_out_channels=(16, 32),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=8,
+        norm_num_groups=8,
+        cross_attention_dim=32,
+    ).eval()
 
 
 @torch.no_grad()

@@ -10,6 +10,8 @@ FULL = [
     RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"),
     RuntimeError("unable to mmap 5135149736 bytes from file </x>: Cannot allocate memory (12)"),
     RuntimeError("std::bad_alloc"),
+    RuntimeError("posix_memalign failed:Cannot allocate memory (12)"),
+    RuntimeError("posix_memalign failed:Success (0)"),
     RuntimeError("could not create a memory object"),
     RuntimeError("could not create a primitive"),
 ]

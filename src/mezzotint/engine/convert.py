@@ -58,6 +58,7 @@ def convert(family: "StableDiffusion", graphs: Path) -> None:
     draft = graphs.with_name(f".{graphs.name}.{os.getpid()}.tmp")
     draft.mkdir(parents=True)
     parts, worst, adapted = _parts(family), 0.0, factors.Layers()
+    shares = not family.added_names  # else a text goes into the time too, and nothing is the same under two
     del family
     try:
         while parts:
@@ -66,7 +67,7 @@ def convert(family: "StableDiffusion", graphs: Path) -> None:
             if name == executors.DECODER:
                 _fold_doubling(part.module.module.decoder)
             if name == executors.UNET:
-                if part.shares:
+                if shares:
                     module = sharing.SharesRows(module, part.module.module)
                     asked = [
                         (*one[:3], *sharing.shared(*one[:2], differ=any(rows)), *one[3:])
@@ -167,7 +168,6 @@ class _Part:
     wide: int  # the channels from which these are worth it,
     larger: Sequence[Any] = ()  # and those that see enough for the larger tile, however many channels they have
     adapters: Sequence[tuple["LoraSet", ...]] = ()
-    shares: bool = False  # whether rows can have something in common
 
 
 def _parts(family: "StableDiffusion") -> list[_Part]:
@@ -226,7 +226,6 @@ def _parts(family: "StableDiffusion") -> list[_Part]:
             module=unet,
             asked=asked,
             adapters=adapters,
-            shares=not family.added_names,
             expected=[adapted(rows, inputs) for rows, inputs in zip(adapters, asked, strict=True)],
             large=large,
             larger=larger,
@@ -308,8 +307,9 @@ def _fold_doubling(decoder: Any) -> None:
 
 
 def _large(unet: Any) -> tuple[list[Any], list[Any]]:
-    """The blocks of those levels, each of half the sides of the one before, that are not SMALL; and of all what leads
-    out of them to twice the sides."""
+    """What sees pixels enough for fewer products: the blocks of those levels, each of half the sides of the one before,
+    that are not SMALL, and what leads to the last of them; and of it what sees enough for the larger tile, as what
+    leads to twice the sides of such a level does."""
     levels = [[*blocks] for blocks in zip(unet.down_blocks, reversed(unet.up_blocks), strict=True)]
     levels[-1].append(unet.mid_block)
     large: list[Any] = []
@@ -317,8 +317,11 @@ def _large(unet: Any) -> tuple[list[Any], list[Any]]:
     for level, blocks in enumerate(levels):
         side = unet.config.sample_size >> level
         out = [one for block in blocks for one in getattr(block, "upsamplers", None) or ()]
-        large += blocks if side > SMALL else out if 2 * side > SMALL else ()
-        larger += out if side > SMALL else ()
+        if side > SMALL:
+            large += blocks
+            larger += out
+        elif 2 * side > SMALL:
+            large += out
     return large, larger
 
 

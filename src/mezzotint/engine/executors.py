@@ -20,8 +20,7 @@ import torch
 from torch import Tensor
 
 from mezzotint.disk import draft_of
-from mezzotint.engine import factors
-from mezzotint.engine.sharing import shared
+from mezzotint.engine import factors, sharing
 from mezzotint.engine.stopwatch import why
 from mezzotint.families.base import Executor
 from mezzotint.families.lora import Company, LoraSet
@@ -69,8 +68,7 @@ def open_with(
     fast = copy.copy(plain)
     # half precision still decodes faster in its graph, and so does a processor that is fast at what NNPACK does not use
     parts = PARTS[:-1] if plain.decodes_quickly and dtype == "float32" and not BY_MKL else PARTS
-    fast.run_unet, decode, adapts = _in_openvino(plain, graphs, parts, _HINTS[dtype], threads, runtime)
-    fast.run_decoder = decode or plain.run_decoder
+    fast.run_unet, fast.run_decoder, adapts = _in_openvino(plain, graphs, parts, _HINTS[dtype], threads, runtime)
     fast.executor = Executor(name=executor, dtype=dtype, twin=plain, adapts=adapts)
     fast.copied_bytes += sum((graphs / name).with_suffix(".bin").stat().st_size for name in parts)
     return fast
@@ -93,8 +91,8 @@ def write_manifest(manifest: Path, folder: Path, **facts: Any) -> None:
 
 def _in_openvino(
     plain: StableDiffusion, graphs: Path, parts: Sequence[str], hint: str, threads: int, runtime: Callable[[], Any]
-) -> tuple[RunUnet, Callable[[Tensor], Tensor] | None, frozenset[str]]:
-    """What runs the UNet, what decodes if that is one of the `parts`, and the names of layers that take LoRAs."""
+) -> tuple[RunUnet, Callable[[Tensor], Tensor], frozenset[str]]:
+    """What runs the UNet, what decodes, torch if that is not one of the `parts`, and what layers take LoRAs."""
     try:
         openvino = runtime()
     except ImportError as error:
@@ -140,12 +138,12 @@ def _in_openvino(
             factors.add_to_texts(layers, loras, hidden, projected)
             last = hidden, given, projected
         # where a text goes into the time too, nothing is the same under two texts
-        which = () if added else shared(latents, timesteps, differ=any(loras))
+        which = () if added else sharing.shared(latents, timesteps, differ=any(loras))
         skips = residuals or [nothing] * (len(unet.inputs) - len(inputs) - len(which) - len(given))
         return call([latents, timesteps, last[2], *added, *which, *skips], given)
 
     if not others:
-        return run_unet, None, layers.names
+        return run_unet, plain.run_decoder, layers.names
     decode = _caller(openvino, others[0], lambda n, _, h, w: (n, 3, h * factor, w * factor))
     return run_unet, lambda latents: decode([latents]), layers.names
 

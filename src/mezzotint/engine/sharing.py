@@ -18,11 +18,8 @@ def shared(latents: Tensor, timesteps: Tensor, *, differ: bool) -> tuple[Tensor,
     if differ:
         every = torch.arange(len(latents), dtype=torch.int32)
         return every, every
-    new = [
-        row == 0 or not (torch.equal(latents[row], latents[row - 1]) and timesteps[row] == timesteps[row - 1])
-        for row in range(len(latents))
-    ]
-    is_new = torch.tensor(new)
+    is_old = (latents[1:] == latents[:-1]).flatten(1).all(dim=1) & (timesteps[1:] == timesteps[:-1])
+    is_new = torch.cat([torch.tensor([True]), ~is_old])
     return is_new.nonzero().flatten().to(torch.int32), (is_new.cumsum(0) - 1).to(torch.int32)
 
 

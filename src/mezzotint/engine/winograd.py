@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from mezzotint.families.autoencoder import is_filtered
+
 # Channels out that take the larger tile: its weights are four times the layer's, the other's not twice.
 LARGE_UNTIL = 640
 
@@ -27,18 +29,10 @@ def save_products(modules: Iterable[nn.Module], *, least: int, larger: Iterable[
     layer: Any
     worth_it = {*nn.ModuleList(larger).modules()}
     for layer in nn.ModuleList(modules).modules():
-        if _fits(layer) and min(layer.in_channels, 2 * layer.out_channels) >= least:
+        if is_filtered(layer) and min(layer.in_channels, 2 * layer.out_channels) >= least:
             is_large = layer.out_channels <= LARGE_UNTIL or layer in worth_it
             layer.forward = _filtering(layer, 4 if is_large else 2)
             layer.weight = None
-
-
-def _fits(layer: nn.Module) -> bool:
-    return (
-        layer.__class__ is nn.Conv2d
-        and (layer.kernel_size, layer.stride, layer.padding) == ((3, 3), (1, 1), (1, 1))
-        and (layer.dilation, layer.groups, layer.padding_mode) == ((1, 1), 1, "zeros")
-    )
 
 
 def _filtering(layer: Any, side: int) -> Callable[..., Tensor]:

@@ -5,7 +5,7 @@ convolution takes 324, and less than half of the time. Must not change a module'
 """
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 from diffusers.models.resnet import ResnetBlock2D
@@ -29,12 +29,12 @@ def quicken(vae: Any) -> bool:
     if min(vae.config.block_out_channels) < LEAST_CHANNELS or not available():
         return False
     for layer in vae.modules():
-        if layer.__class__ is nn.Conv2d and _fits(layer):
-            cast(Any, layer).forward = _convolution(layer, layer.forward)
+        if is_filtered(layer) and min(layer.in_channels, layer.out_channels) >= LEAST_CHANNELS:
+            layer.forward = _convolution(layer, layer.forward)
         elif layer.__class__ is nn.SiLU:
             layer.inplace = True  # what it is given is a norm's, and nobody else's
         elif layer.__class__ is ResnetBlock2D and layer.output_scale_factor == 1:
-            cast(Any, layer).forward = _residual(layer)
+            layer.forward = _residual(layer)
     return True
 
 
@@ -50,11 +50,12 @@ def _residual(block: Any) -> Callable[..., Tensor]:
     return forward
 
 
-def _fits(layer: nn.Conv2d) -> bool:
+def is_filtered(layer: nn.Module) -> bool:
+    """Whether it is a convolution as Winograd's filtering does them."""
     return (
-        (layer.kernel_size, layer.stride, layer.padding) == ((3, 3), (1, 1), (1, 1))
+        layer.__class__ is nn.Conv2d
+        and (layer.kernel_size, layer.stride, layer.padding) == ((3, 3), (1, 1), (1, 1))
         and (layer.dilation, layer.groups, layer.padding_mode) == ((1, 1), 1, "zeros")
-        and min(layer.in_channels, layer.out_channels) >= LEAST_CHANNELS
     )
 
 
