@@ -4,7 +4,8 @@ HTTP as `mezzotint models tune` sets it up, in float32 and in the dtype that it 
 Random weights cost the same as trained ones.
 
 A shared machine is a fifth slower for minutes at a time, whatever runs on it: so all sides have their turns in rounds,
-and what counts is the median of the rounds' ratios.
+and what counts is the median of the rounds' ratios. A process of diffusers is a fifth slower than the next for as long
+as it lives, by how it happens to lie in memory: so each of its pictures is one process's second.
 """
 
 import argparse
@@ -27,16 +28,17 @@ import sys, time, torch
 from diffusers import StableDiffusionPipeline
 pipeline = StableDiffusionPipeline.from_pretrained(sys.argv[1], dtype=torch.float32)
 pipeline.set_progress_bar_config(disable=True)
-if sys.argv[5]:
-    pipeline.load_lora_weights(sys.argv[5])
+if sys.argv[4]:
+    pipeline.load_lora_weights(sys.argv[4])
 def draw():
     pipeline("a rocket", width=int(sys.argv[2]), height=int(sys.argv[2]), num_inference_steps=int(sys.argv[3]),
              generator=torch.Generator().manual_seed(1))
 draw()
-for _ in range(int(sys.argv[4])):
-    started = time.perf_counter()
-    draw()
-    print(time.perf_counter() - started)
+started = time.perf_counter()
+draw()
+print(time.perf_counter() - started)
+if sys.argv[5] == "not the first":
+    sys.exit()
 from torch.utils.flop_counter import FlopCounterMode
 with FlopCounterMode(display=False) as counted:
     draw()
@@ -140,11 +142,13 @@ def main() -> None:
 
 def _round(model: Path, lora: Path | None, asked: argparse.Namespace) -> tuple[dict[str, list[float]], float]:
     """Seconds of each side's requests, and what diffusers' products would take at the rate of a large one."""
-    command = [sys.executable, "-c", PEER, str(model), str(asked.size), str(asked.steps), str(asked.runs)]
-    command.append("" if lora is None else str(lora))
-    told = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-    *taken, least = map(float, told.split())
-    times = {"diffusers": taken}
+    command = [sys.executable, "-c", PEER, str(model), str(asked.size), str(asked.steps), str(lora or "")]
+    told = ""
+    for which in range(asked.runs):
+        one = [*command, "not the first" if which else "the first"]
+        told += subprocess.run(one, check=True, capture_output=True, text=True).stdout
+    first, least, *others = map(float, told.split())
+    times = {"diffusers": [first, *others]}
     for dtype in ("float32", "auto"):
         with (
             tempfile.TemporaryDirectory() as folder,
