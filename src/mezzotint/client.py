@@ -24,6 +24,7 @@ T = TypeVar("T")
 DEFAULT_URL = "http://127.0.0.1:7801"
 RETRIES = 2
 RECONNECTS = 6  # of an event stream, in a row: about eight seconds, as long as a server takes to start again
+QUIET_S = 45.0  # of an event stream whose server pings three times as often: longer, and the line is dead
 
 # The connection was there and is lost: the server may have heard us.
 _LOST = (httpx2.ReadError, httpx2.RemoteProtocolError, httpx2.WriteError)
@@ -55,6 +56,7 @@ class _Base:
             message = "the API key holds a space, a line end or another character that no key has"
             raise CallerError(message, code="invalid_api_key")
         self._url, self._retries = url, retries
+        self._patience = httpx2.Timeout(timeout_s, read=QUIET_S)  # of an event stream
         self._options: dict[str, Any] = {
             "base_url": url,
             "headers": {"Authorization": f"Bearer {api_key}"} if api_key else {},
@@ -142,14 +144,14 @@ class Client(_Base):
         self._do(verbs.delete(session_id))
 
     def events(self, session_id: str, after: int = 0) -> "Iterator[answers.Event]":
-        """Each event until the session ends. A lost connection is made again, behind the last event."""
+        """Each event until the session ends. A connection that is lost or dead is made again, behind the last event."""
         from mezzotint.answers import Event
 
         lines, tried, begun = EventLines(after), 0, False
         while True:
             path, headers = verbs.events_path(session_id), lines.headers()
             try:
-                with self._http.stream("GET", path, headers=headers, timeout=None) as answer:
+                with self._http.stream("GET", path, headers=headers, timeout=self._patience) as answer:
                     if not verbs.tells_events(answer):
                         answer.read()
                         raise error_of(answer)
@@ -287,7 +289,7 @@ class AsyncClient(_Base):
         await self._do(verbs.delete(session_id))
 
     async def events(self, session_id: str, after: int = 0) -> "AsyncIterator[answers.Event]":
-        """Each event until the session ends. A lost connection is made again, behind the last event."""
+        """Each event until the session ends. A connection that is lost or dead is made again, behind the last event."""
         import asyncio
 
         from mezzotint.answers import Event
@@ -296,7 +298,7 @@ class AsyncClient(_Base):
         while True:
             path, headers = verbs.events_path(session_id), lines.headers()
             try:
-                async with self._http.stream("GET", path, headers=headers, timeout=None) as answer:
+                async with self._http.stream("GET", path, headers=headers, timeout=self._patience) as answer:
                     if not verbs.tells_events(answer):
                         await answer.aread()
                         raise error_of(answer)

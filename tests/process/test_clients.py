@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
+import anyio
 import pytest
 from typing_extensions import is_typeddict
 
@@ -211,14 +212,16 @@ def test_a_call_is_repeated_when_the_server_says_so_and_never_done_twice(busy: T
 
 
 class Told(BaseHTTPRequestHandler):
-    """Answers each call with the next of `answers`, bytes as they go over the wire, and hangs up."""
+    """Answers each call with the next of `answers`, bytes as they go over the wire, and hangs up, at once or `late`."""
 
     answers: ClassVar[list[bytes]] = []
     asked: ClassVar[list[str | None]] = []
+    late: ClassVar[threading.Event]
 
     def do_GET(self) -> None:
         self.asked.append(self.headers["last-event-id"])
         self.wfile.write(self.answers.pop(0))
+        assert self.late.wait(60)
 
     def log_message(self, *_: Any) -> None:
         pass
@@ -228,6 +231,8 @@ class Told(BaseHTTPRequestHandler):
 def told() -> Iterator[str]:
     """The address of a server that says what `Told.answers` holds."""
     Told.asked.clear()
+    Told.late = threading.Event()
+    Told.late.set()
     http = ThreadingHTTPServer(("127.0.0.1", 0), Told)
     threading.Thread(target=http.serve_forever, args=(0.02,), daemon=True).start()
     yield f"http://127.0.0.1:{http.server_port}"
@@ -249,6 +254,21 @@ async def test_an_event_that_was_cut_off_is_told_again(told: str) -> None:
             events = list(found) if kind is Client else [one async for one in found]
             assert [tuple(one) for one in events] == [(1, "state", {"a": 1}), (2, "end", {"b": 2})], cut
             assert Told.asked == ["0", "1"]
+
+
+async def test_a_line_that_went_dead_is_not_listened_to_for_ever(told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mezzotint.client.QUIET_S", 0.3)
+    Told.late.clear()  # nothing more comes, and nobody hangs up: as where the server's machine or the way to it is gone
+    for kind in (Client, AsyncClient):
+        Told.asked.clear()
+        Told.answers[:] = [EVENTS + b"id: 1\nevent: state\ndata: {}\n\n", EVENTS + b"id: 2\nevent: end\ndata: {}\n\n"]
+        client: Any = kind(told)
+        with anyio.fail_after(20):
+            found = client.events("ses_1")
+            events = list(found) if kind is Client else [one async for one in found]
+        assert [one[0] for one in events] == [1, 2]
+        assert Told.asked == ["0", "1"]
+    Told.late.set()
 
 
 @pytest.mark.parametrize(
