@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast
 import httpx2
 
 from mezzotint import verbs
-from mezzotint.errors import CallerError, MezzotintError, TryLater
+from mezzotint.errors import CallerError, MezzotintError, ServerUnreachable, TryLater
 from mezzotint.verbs import Call, EventLines, error_of, pause_s
 
 if TYPE_CHECKING:
@@ -23,15 +23,12 @@ T = TypeVar("T")
 
 DEFAULT_URL = "http://127.0.0.1:7801"
 RETRIES = 2
-RECONNECTS = 6  # of an event stream, in a row: about eight seconds, as long as a server takes to start again
+RECONNECTS = 6  # of an event stream, in a row: sixteen seconds, longer than a server takes to start again
 QUIET_S = 45.0  # of an event stream whose server pings three times as often: longer, and the line is dead
 
-# The connection was there and is lost: the server may have heard us.
-_LOST = (httpx2.ReadError, httpx2.RemoteProtocolError, httpx2.WriteError)
-
-
-class ServerUnreachable(MezzotintError):
-    """No server answered at the address."""
+# The connection was there and is lost, or a proxy's to the server: the server may have heard us.
+_LOST = (httpx2.ReadError, httpx2.RemoteProtocolError, httpx2.WriteError, ServerUnreachable)
+_MAY_PASS = (httpx2.TransportError, ServerUnreachable, TryLater)
 
 
 class _Base:
@@ -40,8 +37,8 @@ class _Base:
     def __init__(
         self, url: str = DEFAULT_URL, api_key: str | None = None, *, timeout_s: float = 30.0, retries: int = RETRIES
     ) -> None:
-        """`retries`: how often a call is sent again when the server says when (429, 503), or when the connection is
-        lost and a repeat cannot do it twice. 0: every refusal is raised at once.
+        """`retries`: how often a call is sent again when the server says when (429, 503), or when the connection, or a
+        proxy's, is lost and a repeat cannot do it twice. 0: every refusal is raised at once.
         """
         if not url.lower().startswith(("http://", "https://")):
             message = f"a server's address begins with http:// or https://; got {url[:96]!r}"
@@ -77,13 +74,15 @@ class _Base:
 
     def _connect_again(self, error: Exception, begun: bool, tried: int) -> float:
         """The same for an event stream, which goes on behind the last event that was heard."""
-        if begun and self._retries and tried < RECONNECTS:
-            return pause_s(None, tried)
-        raise self._unreachable(error) from error
+        known = error if isinstance(error, MezzotintError) else None
+        tries = RECONNECTS if begun and self._retries else self._retries if isinstance(error, TryLater) else 0
+        if tried < tries:
+            return pause_s(known, tried)
+        raise known or self._unreachable(error) from error
 
     def _unreachable(self, error: Exception) -> ServerUnreachable:
         message = f"no server answers at {self._url} ({error}); start one with `mezzotint serve`"
-        return ServerUnreachable(message, code="unreachable")
+        return ServerUnreachable(message)
 
 
 class Client(_Base):
@@ -163,7 +162,7 @@ class Client(_Base):
                             if event[1] == "end":
                                 return
                 lost: Exception = EOFError("the stream of events ended early")
-            except httpx2.TransportError as error:
+            except _MAY_PASS as error:
                 lost = error
             time.sleep(self._connect_again(lost, begun, tried))
             tried += 1
@@ -229,7 +228,7 @@ class Client(_Base):
             try:
                 answer = self._http.request(call.method, call.path, **call.options)
                 return verbs.result(call, answer)
-            except (httpx2.TransportError, TryLater) as error:
+            except _MAY_PASS as error:
                 time.sleep(self._try_again(call, error, tried))
                 tried += 1
 
@@ -310,7 +309,7 @@ class AsyncClient(_Base):
                             if event[1] == "end":
                                 return
                 lost: Exception = EOFError("the stream of events ended early")
-            except httpx2.TransportError as error:
+            except _MAY_PASS as error:
                 lost = error
             await asyncio.sleep(self._connect_again(lost, begun, tried))
             tried += 1
@@ -378,6 +377,6 @@ class AsyncClient(_Base):
             try:
                 answer = await self._http.request(call.method, call.path, **call.options)
                 return verbs.result(call, answer)
-            except (httpx2.TransportError, TryLater) as error:
+            except _MAY_PASS as error:
                 await asyncio.sleep(self._try_again(call, error, tried))
                 tried += 1

@@ -6,6 +6,7 @@
     │   ├── NotFound           an id in a path names nothing (session, model, device, image, asset)
     │   └── Conflict           what happened before does not allow it (session_ended, idempotency_mismatch, ...)
     ├── TryLater               waiting mends it (queue_full, not_ready, storage_full)
+    ├── ServerUnreachable      no server answered a client
     ├── RunFailure             an accepted session could not be finished (worker_lost, out_of_memory, ...)
     └── SetupError             the operator can mend it (data folder in use, newer schema, port taken)
         └── BadSetting         a setting that cannot be
@@ -146,6 +147,13 @@ class TryLater(MezzotintError):
     def __init__(self, message: str, *, code: str, retry_after_s: int) -> None:
         super().__init__(message, code=code)
         self.retry_after_s = retry_after_s
+
+
+class ServerUnreachable(MezzotintError):
+    """No server answered at the address, or only a proxy that finds none."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, code="unreachable")
 
 
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT})

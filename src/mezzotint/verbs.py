@@ -10,7 +10,15 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from urllib.parse import quote
 
-from mezzotint.errors import CallerError, Fault, InvalidRequest, MezzotintError, NotFound, TryLater
+from mezzotint.errors import (
+    CallerError,
+    Fault,
+    InvalidRequest,
+    MezzotintError,
+    NotFound,
+    ServerUnreachable,
+    TryLater,
+)
 
 if TYPE_CHECKING:
     import httpx2
@@ -23,6 +31,7 @@ SESSIONS = "/api/inference/sessions"
 BATCHES = "/api/inference/batches"
 MAX_WAIT_S = 60.0  # of one Retry-After
 LOAD_S = 900.0  # for a model that is hashed and loaded before the answer comes
+_PROXYS_OWN = (502, 503, 504)  # while no server is behind it
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,6 +240,8 @@ def error_of(answer: "httpx2.Response") -> MezzotintError:
         if "errors" in body:
             return InvalidRequest([Fault(**fault) for fault in body["errors"]])
     except (ValueError, KeyError, TypeError):
+        if answer.status_code in _PROXYS_OWN:
+            return ServerUnreachable(f"a proxy answered {answer.status_code}: it finds no server, or none that answers")
         return _foreign(answer)
     if (pause := answer.headers.get("retry-after", "")).isdecimal():  # a proxy may send a date
         return TryLater(message, code=code, retry_after_s=int(pause[:9]))

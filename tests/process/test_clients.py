@@ -15,8 +15,7 @@ import pytest
 from typing_extensions import is_typeddict
 
 from mezzotint import AsyncClient, Client, InvalidRequest, MezzotintError, answers
-from mezzotint.client import ServerUnreachable
-from mezzotint.errors import TryLater
+from mezzotint.errors import ServerUnreachable, TryLater
 from tests.pictures import encoded, picture
 from tests.process.conftest import RunningServer, wait_for
 
@@ -256,6 +255,25 @@ async def test_an_event_that_was_cut_off_is_told_again(told: str) -> None:
             assert Told.asked == ["0", "1"]
 
 
+async def test_a_restart_behind_a_proxy_is_waited_for(told: str) -> None:
+    away = b"HTTP/1.1 502 Bad Gateway\r\n\r\n<html>"
+    busy = b'HTTP/1.1 429 Busy\r\nretry-after: 0\r\n\r\n{"code": "quota_exceeded", "detail": "busy"}'
+    first, last = b"id: 1\nevent: state\ndata: {}\n\n", b"id: 2\nevent: end\ndata: {}\n\n"
+    for kind in (Client, AsyncClient):
+        Told.asked.clear()
+        Told.answers[:] = [busy, EVENTS + first, away, busy, EVENTS + last]
+        client: Any = kind(told)
+        found = client.events("ses_1")
+        events = list(found) if kind is Client else [one async for one in found]
+        assert [one[0] for one in events] == [1, 2]
+        assert Told.asked == ["0", "0", "1", "1", "1"]
+    Told.answers[:] = [away, b'HTTP/1.1 200 OK\r\n\r\n{"id": "ses_1"}']
+    assert Client(told).session("ses_1")["id"] == "ses_1"
+    Told.answers[:] = [away]
+    with pytest.raises(ServerUnreachable, match="a proxy answered 502"):
+        list(Client(told).events("ses_1"))  # nothing was heard yet: there may be no server at all
+
+
 async def test_a_line_that_went_dead_is_not_listened_to_for_ever(told: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mezzotint.client.QUIET_S", 0.3)
     Told.late.clear()  # nothing more comes, and nobody hangs up: as where the server's machine or the way to it is gone
@@ -279,6 +297,7 @@ async def test_a_line_that_went_dead_is_not_listened_to_for_ever(told: str, monk
         (b'200 OK\r\n\r\n{"a": 1}', "foreign_server", "answered 200"),
         (b"307 Moved\r\nlocation: https://elsewhere/\r\n\r\n", "foreign_server", "points to 'https://elsewhere/'"),
         (b"404 No\r\n\r\n[]", "foreign_server", "answered 404"),
+        (b"502 Bad Gateway\r\n\r\n<html>", "unreachable", "a proxy answered 502"),
         (b'422 No\r\n\r\n{"code": "a", "detail": "b", "errors": [{"c": 1}]}', "foreign_server", "answered 422"),
         (b'503 No\r\nretry-after: Fri, 31 Dec 2027 23:59:59 GMT\r\n\r\n{"code": "a", "detail": "b"}', "a", "b"),
     ],
