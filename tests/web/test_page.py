@@ -63,8 +63,8 @@ def strange(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]
 
 SCENARIOS = (
     "make", "validation", "several", "paint", "paintByKeys", "misled", "takenOver", "narrow", "dragged", "keyboard",
-    "adapters", "restore", "watch", "thrifty", "crowd", "gallery", "filters", "unseen", "lost", "machine", "hostile",
-    "accessibleLight", "accessibleDark",
+    "adapters", "restore", "watch", "thrifty", "crowd", "gallery", "filters", "unseen", "lost", "silent", "machine",
+    "hostile", "accessibleLight", "accessibleDark",
 )  # fmt: skip
 
 

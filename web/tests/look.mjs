@@ -213,6 +213,18 @@ export async function lost({ page, url, shot }) {
   await estimate.waitFor({ timeout: 100 });
 }
 
+/** A server that is gone without a word, as with its machine or the way to it, is missed all the same. */
+export async function silent({ page, url }) {
+  await open(page, url, "make");
+  const notice = page.getByRole("alert").filter({ hasText: "What was accepted is safe" });
+  await page.route("**/api/**", () => {}); // nobody answers, and nobody hangs up
+  await notice.waitFor();
+  const listens = page.waitForRequest((request) => request.url().endsWith("/api/inference/events"));
+  await page.unroute("**/api/**");
+  await notice.waitFor({ state: "detached" });
+  await listens; // the old line may be as dead
+}
+
 /** Whose key opens nothing any more is told so, once, and no more is asked with it. */
 export async function expired({ page, url, shot }) {
   await open(page, url, "machine");

@@ -13,6 +13,7 @@ export class Problem extends Error {
   }
 }
 
+const ANSWER_MS = 10_000; // no question takes as long: nobody is there any more, and no word of it reached the browser
 const UNREACHABLE = "the server does not answer; is it still running?";
 
 // Seeds go up to 2^63-1, beyond what a JSON number keeps here: they are strings inside the page, numbers outside.
@@ -59,7 +60,8 @@ export const call = <T>(method: string, path: string, body?: unknown, signal?: A
     body: body === undefined ? null : writeJson(body),
   });
 
-export const get = <T>(path: string, signal?: AbortSignal) => call<T>("GET", path, undefined, signal);
+export const get = <T>(path: string, signal?: AbortSignal) =>
+  call<T>("GET", path, undefined, AbortSignal.any([AbortSignal.timeout(ANSWER_MS), ...(signal ? [signal] : [])]));
 export const post = <T>(path: string, body?: unknown, signal?: AbortSignal) => call<T>("POST", path, body ?? {}, signal);
 
 /** Store a picture under an id; a request then names it as `asset:ID`. */

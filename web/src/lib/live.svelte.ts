@@ -71,8 +71,10 @@ class Live {
   lost(error: unknown): boolean {
     if (!(error instanceof Problem) || !(error.code in TROUBLE)) return false;
     this.trouble = TROUBLE[error.code]!;
-    if (error.code === "unreachable") this.#again(AGAIN_MS);
-    else clearTimeout(this.#timer); // no key opens again
+    if (error.code === "unreachable") {
+      this.#hangUp(); // it may be dead without a word
+      this.#again(AGAIN_MS);
+    } else clearTimeout(this.#timer); // no key opens again
     return true;
   }
 
@@ -84,9 +86,13 @@ class Live {
   #wake() {
     if (document.hidden) {
       clearTimeout(this.#timer);
-      this.#stream?.close();
-      this.#stream = undefined;
+      this.#hangUp();
     } else void this.look();
+  }
+
+  #hangUp() {
+    this.#stream?.close();
+    this.#stream = undefined;
   }
 
   #listen() {
