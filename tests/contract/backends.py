@@ -71,11 +71,11 @@ class PostgresServer:
     def __init__(self, programs: Path) -> None:
         self._programs = programs
         self.folder = Path(tempfile.mkdtemp(prefix="mezzotint-pg-"))
-        self._as: list[str] = []
+        self.run_as: list[str] = []
         if os.geteuid() == 0:
             owner = pwd.getpwnam("postgres")
             os.chown(self.folder, owner.pw_uid, owner.pw_gid)
-            self._as = ["runuser", "-u", "postgres", "--"]
+            self.run_as = ["runuser", "-u", "postgres", "--"]
         self._run("initdb", "--auth=trust", "--username=postgres", "--encoding=UTF8", "--no-sync", "--no-instructions")
 
     @classmethod
@@ -85,9 +85,11 @@ class PostgresServer:
         on_path = shutil.which("initdb")
         return found[-1].parent if found else Path(on_path).parent if on_path else None
 
-    def start(self) -> None:
+    def start(self, *, port: int | None = None) -> None:
+        """`port`: to listen on at 127.0.0.1, too."""
         # fsync off: these tests kill processes, not machines
-        options = f"-k {self.folder} -c listen_addresses= -c fsync=off -c max_connections=60"
+        listens = "listen_addresses=" if port is None else f"listen_addresses=127.0.0.1 -p {port}"
+        options = f"-k {self.folder} -c {listens} -c fsync=off -c max_connections=60"
         self._run("pg_ctl", "start", "--wait", "--silent", f"--log={self.folder}/log", "-o", options)
 
     def stop(self, mode: str = "fast") -> None:
@@ -99,7 +101,7 @@ class PostgresServer:
         shutil.rmtree(self.folder)
 
     def _run(self, program: str, *options: str) -> None:
-        command = [*self._as, str(self._programs / program), f"--pgdata={self.folder}/data", *options]
+        command = [*self.run_as, str(self._programs / program), f"--pgdata={self.folder}/data", *options]
         subprocess.run(command, cwd="/", check=True, stdout=subprocess.DEVNULL)
 
 

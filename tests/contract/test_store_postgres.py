@@ -1,16 +1,21 @@
 """What only a server can do to a store: stop, crash, cut a connection, be owned by another. Must not test SQLite."""
 
 import asyncio
+import shutil
+import socket
 import tempfile
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
+from sqlalchemy import make_url
 
 from mezzotint.errors import SetupError, TryLater
 from mezzotint.session import Session
+from mezzotint.store import postgres as sockets
 from mezzotint.store.sql import Store
 from tests.contract.backends import Postgres, PostgresServer
 from tests.contract.stores import CANCELLED, ID, QUEUED, RUNNING, SUCCEEDED, add, claim, finish, known, running
@@ -39,6 +44,57 @@ async def test_a_second_owner_is_refused_until_the_first_has_gone(store: Store, 
     second = await Store.open(postgres.url)
     assert await second.get(ID)
     await second.close()
+
+
+async def test_an_owner_that_is_gone_without_a_word_is_asked_after(postgres_server: PostgresServer) -> None:
+    """As with its machine, or the way to it: else it would own the database for as long as TCP waits, two hours."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    await asyncio.to_thread(postgres_server.stop)
+    await asyncio.to_thread(postgres_server.start, port=port)
+    try:
+        engines = sockets.open(sockets.address(make_url(f"postgresql://postgres@127.0.0.1:{port}/postgres")), 1.0)
+        for engine in engines:
+            told = await engine.run(lambda it: it.exec_driver_sql("SHOW tcp_keepalives_idle").scalar_one())
+            await engine.dispose()
+            assert told == "10"
+    finally:
+        await asyncio.to_thread(postgres_server.stop)
+        await asyncio.to_thread(postgres_server.start)
+
+
+@pytest.mark.skipif(shutil.which("pgbouncer") is None, reason="apt-get install pgbouncer")
+async def test_a_pooler_that_keeps_sessions_may_stand_between(
+    postgres: Postgres, postgres_server: PostgresServer
+) -> None:
+    folder = postgres.folder / "pooler"
+    folder.mkdir(mode=0o777)
+    folder.chmod(0o777)
+    settings = folder / "pgbouncer.ini"
+    settings.write_text(
+        f"[databases]\n* = host={postgres.folder} user=postgres\n"
+        f"[pgbouncer]\nlisten_port=5432\nunix_socket_dir={folder}\nauth_type=any\npool_mode=session\n"
+    )
+    command = [*postgres_server.run_as, "pgbouncer", "--quiet", str(settings)]
+    pooler = await asyncio.create_subprocess_exec(*command, stderr=asyncio.subprocess.DEVNULL)
+    try:
+        url = f"postgresql://postgres@/{postgres.name}?host={folder}"
+        with anyio.fail_after(20):
+            while not (folder / ".s.PGSQL.5432").exists():
+                await asyncio.sleep(0.05)
+        first = await Store.open(url)
+        assert await add(first)
+        with pytest.raises(SetupError, match="in use by another server"):
+            await Store.open(url)
+        await first.close()
+        second = await Store.open(url)
+        assert await second.get(ID)
+        await second.close()
+    finally:
+        pooler.terminate()
+        await pooler.wait()
+    shutil.rmtree(folder)
 
 
 async def test_while_the_server_is_away_calls_say_try_later_and_then_work_again(

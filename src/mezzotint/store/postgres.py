@@ -15,6 +15,9 @@ READERS = 4
 ANSWER_S = 30.0  # the longest that a statement or a commit may take
 OWNER_LOCK = int.from_bytes(b"mezzotin")  # advisory locks are numbers, each database's its own
 
+# The server asks after who is silent, and lets go of those that are gone without a word, with their locks, after half a
+# minute: by its own default it would be two hours in which no other server can own the database.
+_ASKED_AFTER = {"tcp_keepalives_idle": "10", "tcp_keepalives_interval": "2"}
 _READER = {"default_transaction_isolation": "repeatable read", "default_transaction_read_only": "on"}
 
 _AWAY = ("not_ready", "the database does not answer; try again")
@@ -48,11 +51,17 @@ class Sockets:
     ) -> None:
         from sqlalchemy.ext.asyncio import create_async_engine  # needs what the driver's extra installs
 
-        told = {"application_name": "mezzotint", **settings}
-        given = {"server_settings": told, "timeout": 5, "command_timeout": ANSWER_S}
+        named = {"application_name": "mezzotint"}  # of all settings the one that poolers take when a connection starts
+        given = {"server_settings": named, "timeout": 5, "command_timeout": ANSWER_S}
         self._engine = create_async_engine(
             url, pool_size=size, max_overflow=0, hide_parameters=True, connect_args=given
         )
+        told = ", ".join(f"set_config('{name}', '{value}', false)" for name, value in (_ASKED_AFTER | settings).items())
+
+        @event.listens_for(self._engine.sync_engine, "connect")
+        def tell(connection: DBAPIConnection, _record: object) -> None:
+            _answer(connection, f"SELECT {told}")
+
         if set_up is not None:
             event.listen(self._engine.sync_engine, "connect", set_up)
 
@@ -151,14 +160,18 @@ def _writer(wait_s: float) -> dict[str, str]:
 
 def _own(connection: DBAPIConnection, _record: object) -> None:
     # invariant: every connection that can write holds the lock, and a lost one has lost it
-    cursor = connection.cursor()
-    cursor.execute(f"SELECT pg_try_advisory_lock({OWNER_LOCK})")
-    answer = cursor.fetchone()
-    cursor.close()
-    connection.commit()
-    if answer is None or not answer[0]:
+    if not _answer(connection, f"SELECT pg_try_advisory_lock({OWNER_LOCK})"):
         connection.driver_connection.terminate()
         raise _OwnedByAnother
+
+
+def _answer(connection: DBAPIConnection, statement: str) -> Any:
+    cursor = connection.cursor()
+    cursor.execute(statement)
+    row = cursor.fetchone()
+    cursor.close()
+    connection.commit()
+    return None if row is None else row[0]
 
 
 def _origin(error: BaseException) -> BaseException:
