@@ -289,7 +289,7 @@ class Supervisor:
         seat = self.seats[worker.device]
         if worker is not seat.worker:
             return
-        spare, seat.worker, seat.ended = self.spare, None, worker
+        spare, seat.worker, seat.ended = None if self._stopping else self.spare, None, worker
         if spare is not None and spare.alive and spare.hello is not None and spare.device == seat.device:
             seat.worker, self.spare = spare, None
             log.info("the spare takes over", worker=spare.id, device=seat.device, pid=spare.pid)
