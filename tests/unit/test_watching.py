@@ -27,7 +27,8 @@ async def test_a_look_that_fails_is_not_the_last(
 
     monkeypatch.setattr(catalog, "scan", scan)
     monkeypatch.setattr(watching, "EVERY_S", 0.01)
+    monkeypatch.setattr(watching, "SHARE", 1.0)  # to write the first traceback of a process takes part of a second
     watcher = Watcher(catalog)
     watcher.start()
-    await asyncio.wait_for(looked.wait(), 5)
+    await asyncio.wait_for(looked.wait(), 30)
     await watcher.stop()
