@@ -306,7 +306,8 @@ async def serve(settings: Settings) -> None:
     with _listen(settings.host, settings.port) as listener:
         async with mezzotint:
             await mezzotint.assets.start()
-            url = f"http://{settings.host}:{listener.getsockname()[1]}"
+            host = f"[{settings.host}]" if ":" in settings.host else settings.host
+            url = f"http://{host}:{listener.getsockname()[1]}"
             config = uvicorn.Config(
                 build(mezzotint.operations),
                 http=Connection,

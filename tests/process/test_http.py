@@ -5,7 +5,9 @@ import io
 import json
 import re
 import shutil
+import socket
 import threading
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -533,3 +535,14 @@ def test_a_server_that_is_not_there_is_said_so() -> None:
 
     with Client("http://127.0.0.1:9") as client, pytest.raises(MezzotintError, match="mezzotint serve"):
         client.devices()
+
+
+def test_a_server_on_an_address_of_ipv6_tells_one_that_can_be_called(tmp_path: Path) -> None:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    with RunningServer(tmp_path / "data", "--host", "::1") as server:
+        assert server.url.startswith("http://[::1]:")
+        assert server.client.devices()[0]["id"] == "cpu:0"
