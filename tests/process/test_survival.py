@@ -310,6 +310,17 @@ def test_a_worker_that_hangs_is_replaced_and_its_session_goes_on(server: Running
     assert server.client.wait(session_id)["state"] == "succeeded"
 
 
+def test_a_server_that_was_suspended_goes_on_with_the_worker_that_it_has(server: RunningServer) -> None:
+    worker = server.worker_pid()
+    session_id = server.client.submit(prompt="x", steps=400)["id"]
+    wait_for(lambda: server.client.session(session_id)["progress"]["step"] > 0, 60)
+    os.kill(server.process.pid, signal.SIGSTOP)
+    time.sleep(13)  # longer than a worker may be silent
+    os.kill(server.process.pid, signal.SIGCONT)
+    ended = server.client.wait(session_id)
+    assert (ended["state"], ended["attempt"], server.worker_pid()) == ("succeeded", 1, worker)
+
+
 @pytest.mark.parametrize(
     ("flags", "env", "words"),
     [

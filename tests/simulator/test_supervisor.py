@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import errno
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -119,6 +120,27 @@ def test_a_worker_that_says_nothing_any_more_is_ended(tmp_path: Path) -> None:
             while not rig.lost:
                 await asyncio.sleep(0.1)
             assert SILENT_S - 1.0 <= rig.lost[0] - began <= SILENT_S + 2 * WATCH_S
+
+    in_virtual_time(play())
+
+
+def test_a_server_that_stood_still_takes_nobody_for_silent_or_stuck(tmp_path: Path) -> None:
+    """As one that is suspended with its machine or container: its workers are, too, and say so when all go on."""
+
+    async def play() -> None:
+        rig = Rig(tmp_path)
+        for _ in range(3):
+            rig.measurements.take(DEVICE, wire.Measured(work=STEP, seconds=1.0))
+        async with rig.up() as worker:
+            worker.spin()
+            worker.send(wire.Submit(session_id="ses_1", attempt=1, request=request(), model=MODEL))
+            await asyncio.sleep(LEAST_S / 2)
+            asyncio.get_running_loop().now += 1000.0  # type: ignore[attr-defined]
+            await asyncio.sleep(LEAST_S / 3)
+            assert worker.alive
+            while not rig.lost:  # and who does hang is still found
+                await asyncio.sleep(0.1)
+            assert rig.world.now - 1000.0 <= LEAST_S + 2 * WATCH_S + 3.0
 
     in_virtual_time(play())
 
@@ -240,7 +262,7 @@ def test_a_load_beside_the_steps_of_others_may_hang_too(tmp_path: Path) -> None:
             phase="denoising", since_s=0.1, memory_bytes=1, weights_bytes=1, prompt_hits=0, prompt_misses=0,
             resident=(), loaded=(), work=STEP, loading=wire.Work(what="load", model=MODEL.sha256), loading_s=loading_s,
         )  # fmt: skip
-        return supervisor._overdue(DEVICE, beat)
+        return supervisor._overdue(DEVICE, beat, deque())
 
     assert why(UNKNOWN_S - 1) is None
     assert why(UNKNOWN_S + 1) == f"load took over {UNKNOWN_S:g} s"
@@ -254,7 +276,7 @@ def test_a_worker_that_is_at_work_and_says_nothing_of_it_hangs(tmp_path: Path) -
             phase=phase, since_s=LEAST_S + 1, memory_bytes=1, weights_bytes=1, prompt_hits=0, prompt_misses=0,
             resident=(), loaded=(),
         )  # fmt: skip
-        return supervisor._overdue(DEVICE, beat)
+        return supervisor._overdue(DEVICE, beat, deque())
 
     assert why(None) is None, "nothing is asked of it"
     assert why(wire.BETWEEN) == f"{wire.BETWEEN} took over {LEAST_S:g} s"

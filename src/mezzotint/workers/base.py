@@ -5,6 +5,7 @@ of sessions.
 import asyncio
 import contextlib
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
@@ -27,6 +28,7 @@ UNKNOWN_S = 15 * 60.0  # for one load, encoding, model call or decoding of which
 LEAST_S, TIMES = 60.0, 20.0  # for one that is: so many times what it takes, and never less
 GONE_S = 60.0  # that a killed worker may take to end: a call of a driver or a disk may hold it, and then for ever
 WATCH_S = 1.0
+STILL_S = 1.0  # that a look comes too late by, where this process stood still
 SETTLES_S = 3.0  # that a worker which took over has the cores to itself, before another spare begins
 STOP_S = 0.5  # a worker in a model call cannot hear Stop; it is killed
 HOPELESS_STARTS = 3
@@ -305,10 +307,18 @@ class Supervisor:
 
     async def _watch(self, worker: LocalWorker) -> None:
         """Until it is gone: who has it watched ends this then."""
+        stood_still: Stalls = deque(maxlen=8)
         while worker.alive:
+            due = time.monotonic() + WATCH_S
             await asyncio.sleep(WATCH_S)
+            if (now := time.monotonic()) > due + STILL_S:  # a suspended or starved process hears nobody
+                stood_still.append((due, now))
+                if worker is not self.spare:
+                    log.warning(
+                        "the server stood still; what it did not hear meanwhile is no hang", seconds=round(now - due, 1)
+                    )
             try:
-                why = self._hangs(worker)
+                why = self._hangs(worker, stood_still)
             except Exception:
                 log.exception("cannot tell whether a worker hangs", worker=worker.id)
                 continue  # nobody else would see that it is silent
@@ -320,17 +330,18 @@ class Supervisor:
         worker.leave()
         self.seats[worker.device].stuck = f"its worker was killed and does not end (process {worker.pid})"
 
-    def _hangs(self, worker: LocalWorker) -> str | None:
+    def _hangs(self, worker: LocalWorker, stood_still: "Stalls") -> str | None:
         if worker.hello is None:
-            return f"not ready after {HELLO_S:g} s" if time.monotonic() - worker.started > HELLO_S else None
-        if worker.silent_s > SILENT_S:
+            return f"not ready after {HELLO_S:g} s" if _ran_s(worker.uptime_s, stood_still) > HELLO_S else None
+        if _ran_s(worker.silent_s, stood_still) > SILENT_S:
             return f"silent for {SILENT_S:g} s"
-        return None if worker.heartbeat is None else self._overdue(worker.device, worker.heartbeat)
+        return None if worker.heartbeat is None else self._overdue(worker.device, worker.heartbeat, stood_still)
 
-    def _overdue(self, device: str, beat: wire.Heartbeat) -> str | None:
+    def _overdue(self, device: str, beat: wire.Heartbeat, stood_still: "Stalls") -> str | None:
         """Why what the worker is in counts as hanging: by its model's own measurements, at this shape or near it."""
         loop = beat.work, beat.phase, beat.since_s
-        for work, phase, since_s in (loop, (beat.loading, "loading", beat.loading_s)):
+        for work, phase, told_s in (loop, (beat.loading, "loading", beat.loading_s)):
+            since_s = _ran_s(told_s, stood_still)
             if since_s <= LEAST_S or (work is None and phase in (None, "starting")):
                 continue
             limit_s = deadline_s(Costs(self._measurements.of(device), {}).seconds(work) if work else None)
@@ -339,6 +350,15 @@ class Supervisor:
             if since_s > limit_s:
                 return f"{work.what if work else phase} took over {limit_s:g} s"
         return None
+
+
+Stalls = deque[tuple[float, float]]  # from when and until when, by the monotonic clock, this process stood still
+
+
+def _ran_s(since_s: float, stood_still: Stalls) -> float:
+    """Of the last so many seconds those in which this process ran, and could have heard."""
+    begun = time.monotonic() - since_s
+    return since_s - sum(max(0.0, until - max(begun, since)) for since, until in stood_still)
 
 
 async def _is_gone(worker: LocalWorker, limit_s: float) -> bool:
