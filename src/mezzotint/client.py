@@ -75,8 +75,8 @@ class _Base:
     def _connect_again(self, error: Exception, begun: bool, tried: int) -> float:
         """The same for an event stream, which goes on behind the last event that was heard."""
         known = error if isinstance(error, MezzotintError) else None
-        tries = RECONNECTS if begun and self._retries else self._retries if isinstance(error, TryLater) else 0
-        if tried < tries:
+        comes_back = begun and self._retries and tried < RECONNECTS
+        if comes_back or (isinstance(error, TryLater) and tried < self._retries):
             return pause_s(known, tried)
         raise known or self._unreachable(error) from error
 
