@@ -60,8 +60,9 @@ class _Base:
             "timeout": timeout_s,
             "trust_env": False,
             "limits": httpx2.Limits(max_connections=None),  # each session that is followed has one to itself
-            # reading every certificate authority takes as long as drawing a step; plain HTTP needs none
-            "verify": not url.lower().startswith("http://"),
+            # reading every certificate authority takes as long as drawing a step; plain HTTP needs none. SSL_CERT_FILE
+            # and SSL_CERT_DIR name others than the system's
+            "verify": not url.lower().startswith("http://") and httpx2.create_ssl_context(),
         }
 
     def _try_again(self, call: Call[Any], error: Exception, tried: int) -> float:
@@ -82,6 +83,11 @@ class _Base:
 
     def _unreachable(self, error: Exception) -> ServerUnreachable:
         message = f"no server answers at {self._url} ({error}); start one with `mezzotint serve`"
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):
+            message = (
+                f"the certificate of {self._url} is not to be trusted here ({error}); where its authority is your own, "
+                "name its file in SSL_CERT_FILE"
+            )
         return ServerUnreachable(message)
 
 

@@ -2,7 +2,10 @@
 
 import asyncio
 import inspect
+import shutil
 import socket
+import ssl
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -314,6 +317,33 @@ async def test_another_server_is_told_from_ours(told: str, answer: bytes, code: 
         with pytest.raises(MezzotintError) as refused:
             await again
         assert (refused.value.code, words in refused.value.message) == (code, True)
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="apt-get install openssl")
+def test_a_certificate_of_ones_own_authority_is_named_in_the_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", certificate, "-days", "2",
+         "-subj", "/CN=ours", "-addext", "subjectAltName=IP:127.0.0.1"], check=True, capture_output=True,
+    )  # fmt: skip
+    Told.late = threading.Event()
+    Told.late.set()
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Told)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    http.socket = context.wrap_socket(http.socket, server_side=True)
+    threading.Thread(target=http.serve_forever, args=(0.02,), daemon=True).start()
+    url = f"https://127.0.0.1:{http.server_port}"
+    monkeypatch.delenv("SSL_CERT_FILE", raising=False)
+    with pytest.raises(ServerUnreachable, match=r"certificate of https.*name its file in SSL_CERT_FILE"):
+        Client(url).session("ses_1")
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    Told.answers[:] = [b'HTTP/1.1 200 OK\r\n\r\n{"id": "ses_1"}']
+    assert Client(url).session("ses_1")["id"] == "ses_1"
+    http.shutdown()
+    http.server_close()
 
 
 def test_events_are_followed_across_a_restart_of_the_server(tmp_path: Path) -> None:
