@@ -30,7 +30,7 @@ def build_sd(path: Path, *, seed: int = 0, inpaints: bool = False, **scheduler: 
         vae=_vae(),
         text_encoder=_text_encoder(CLIPTextModel, tokenizer),
         tokenizer=tokenizer,
-        unet=_unet(in_channels=9 if inpaints else 4, cross_attention_dim=32),
+        unet=tiny_unet(in_channels=9 if inpaints else 4, cross_attention_dim=32),
         scheduler=_scheduler(**scheduler),
         safety_checker=None,
         feature_extractor=None,
@@ -47,7 +47,7 @@ def build_sdxl(path: Path, *, seed: int = 0) -> Path:
     second = _text_encoder(CLIPTextModelWithProjection, tokenizer, hidden_act="gelu", projection_dim=24)
     with torch.no_grad():
         second.text_projection.weight.mul_(10.0)
-    unet = _unet(
+    unet = tiny_unet(
         in_channels=4,
         cross_attention_dim=64,
         addition_embed_type="text_time",
@@ -135,7 +135,7 @@ def _factors(layer: Any, rank: int, generator: torch.Generator) -> tuple[Tensor,
     return down, up
 
 
-def _unet(**config: Any) -> UNet2DConditionModel:
+def tiny_unet(**config: Any) -> UNet2DConditionModel:
     return UNet2DConditionModel(
         sample_size=8,
         out_channels=4,

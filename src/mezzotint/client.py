@@ -67,17 +67,19 @@ class _Base:
 
     def _try_again(self, call: Call[Any], error: Exception, tried: int) -> float:
         """Seconds until the next try. Raises when there is to be none."""
-        known = error if isinstance(error, MezzotintError) else None
         may = isinstance(error, TryLater) or (isinstance(error, _LOST) and call.repeats)
-        if may and tried < self._retries:
-            return pause_s(known, tried)
-        raise known or self._unreachable(error) from error
+        return self._pause_s(error, self._retries if may else 0, tried)
 
     def _connect_again(self, error: Exception, begun: bool, tried: int) -> float:
         """The same for an event stream, which goes on behind the last event that was heard."""
+        tries = self._retries if isinstance(error, TryLater) else 0
+        if begun and self._retries:
+            tries = max(tries, RECONNECTS)
+        return self._pause_s(error, tries, tried)
+
+    def _pause_s(self, error: Exception, tries: int, tried: int) -> float:
         known = error if isinstance(error, MezzotintError) else None
-        comes_back = begun and self._retries and tried < RECONNECTS
-        if comes_back or (isinstance(error, TryLater) and tried < self._retries):
+        if tried < tries:
             return pause_s(known, tried)
         raise known or self._unreachable(error) from error
 

@@ -9,6 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
@@ -18,6 +19,8 @@ import pytest
 from typing_extensions import is_typeddict
 
 from mezzotint import AsyncClient, Client, InvalidRequest, MezzotintError, answers
+from mezzotint.api.events import PING_S
+from mezzotint.client import QUIET_S
 from mezzotint.errors import ServerUnreachable, TryLater
 from tests.pictures import encoded, picture
 from tests.process.conftest import RunningServer, wait_for
@@ -229,17 +232,25 @@ class Told(BaseHTTPRequestHandler):
         pass
 
 
-@pytest.fixture
-def told() -> Iterator[str]:
-    """The address of a server that says what `Told.answers` holds."""
+@contextmanager
+def telling(secured: ssl.SSLContext | None = None) -> Iterator[int]:
+    """The port of a server that says what `Told.answers` holds."""
     Told.asked.clear()
     Told.late = threading.Event()
     Told.late.set()
     http = ThreadingHTTPServer(("127.0.0.1", 0), Told)
+    if secured is not None:
+        http.socket = secured.wrap_socket(http.socket, server_side=True)
     threading.Thread(target=http.serve_forever, args=(0.02,), daemon=True).start()
-    yield f"http://127.0.0.1:{http.server_port}"
+    yield http.server_port
     http.shutdown()
     http.server_close()
+
+
+@pytest.fixture
+def told() -> Iterator[str]:
+    with telling() as port:
+        yield f"http://127.0.0.1:{port}"
 
 
 EVENTS = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n"
@@ -278,6 +289,7 @@ async def test_a_restart_behind_a_proxy_is_waited_for(told: str) -> None:
 
 
 async def test_a_line_that_went_dead_is_not_listened_to_for_ever(told: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert QUIET_S >= 3 * PING_S
     monkeypatch.setattr("mezzotint.client.QUIET_S", 0.3)
     Told.late.clear()  # nothing more comes, and nobody hangs up: as where the server's machine or the way to it is gone
     for kind in (Client, AsyncClient):
@@ -328,22 +340,16 @@ def test_a_certificate_of_ones_own_authority_is_named_in_the_environment(
         ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", key, "-out", certificate, "-days", "2",
          "-subj", "/CN=ours", "-addext", "subjectAltName=IP:127.0.0.1"], check=True, capture_output=True,
     )  # fmt: skip
-    Told.late = threading.Event()
-    Told.late.set()
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Told)
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
-    http.socket = context.wrap_socket(http.socket, server_side=True)
-    threading.Thread(target=http.serve_forever, args=(0.02,), daemon=True).start()
-    url = f"https://127.0.0.1:{http.server_port}"
+    secured = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    secured.load_cert_chain(certificate, key)
     monkeypatch.delenv("SSL_CERT_FILE", raising=False)
-    with pytest.raises(ServerUnreachable, match=r"certificate of https.*name its file in SSL_CERT_FILE"):
-        Client(url).session("ses_1")
-    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    Told.answers[:] = [b'HTTP/1.1 200 OK\r\n\r\n{"id": "ses_1"}']
-    assert Client(url).session("ses_1")["id"] == "ses_1"
-    http.shutdown()
-    http.server_close()
+    with telling(secured) as port:
+        url = f"https://127.0.0.1:{port}"
+        with pytest.raises(ServerUnreachable, match=r"certificate of https.*name its file in SSL_CERT_FILE"):
+            Client(url).session("ses_1")
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        Told.answers[:] = [b'HTTP/1.1 200 OK\r\n\r\n{"id": "ses_1"}']
+        assert Client(url).session("ses_1")["id"] == "ses_1"
 
 
 def test_events_are_followed_across_a_restart_of_the_server(tmp_path: Path) -> None:

@@ -145,6 +145,23 @@ def test_a_server_that_stood_still_takes_nobody_for_silent_or_stuck(tmp_path: Pa
     in_virtual_time(play())
 
 
+def test_at_a_stop_no_spare_takes_over(tmp_path: Path) -> None:
+    async def play() -> None:
+        rig, seated = Rig(tmp_path, keeps_spare=True), list[str]()
+
+        async def seats(worker: Any) -> None:
+            seated.append(worker.id)
+
+        rig.supervisor.on_ready = seats
+        async with rig.up() as worker:
+            while (spare := rig.supervisor.spare) is None or spare.hello is None:
+                await asyncio.sleep(0.1)
+            rig.world.workers[1].hang()  # it ends later than the worker
+        assert seated == [worker.id]
+
+    in_virtual_time(play())
+
+
 def test_it_is_ended_too_while_nobody_can_tell_how_long_its_work_may_take(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from mezzotint.engine import probe
 from mezzotint.engine.sharing import SharesRows, shared
+from tests import models
 
 
 class Called(nn.Module):
@@ -35,23 +36,10 @@ def test_rows_that_follow_one_like_them_are_one(
     assert [one.tolist() for one in shared(*rows, differ=True)] == [every, every]
 
 
-def tiny() -> UNet2DConditionModel:
-    torch.manual_seed(0)
-    return UNet2DConditionModel(
-        sample_size=8,
-        block_out_channels=(16, 32),
-        layers_per_block=1,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        attention_head_dim=8,
-        norm_num_groups=8,
-        cross_attention_dim=32,
-    ).eval()
-
-
 @torch.no_grad()
 def test_what_comes_before_the_first_look_at_a_text_runs_once_for_a_picture() -> None:
-    unet = tiny()
+    torch.manual_seed(0)
+    unet = models.tiny_unet(in_channels=4, cross_attention_dim=32).eval()
     latents, times = probe.paired(torch.randn(4, 4, 9, 7)), probe.paired(torch.tensor([1.0, 5.0, 700.0, 3.0]))
     texts = torch.randn(4, 5, 32)
     expected = Called(unet)(latents, times, texts)

@@ -37,6 +37,8 @@ SPARE_SHARE = 0.125  # of that memory, which weights may take for a spare to loa
 SPARE_MARGIN = 1.125  # times what must be free, before a spare that holds nothing loads: not to and fro at the edge
 BACKOFF_S = (0.0, 0.5, 1.0, 2.0, 5.0, 15.0, 30.0)
 
+Stalls = deque[tuple[float, float]]  # from when and until when, by the monotonic clock, this process stood still
+
 
 @dataclass(kw_only=True, slots=True)
 class Seat:
@@ -330,14 +332,14 @@ class Supervisor:
         worker.leave()
         self.seats[worker.device].stuck = f"its worker was killed and does not end (process {worker.pid})"
 
-    def _hangs(self, worker: LocalWorker, stood_still: "Stalls") -> str | None:
+    def _hangs(self, worker: LocalWorker, stood_still: Stalls) -> str | None:
         if worker.hello is None:
             return f"not ready after {HELLO_S:g} s" if _ran_s(worker.uptime_s, stood_still) > HELLO_S else None
         if _ran_s(worker.silent_s, stood_still) > SILENT_S:
             return f"silent for {SILENT_S:g} s"
         return None if worker.heartbeat is None else self._overdue(worker.device, worker.heartbeat, stood_still)
 
-    def _overdue(self, device: str, beat: wire.Heartbeat, stood_still: "Stalls") -> str | None:
+    def _overdue(self, device: str, beat: wire.Heartbeat, stood_still: Stalls) -> str | None:
         """Why what the worker is in counts as hanging: by its model's own measurements, at this shape or near it."""
         loop = beat.work, beat.phase, beat.since_s
         for work, phase, told_s in (loop, (beat.loading, "loading", beat.loading_s)):
@@ -350,9 +352,6 @@ class Supervisor:
             if since_s > limit_s:
                 return f"{work.what if work else phase} took over {limit_s:g} s"
         return None
-
-
-Stalls = deque[tuple[float, float]]  # from when and until when, by the monotonic clock, this process stood still
 
 
 def _ran_s(since_s: float, stood_still: Stalls) -> float:
